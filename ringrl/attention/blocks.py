@@ -1,9 +1,9 @@
 """Exact attention of a set of query blocks to a set of key blocks, forward and backward, skipping what nobody sees.
 
-This is the step that one device takes: once for `blockwise_attention`, once a hop for `ring_attention`, and forward
-only for `decode_attention`. Arrays here are blocked: a block's index comes first, so that a loop reads contiguous
-memory, and the heads that share a key head lie side by side in one axis of rows, so that a grouped query is a larger
-matrix product and keys are never repeated:
+This is the local step in plain XLA, for every platform (`kernels.xla`), and what `decode_attention` reads a cache with.
+Arrays here are blocked: a block's index comes first, so that a loop reads contiguous memory, and the heads that share a
+key head lie side by side in one axis of rows, so that a grouped query is a larger matrix product and keys are never
+repeated:
 
     queries      [q_blocks, batch, kv_heads, rows, head_dim]     rows = group * block_q, group-major
     keys, values [k_blocks, batch, kv_heads, block_k, head_dim]
@@ -41,7 +41,7 @@ RowValues = Float32[Array, "q_blocks batch kv_heads rows"]
 Tree = TypeVar("Tree")
 
 
-class Tokens(NamedTuple):
+class TokenBlocks(NamedTuple):
     """What decides who sees whom. A key is visible where its position <= the query's and the segments are equal."""
 
     positions: Int32[Array, "blocks batch_or_1 block"]  # or NEVER_SEEN, SEES_ALL, SEES_NONE
@@ -55,7 +55,7 @@ def group_size(heads: int, kv_heads: int) -> int:
     return heads // kv_heads
 
 
-def needed_blocks(q_tokens: Tokens, k_tokens: Tokens) -> Bool[Array, "q_blocks k_blocks"]:
+def needed_blocks(q_tokens: TokenBlocks, k_tokens: TokenBlocks) -> Bool[Array, "q_blocks k_blocks"]:
     """Which pairs of blocks hold a visible pair of tokens. Exactly these are computed, in every row of the batch.
 
     A pair is needed where, in some row, the block's last query stands at or after its first key and the ranges of
@@ -77,7 +77,7 @@ def _segment_range(segments: Int32[Array, "blocks batch block"]) -> tuple[Array,
     return low, high
 
 
-def visible(q_tokens: Tokens, k_tokens: Tokens) -> Bool[Array, "batch_or_1 block_q block_k"]:
+def visible(q_tokens: TokenBlocks, k_tokens: TokenBlocks) -> Bool[Array, "batch_or_1 block_q block_k"]:
     """The mask of one block of queries against one block of keys (tokens without their leading block axis)."""
     mask = q_tokens.positions[:, :, None] >= k_tokens.positions[:, None, :]
     if q_tokens.segments is not None and k_tokens.segments is not None:
@@ -90,8 +90,8 @@ def visible(q_tokens: Tokens, k_tokens: Tokens) -> Bool[Array, "batch_or_1 block
 def forward_blocks(
     q: Queries,
     fetch: Callable[[Array], tuple[Array, Array]],
-    q_tokens: Tokens,
-    k_tokens: Tokens,
+    q_tokens: TokenBlocks,
+    k_tokens: TokenBlocks,
     needed: Bool[Array, "q_blocks k_blocks"],
     scale: float,
 ) -> tuple[Output, RowValues]:
@@ -134,16 +134,6 @@ def forward_blocks(
     return lax.scan(query_block, None, (q, q_tokens, following))[1]
 
 
-def merge(a: tuple[Output, RowValues], b: tuple[Output, RowValues]) -> tuple[Output, RowValues]:
-    """Join two partial results (output, log-sum-exp) of the same queries over disjoint keys."""
-    (out_a, lse_a), (out_b, lse_b) = a, b
-    highest = jnp.maximum(lse_a, lse_b)
-    weight_a, weight_b = jnp.exp(lse_a - highest), jnp.exp(lse_b - highest)
-    total = weight_a + weight_b
-    out = (out_a * weight_a[..., None] + out_b * weight_b[..., None]) / total[..., None]
-    return out, highest + jnp.log(total)
-
-
 def backward_blocks(
     q: Queries,
     d_out: Queries,
@@ -151,8 +141,8 @@ def backward_blocks(
     delta: RowValues,
     k: Keys,
     v: Keys,
-    q_tokens: Tokens,
-    k_tokens: Tokens,
+    q_tokens: TokenBlocks,
+    k_tokens: TokenBlocks,
     needed: Bool[Array, "q_blocks k_blocks"],
     scale: float,
 ) -> tuple[Output, Float32[Array, "..."], Float32[Array, "..."]]:
@@ -235,7 +225,7 @@ def _hide(scores: Array, mask: Array, *, by_keys: bool = False) -> Array:
     return jnp.where(mask, scores.reshape(*scores.shape[:2], *grouped), -jnp.inf).reshape(scores.shape)
 
 
-def _block(tokens: Tokens, index: Array) -> Tokens:
+def _block(tokens: TokenBlocks, index: Array) -> TokenBlocks:
     return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), tokens)
 
 

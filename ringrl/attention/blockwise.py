@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import Tokens, backward_blocks, forward_blocks, needed_blocks, vary_like
-from ringrl.attention.tiling import Tiling, make_tiling
+from ringrl.attention.blocks import vary_like
+from ringrl.attention.kernels import Kernel, make_sizes, make_step
+from ringrl.attention.step import LocalStep, Tokens, backward_rows, finish, query_tokens
 
 
 def blockwise_attention(
@@ -26,6 +27,7 @@ def blockwise_attention(
     scale: float | None = None,
     block_q: int | None = None,
     block_k: int | None = None,
+    kernel: Kernel | None = None,
     return_lse: bool = False,
 ) -> (
     Float[Array, "batch length heads head_dim"]
@@ -42,6 +44,7 @@ def blockwise_attention(
         scale: multiplies the scores; None is head_dim ** -0.5.
         block_q: longest block of queries; None chooses one for the platform. Any length works: see `tiling.fit_block`.
         block_k: longest block of keys.
+        kernel: implementation of the local step (`ringrl.attention.kernels`); None takes the platform's.
         return_lse: also return the log-sum-exp of every query's scores.
 
     Returns:
@@ -49,19 +52,27 @@ def blockwise_attention(
         query sees nothing. Matrix products take their operands in q's dtype and accumulate in float32.
 
     Raises:
-        ValueError: heads is not a multiple of kv_heads, or a block size is below 1.
+        ValueError: heads is not a multiple of kv_heads, a block size is below 1, or the kernel cannot do what is asked.
     """
-    tiling = make_tiling(q, k, causal=causal, block_q=block_q, block_k=block_k)
-    config = _Blockwise(tiling, q.shape[-1] ** -0.5 if scale is None else scale)
+    sizes = make_sizes(q, k, scale=scale, block_q=block_q, block_k=block_k)
+    step = make_step(sizes, q, segmented=segment_ids is not None, kernel=kernel)
     q, k, v, segment_ids = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids))
-    out, lse = _compiled_attend(config, q, k, v, segment_ids)
+    out, lse = attend_locally(step, causal, return_lse, q, k, v, segment_ids)
     return (out, lse) if return_lse else out
+
+
+def attend_locally(
+    step: LocalStep, causal: bool, return_lse: bool, q: Array, k: Array, v: Array, segment_ids: Array | None
+) -> tuple[Array, Array]:
+    """Output and log-sum-exp. The gradient of the latter counts only where `return_lse` says that it may be used."""
+    return _compiled_attend(_Blockwise(step, causal, return_lse), q, k, v, segment_ids)
 
 
 @dataclass(frozen=True)
 class _Blockwise:
-    tiling: Tiling
-    scale: float
+    step: LocalStep
+    causal: bool
+    return_lse: bool
 
     def tokens(self, segments: Array | None, data: Array) -> tuple[Tokens, Tokens, Array]:
         """Tokens of the queries and of the keys, and `data` unchanged.
@@ -69,9 +80,9 @@ class _Blockwise:
         The barrier ties what masks are made of to the data. Otherwise, in a scan over layers, JAX's partial evaluation
         may see that masks depend on nothing differentiated and compute those of all blocks before the layers run.
         """
-        shard, segments, data = lax.optimization_barrier((jnp.int32(0), segments, data))
-        q_segments, k_segments = self.tiling.split_segments(segments)
-        return self.tiling.q_tokens(shard, q_segments), self.tiling.k_tokens(shard, k_segments), data
+        start, segments, data = lax.optimization_barrier((jnp.int32(0), segments, data))
+        positions = (start + jnp.arange(data.shape[1], dtype=jnp.int32))[None]
+        return query_tokens(positions, segments, self.causal), Tokens(positions, segments), data
 
 
 def _primal(config: _Blockwise, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[Array, Array]:
@@ -79,47 +90,24 @@ def _primal(config: _Blockwise, q: Array, k: Array, v: Array, segments: Array | 
 
 
 def _forward(config: _Blockwise, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[tuple, tuple]:
-    tiling = config.tiling
+    step = config.step
     q_tokens, k_tokens, q_data = config.tokens(segments, q)
-    needed = needed_blocks(q_tokens, k_tokens)
-    k_blocks, v_blocks = tiling.split_k(k), tiling.split_k(v)
-    out, lse = forward_blocks(
-        tiling.split_q(q_data), lambda j: (k_blocks[j], v_blocks[j]), q_tokens, k_tokens, needed, config.scale
-    )
-    out, lse = tiling.join_q(out).astype(q.dtype), tiling.join_rows(lse)
+    result = step.forward(step.pack_q(q_data), step.pack_k(k), step.pack_k(v), q_tokens, k_tokens)
+    out, lse = finish(step, result, q.dtype)
     return (out, lse), (q, k, v, segments, out, lse)
 
 
 def _backward(config: _Blockwise, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
-    tiling = config.tiling
+    step = config.step
     q, k, v, segments, out, lse = residuals
     d_out, d_lse = gradients
     q_tokens, k_tokens, q_data = config.tokens(segments, q)
-    dq, dk, dv = backward_blocks(
-        tiling.split_q(q_data),
-        tiling.split_q(d_out),
-        tiling.split_rows(lse),
-        tiling.split_rows(row_delta(out, d_out, d_lse)),
-        tiling.split_k(k),
-        tiling.split_k(v),
-        q_tokens,
-        k_tokens,
-        needed_blocks(q_tokens, k_tokens),
-        config.scale,
-    )
-    return tiling.join_q(dq).astype(q.dtype), tiling.join_k(dk).astype(k.dtype), tiling.join_k(dv).astype(v.dtype), None
+    rows = backward_rows(step, q_data, out, lse, d_out, d_lse if config.return_lse else None)
+    dq, dk, dv = step.backward(rows, step.pack_k(k), step.pack_k(v), q_tokens, k_tokens)
+    return step.unpack_q(dq).astype(q.dtype), step.unpack_k(dk).astype(k.dtype), step.unpack_k(dv).astype(v.dtype), None
 
 
 _attend = jax.custom_vjp(_primal, nondiff_argnums=(0,))
 _attend.defvjp(_forward, _backward)
 # Called outside of jit, the loops would otherwise be traced and compiled anew at every call.
 _compiled_attend = jax.jit(_attend, static_argnums=0)
-
-
-def row_delta(
-    out: Float[Array, "batch length heads head_dim"],
-    d_out: Float[Array, "batch length heads head_dim"],
-    d_lse: Float32[Array, "batch heads length"],
-) -> Float32[Array, "batch heads length"]:
-    """rowsum(d_out * out) - d_lse: what the gradient of the scores subtracts from d_out V^T (FlashAttention, eq. 4)."""
-    return jnp.einsum("bqhd,bqhd->bhq", out, d_out, preferred_element_type=jnp.float32) - d_lse

@@ -10,8 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import SEES_NONE, Tokens, forward_blocks, needed_blocks, vary_like
-from ringrl.attention.tiling import make_tiling
+from ringrl.attention.blocks import TokenBlocks, forward_blocks, needed_blocks, vary_like
+from ringrl.attention.kernels import make_sizes
+from ringrl.attention.kernels.xla import XlaStep
+from ringrl.attention.step import Tokens, finish
 
 CACHE_BLOCK = 1024
 """Cache entries that are read at a time. Blocks without any entry that a query sees are not read."""
@@ -61,10 +63,8 @@ def decode_attention(
     """
     arrays = (q, k_cache, v_cache, q_segment_ids, cache_segment_ids, q_positions, cache_positions)
     q, k_cache, v_cache, q_segment_ids, cache_segment_ids, q_positions, cache_positions = vary_like(arrays, arrays)
-    tiling = make_tiling(q, k_cache, causal=True, block_q=QUERY_BLOCK, block_k=CACHE_BLOCK)
-    q_tokens = Tokens(
-        tiling.split_ids(q_positions, tiling.block_q, SEES_NONE), tiling.split_ids(q_segment_ids, tiling.block_q, 0)
-    )
+    step = XlaStep(make_sizes(q, k_cache, scale=scale, block_q=QUERY_BLOCK, block_k=CACHE_BLOCK))
+    q_tokens = step.q_blocks(Tokens(q_positions, q_segment_ids))
     starts, k_tokens = _cache_blocks(cache_positions, cache_segment_ids)
 
     def fetch(j: Array) -> tuple[Array, Array]:
@@ -72,16 +72,15 @@ def decode_attention(
         k_block, v_block = (lax.dynamic_slice_in_dim(x, starts[j], block_k, 1) for x in (k_cache, v_cache))
         return k_block.swapaxes(1, 2), v_block.swapaxes(1, 2)
 
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
     needed = needed_blocks(q_tokens, k_tokens)
-    out, lse = forward_blocks(tiling.split_q(q), fetch, q_tokens, k_tokens, needed, factor)
+    result = forward_blocks(step.pack_q(q), fetch, q_tokens, k_tokens, needed, step.sizes.scale)
     if axis_name is not None:
-        out, lse = _combine(out, lse, axis_name)
-    out, lse = tiling.join_q(out).astype(q.dtype), tiling.join_rows(lse)
+        result = _combine(*result, axis_name)
+    out, lse = finish(step, result, q.dtype)
     return (out, lse) if return_lse else out
 
 
-def _cache_blocks(positions: Array, segments: Array) -> tuple[Array, Tokens]:
+def _cache_blocks(positions: Array, segments: Array) -> tuple[Array, TokenBlocks]:
     """Where each block of the cache starts, and its tokens. The cache is read in place, neither padded nor copied.
 
     The last block is moved back to end with the cache; entries that the block before it has read count as empty.
@@ -93,7 +92,7 @@ def _cache_blocks(positions: Array, segments: Array) -> tuple[Array, Tokens]:
     index = starts[:, None] + np.arange(block)
     fresh = jnp.asarray(index >= wanted[:, None])[None]
     segments = jnp.where(fresh, segments[:, index], 0)
-    return jnp.asarray(starts, jnp.int32), Tokens(positions[:, index].swapaxes(0, 1), segments.swapaxes(0, 1))
+    return jnp.asarray(starts, jnp.int32), TokenBlocks(positions[:, index].swapaxes(0, 1), segments.swapaxes(0, 1))
 
 
 def _combine(out: Array, lse: Array, axis_name: str) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ Layout = Literal["contiguous", "striped", "zigzag"]
 AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
 
 
-def chunks_per_shard(ring_size: int, layout: str) -> int:
+def runs_per_shard(ring_size: int, layout: str) -> int:
     """How many runs a shard consists of within which positions increase by a constant step: 2 for zigzag, else 1."""
     if layout not in get_args(Layout):
         raise ValueError(f"layout {layout!r} is unknown: choose one of {', '.join(get_args(Layout))}")
@@ -44,17 +44,17 @@ def ring_positions(
     Raises:
         ValueError: the layout is unknown, or zigzag's shard has an odd length.
     """
-    chunks = chunks_per_shard(ring_size, layout)
-    if shard_length % chunks:
+    runs = runs_per_shard(ring_size, layout)
+    if shard_length % runs:
         raise ValueError(
-            f"{layout}: a shard of {shard_length} tokens does not divide into {chunks} chunks; the length of the whole "
-            f"sequence must be a multiple of {chunks * ring_size} for a ring of {ring_size}"
+            f"{layout}: a shard of {shard_length} tokens does not divide into {runs} chunks; the length of the whole "
+            f"sequence must be a multiple of {runs * ring_size} for a ring of {ring_size}"
         )
     steps = jnp.arange(shard_length, dtype=jnp.int32)
     index = jnp.asarray(shard_index, jnp.int32)
     if layout == "striped":
         return steps * ring_size + index
-    if chunks == 1:
+    if runs == 1:
         return steps + index * shard_length
     half = shard_length // 2
     early, late = index * half, (2 * ring_size - 1 - index) * half
@@ -63,16 +63,16 @@ def ring_positions(
 
 def _permutation(length: int, ring_size: int, layout: str) -> np.ndarray:
     """Global position of every token in ring order. ValueError when the length does not divide."""
-    chunks = chunks_per_shard(ring_size, layout)
-    if ring_size < 1 or length % (ring_size * chunks):
+    runs = runs_per_shard(ring_size, layout)
+    if ring_size < 1 or length % (ring_size * runs):
         raise ValueError(
             f"{layout}: a sequence of {length} tokens cannot be spread over a ring of {ring_size}; "
-            f"its length must be a multiple of {ring_size * chunks}"
+            f"its length must be a multiple of {ring_size * runs}"
         )
     positions = np.arange(length)
     if layout == "striped":
         return positions.reshape(-1, ring_size).T.reshape(-1)
-    if chunks == 1:
+    if runs == 1:
         return positions
     pieces = positions.reshape(2 * ring_size, -1)
     return np.stack([pieces[:ring_size], pieces[: ring_size - 1 : -1]], axis=1).reshape(-1)

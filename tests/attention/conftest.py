@@ -45,3 +45,24 @@ def _random_inputs():
 @pytest.fixture(name="compare")
 def _compare():
     return compare
+
+
+def outputs(f, *arguments):
+    """(primitive, shape and dtype) of everything that f computes, at any depth."""
+    yield from _outputs(jax.make_jaxpr(f)(*arguments).jaxpr)
+
+
+def _outputs(jaxpr):
+    for equation in jaxpr.eqns:
+        yield from ((equation.primitive.name, v.aval) for v in equation.outvars)
+        for parameter in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from _outputs(inner)
+
+
+@pytest.fixture(name="outputs")
+def _outputs_fixture():
+    return outputs

@@ -13,8 +13,10 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from ringrl.attention import dense_attention, from_ring_order, ring_attention, to_ring_order
-from ringrl.attention.blocks import needed_blocks
-from ringrl.attention.tiling import make_tiling
+from ringrl.attention.kernels import make_sizes
+from ringrl.attention.kernels.xla import XlaStep
+from ringrl.attention.layout import runs_per_shard
+from ringrl.attention.shards import Shards
 
 SEQUENCE = P(None, "seq")
 
@@ -141,18 +143,18 @@ def blocks_computed(size, layout, segments=None, length=1024, block=32):
     """Pairs of blocks that each device computes at each hop, [device, hop], as the ring itself decides it."""
     shard = length // size
     x = jnp.zeros((1, shard, 1, 8))
-    tiling = make_tiling(x, x, causal=True, block_q=block, block_k=block, ring_size=size, layout=layout)
+    step = XlaStep(make_sizes(x, x, scale=None, block_q=block, block_k=block, runs=runs_per_shard(size, layout)))
+    shards = Shards("seq", size, layout, shard, True, False, step)
     ids = np.ones((1, length), np.int32) if segments is None else segments
-    shards = np.split(to_ring_order(ids, size, layout), size, axis=1)
-    blocked = [tiling.split_segments(jnp.asarray(ids)) for ids in shards]
+    held = [jnp.asarray(part) for part in np.split(to_ring_order(ids, size, layout), size, axis=1)]
 
     @jax.jit
     def count(device, source, q_segments, k_segments):
-        return needed_blocks(tiling.q_tokens(device, q_segments), tiling.k_tokens(source, k_segments)).sum()
+        return step.needed(shards.q_tokens(device, q_segments), shards.k_tokens(source, k_segments)).sum()
 
     def hop_count(device, hop):
         source = (device - hop) % size
-        return count(jnp.int32(device), jnp.int32(source), blocked[device][0], blocked[source][1])
+        return count(jnp.int32(device), jnp.int32(source), held[device], held[source])
 
     return np.asarray([[hop_count(device, hop) for hop in range(size)] for device in range(size)])
 
@@ -225,23 +227,11 @@ def gradient_of_layers(layers, length, block):
     return jax.grad(loss), (jax.ShapeDtypeStruct((layers, 8, 8), f32), jax.ShapeDtypeStruct((1, length, 2, 8), f32))
 
 
-def outputs(jaxpr):
-    """(primitive, shape and dtype) of everything that the program computes, at any depth."""
-    for equation in jaxpr.eqns:
-        yield from ((equation.primitive.name, v.aval) for v in equation.outvars)
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        ):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if hasattr(inner, "eqns"):
-                yield from outputs(inner)
-
-
-def test_a_scan_over_layers_hoists_no_masks():
+def test_a_scan_over_layers_hoists_no_masks(outputs):
     length, block, layers = 512, 16, 4
     shard = length // 4
     gradient, arguments = gradient_of_layers(layers, length, block)
-    computed = list(outputs(jax.make_jaxpr(gradient)(*arguments).jaxpr))
+    computed = list(outputs(gradient, *arguments))
     assert any(name == "while" for name, _ in computed) and any(name == "ppermute" for name, _ in computed)
     # The largest array is the saved input of every layer; masks would be [layers or hops, blocks, blocks, c, c].
     assert max(aval.size for _, aval in computed) == layers * length * 2 * 8

@@ -1,0 +1,47 @@
+"""What a device knows of a sequence that is spread over a mesh axis: which tokens it holds, and which the others do."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int32
+
+from ringrl.attention.layout import ring_positions
+from ringrl.attention.step import LocalStep, Tokens, query_tokens
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The static side of attention over one mesh axis."""
+
+    axis_name: str
+    size: int  # devices
+    layout: str
+    length: int  # tokens a device
+    causal: bool
+    return_lse: bool
+    step: LocalStep
+
+    def tie(self, segments: Array | None, data: Array) -> tuple[Int32[Array, ""], Array | None, Array]:
+        """This device's index, its segment ids, and `data` unchanged.
+
+        The barrier ties what masks are made of to the data. Otherwise, in a scan over layers, JAX's partial evaluation
+        may see that masks depend on nothing differentiated and stack those of all hops before the layers run.
+        """
+        return lax.optimization_barrier((lax.axis_index(self.axis_name), segments, data))
+
+    def q_tokens(self, index: Int32[Array, ""], segments: Array | None) -> Tokens:
+        """Tokens of the queries of device `index`."""
+        return query_tokens(self._positions(index), segments, self.causal)
+
+    def k_tokens(self, index: Int32[Array, ""], segments: Array | None) -> Tokens:
+        """Tokens of the keys that started on device `index`, counted around the ring (-1 is the last)."""
+        return Tokens(self._positions(lax.rem(index + self.size, jnp.int32(self.size))), segments)
+
+    def all_k_tokens(self, segments: Array | None) -> Tokens:
+        """Tokens of the keys of all devices, one after the other."""
+        positions = [self._positions(jnp.int32(index)) for index in range(self.size)]
+        return Tokens(jnp.concatenate(positions, axis=1), segments)
+
+    def _positions(self, index: Int32[Array, ""]) -> Int32[Array, "1 {self.length}"]:
+        return ring_positions(index, self.length, self.size, self.layout)[None]
