@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.blocks import vary_like
-from ringrl.attention.kernels import Kernel, make_sizes, make_step
+from ringrl.attention.kernels import Kernel, make_step
 from ringrl.attention.step import LocalStep, Tokens, backward_rows, finish, query_tokens
 
 
@@ -54,8 +54,8 @@ def blockwise_attention(
     Raises:
         ValueError: heads is not a multiple of kv_heads, a block size is below 1, or the kernel cannot do what is asked.
     """
-    sizes = make_sizes(q, k, scale=scale, block_q=block_q, block_k=block_k)
-    step = make_step(sizes, q, segmented=segment_ids is not None, kernel=kernel)
+    segmented = segment_ids is not None
+    step = make_step(q, k, scale=scale, block_q=block_q, block_k=block_k, segmented=segmented, kernel=kernel)
     q, k, v, segment_ids = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids))
     out, lse = attend_locally(step, causal, return_lse, q, k, v, segment_ids)
     return (out, lse) if return_lse else out

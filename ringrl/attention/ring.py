@@ -6,7 +6,9 @@ Transformers, arXiv 2310.01889). Partial results are merged in float32 by their 
 
 Backward, the float32 gradients of a shard's keys and values travel after it, one hop behind: while a device computes
 with a shard, the sums that the devices before it made for this very shard are arriving, and are added afterwards. So
-nothing that is sent waits for what is being computed, and all four transfers can overlap with the computation.
+nothing that is sent waits for what is being computed. A device's own keys are taken in two halves, the first while the
+first shard arrives, the second while its own finished sums come home: every transfer has computation to hide behind,
+and none is useless (keys and sums each make ring - 1 hops).
 """
 
 from functools import partial
@@ -21,10 +23,10 @@ from ringrl.attention.blocks import MASKED_LSE, vary_like
 from ringrl.attention.blockwise import attend_locally
 from ringrl.attention.gather import attend_gathered
 from ringrl.attention.hybrid import exchange_heads
-from ringrl.attention.kernels import Kernel, make_sizes, make_step
+from ringrl.attention.kernels import Kernel, make_step
 from ringrl.attention.layout import Layout, ring_positions, runs_per_shard
-from ringrl.attention.shards import Shards
-from ringrl.attention.step import backward_rows, finish, merge
+from ringrl.attention.shards import Shards, halves
+from ringrl.attention.step import Tokens, backward_rows, finish, merge
 
 Tree = TypeVar("Tree")
 Exchange = Literal["ring", "all_gather"]
@@ -86,10 +88,17 @@ def ring_attention(
     def attend(axis: str, q: Array, k: Array, v: Array, segment_ids: Array | None) -> tuple[Array, Array]:
         size, length = lax.axis_size(axis), q.shape[1]
         ring_positions(0, length, size, layout)  # raises where the layout does not fit
-        runs = runs_per_shard(size, layout)
-        keys_of = size if gathered else 1
-        sizes = make_sizes(q, k, scale=scale, block_q=block_q, block_k=block_k, runs=runs, key_shards=keys_of)
-        step = make_step(sizes, q, segmented=segment_ids is not None, kernel=kernel)
+        step = make_step(
+            q,
+            k,
+            scale=scale,
+            block_q=block_q,
+            block_k=block_k,
+            runs=runs_per_shard(size, layout),
+            key_shards=size if gathered else 1,
+            segmented=segment_ids is not None,
+            kernel=kernel,
+        )
         arrays = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids, lax.axis_index(axis)))
         if size == 1:
             return attend_locally(step, causal, return_lse, *arrays)
@@ -130,32 +139,37 @@ def _forward(shards: Shards, q: Array, k: Array, v: Array, segments: Array | Non
 
 
 def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
-    step, hops = shards.step, shards.size - 1
+    step, last = shards.step, shards.size - 1
     q, k, v, segments, out, lse = residuals
     d_out, d_lse = gradients
     index, own_segments, q_data = shards.tie(segments, q)
     q_tokens = shards.q_tokens(index, own_segments)
     rows = backward_rows(step, q_data, out, lse, d_out, d_lse if shards.return_lse else None)
 
-    def differentiate(hop: Array | int, keys: tuple) -> tuple[Array, tuple[Array, Array]]:
-        k_shard, v_shard, k_segments = keys
-        dq, dk, dv = step.backward(rows, k_shard, v_shard, q_tokens, shards.k_tokens(index - hop, k_segments))
+    def differentiate(keys: tuple, k_tokens: Tokens) -> tuple[Array, tuple[Array, Array]]:
+        dq, dk, dv = step.backward(rows, *keys[:2], q_tokens, k_tokens)
         return dq, (dk, dv)
 
-    def hop(carry: tuple, number: Array) -> tuple[tuple, None]:
-        dq, keys, pending = carry
-        arriving_keys, arriving_sums = _pass_on(shards, (keys, pending))
-        more, local = differentiate(number, keys)
-        return (dq + more, arriving_keys, jax.tree.map(jnp.add, arriving_sums, local)), None
+    def hop(carry: tuple, number: Array | int) -> tuple[tuple, None]:
+        dq, keys, sums = carry
+        arriving_keys = keys if isinstance(number, int) and number == last else _pass_on(shards, keys)
+        arriving_sums = _pass_on(shards, sums)
+        more, local = differentiate(keys, shards.k_tokens(index - number, keys[2]))
+        sums = local if sums is None else _add(arriving_sums, local)
+        return (dq + more, arriving_keys, sums), None
 
-    keys = (step.pack_k(k), step.pack_k(v), own_segments)
-    arriving = _pass_on(shards, keys)
-    dq, pending = differentiate(0, keys)
-    (dq, keys, pending), _ = lax.scan(hop, (dq, arriving, pending), jnp.arange(1, hops, dtype=jnp.int32))
-    arriving_sums = _pass_on(shards, pending)
-    more, local = differentiate(hops, keys)
-    # The last shard a device sees is its neighbour's: one more step takes the finished sums home.
-    dk, dv = _pass_on(shards, jax.tree.map(jnp.add, arriving_sums, local))
+    own = (step.pack_k(k), step.pack_k(v), own_segments)
+    early, late = halves(shards.k_tokens(index, own_segments), step.sizes.k)
+    arriving = _pass_on(shards, own)
+    dq, own_early = differentiate(own, early)
+    carry, _ = hop((dq, arriving, None), 1)
+    if last > 1:
+        carry, _ = lax.scan(hop, carry, jnp.arange(2, last, dtype=jnp.int32))
+        carry, _ = hop(carry, last)
+    dq, _, sums = carry
+    home = _pass_on(shards, sums)
+    more, own_late = differentiate(own, late)
+    dk, dv = _add(home, _add(own_early, own_late))
     dq, dk, dv = step.unpack_q(dq + more), step.unpack_k(dk), step.unpack_k(dv)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
@@ -168,3 +182,7 @@ def _pass_on(shards: Shards, x: Tree) -> Tree:
     """Send every leaf to the next device of the ring; receive the previous device's."""
     neighbours = [(i, (i + 1) % shards.size) for i in range(shards.size)]
     return jax.tree.map(lambda leaf: lax.ppermute(leaf, shards.axis_name, neighbours), x)
+
+
+def _add(a: Tree, b: Tree) -> Tree:
+    return jax.tree.map(jnp.add, a, b)

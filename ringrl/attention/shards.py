@@ -6,8 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
+from ringrl.attention.blocks import NEVER_SEEN
 from ringrl.attention.layout import ring_positions
 from ringrl.attention.step import LocalStep, Tokens, query_tokens
+from ringrl.attention.tiling import Cut
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,16 @@ class Shards:
 
     def _positions(self, index: Int32[Array, ""]) -> Int32[Array, "1 {self.length}"]:
         return ring_positions(index, self.length, self.size, self.layout)[None]
+
+
+def halves(tokens: Tokens, cut: Cut) -> tuple[Tokens, Tokens]:
+    """The keys' tokens twice: the second half hidden, then the first. They are parted between two blocks.
+
+    What is hidden is not computed, so that the two steps together cost as much as one.
+    """
+    blocks_a_run = -(-cut.run // cut.block)
+    middle = cut.length // 2 if cut.runs % 2 == 0 else min(-(-blocks_a_run // 2) * cut.block, cut.length)
+    first = jnp.arange(cut.length, dtype=jnp.int32)[None] < middle
+    early = jnp.where(first, tokens.positions, NEVER_SEEN)
+    late = jnp.where(first, NEVER_SEEN, tokens.positions)
+    return tokens._replace(positions=early), tokens._replace(positions=late)

@@ -28,17 +28,24 @@ def _power_of_two(limit: int) -> int:
     return 1 << (limit.bit_length() - 1)
 
 
-def fit_block(length: int, longest: int) -> int:
+def fit_block(length: int, longest: int, alignment: int | None = None) -> int:
     """The block length, at most `longest`, that cuts `length` into the fewest and most even blocks.
 
-    ValueError when `longest` is below 1.
+    With an `alignment`, blocks are multiples of it, also a single one, and `longest` is rounded up to one. ValueError
+    when `longest` is below 1.
     """
     if longest < 1:
         raise ValueError(f"a block of {longest} tokens is too short: block_q and block_k must be at least 1")
-    if length <= longest:
+    if alignment is not None:
+        longest = _round_up(longest, alignment)
+    elif length <= longest:
         return length
     even = -(-length // -(-length // longest))
-    return min(-(-even // ALIGNMENT) * ALIGNMENT, longest)
+    return min(_round_up(even, alignment or ALIGNMENT), longest)
+
+
+def _round_up(x: int, unit: int) -> int:
+    return -(-x // unit) * unit
 
 
 @dataclass(frozen=True)

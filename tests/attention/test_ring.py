@@ -13,8 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from ringrl.attention import dense_attention, from_ring_order, ring_attention, to_ring_order
-from ringrl.attention.kernels import make_sizes
-from ringrl.attention.kernels.xla import XlaStep
+from ringrl.attention.kernels import make_step
 from ringrl.attention.layout import runs_per_shard
 from ringrl.attention.shards import Shards
 
@@ -143,7 +142,7 @@ def blocks_computed(size, layout, segments=None, length=1024, block=32):
     """Pairs of blocks that each device computes at each hop, [device, hop], as the ring itself decides it."""
     shard = length // size
     x = jnp.zeros((1, shard, 1, 8))
-    step = XlaStep(make_sizes(x, x, scale=None, block_q=block, block_k=block, runs=runs_per_shard(size, layout)))
+    step = make_step(x, x, block_q=block, block_k=block, runs=runs_per_shard(size, layout), kernel="xla")
     shards = Shards("seq", size, layout, shard, True, False, step)
     ids = np.ones((1, length), np.int32) if segments is None else segments
     held = [jnp.asarray(part) for part in np.split(to_ring_order(ids, size, layout), size, axis=1)]

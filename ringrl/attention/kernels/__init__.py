@@ -1,54 +1,100 @@
-"""The local step on each platform, and which one is taken."""
+"""The local step on each platform, and which one is taken.
 
-from typing import Literal
+Kernels are imported where they are used: Pallas alone takes a second to import, and a CPU needs none of it.
+"""
 
+from typing import Literal, get_args
+
+import jax
 from jaxtyping import Array, Float
 
 from ringrl.attention.blocks import group_size
+from ringrl.attention.kernels.steps import GpuStep, NativeStep, TpuStep
 from ringrl.attention.kernels.xla import XlaStep
 from ringrl.attention.step import LocalStep, Sizes
 from ringrl.attention.tiling import Cut, default_blocks, fit_block
 
-Kernel = Literal["xla"]
+Kernel = Literal["xla", "native", "tpu", "gpu"]
+"""Implementations of the local step: `xla` runs everywhere; `native` is C++ for CPUs, compiled when it is first used;
+`tpu` is Pallas; `gpu` is cuDNN."""
 
 
-def make_step(sizes: Sizes, q: Array, *, segmented: bool, kernel: Kernel | None = None) -> LocalStep:
-    """x"""
-    return XlaStep(sizes)
-
-
-def make_sizes(
+def make_step(
     q: Float[Array, "batch length heads head_dim"],
     k: Float[Array, "batch keys kv_heads head_dim"],
     *,
-    scale: float | None,
-    block_q: int | None,
-    block_k: int | None,
+    scale: float | None = None,
+    block_q: int | None = None,
+    block_k: int | None = None,
     runs: int = 1,
     key_shards: int = 1,
-) -> Sizes:
-    """What is static about queries and keys of these shapes; None chooses the scale and the blocks.
+    segmented: bool = False,
+    kernel: Kernel | None = None,
+) -> LocalStep:
+    """The local step for queries and keys of these shapes; None chooses.
 
     Args:
         q: queries.
         k: this device's keys.
         scale: multiplies the scores; None is head_dim ** -0.5.
-        block_q: longest block of queries.
+        block_q: longest block of queries, where the kernel lets one choose (`xla`, `tpu`).
         block_k: longest block of keys.
         runs: equal stretches of a device's tokens within which positions grow by a constant step.
         key_shards: devices whose keys are here at once.
+        segmented: whether there are segment ids.
+        kernel: which implementation; None takes the best that the platform has.
 
     Raises:
-        ValueError: heads is not a multiple of kv_heads, or a block size is below 1.
+        ValueError: heads is not a multiple of kv_heads, a block size is below 1, or the kernel asked for cannot do this
+            or is not there.
     """
-    heads, kv_heads = q.shape[2], k.shape[2]
-    default_q, default_k = default_blocks(q.shape[0], heads)
-    block_q = default_q if block_q is None else block_q
-    block_k = default_k if block_k is None else block_k
-    return Sizes(
-        q=Cut(q.shape[1], runs, fit_block(q.shape[1] // runs, block_q)),
-        k=Cut(k.shape[1] * key_shards, runs * key_shards, fit_block(k.shape[1] // runs, block_k)),
-        kv_heads=kv_heads,
-        group=group_size(heads, kv_heads),
+    name = choose_kernel(q, k, segmented) if kernel is None else _check(kernel, q, k, segmented)
+    (default_q, default_k), alignment = default_blocks(q.shape[0], q.shape[2]), None
+    if name == "tpu":
+        from ringrl.attention.kernels import tpu_blocks
+
+        (default_q, default_k), alignment = tpu_blocks.default_blocks(q.shape[-1], q.dtype.itemsize), tpu_blocks.LANES
+    block_q, block_k = default_q if block_q is None else block_q, default_k if block_k is None else block_k
+    length, keys = q.shape[1], k.shape[1]
+    sizes = Sizes(
+        q=Cut(length, runs, fit_block(length // runs, block_q, alignment)),
+        k=Cut(keys * key_shards, runs * key_shards, fit_block(keys // runs, block_k, alignment)),
+        kv_heads=k.shape[2],
+        group=group_size(q.shape[2], k.shape[2]),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
     )
+    return {"xla": XlaStep, "native": NativeStep, "tpu": TpuStep, "gpu": GpuStep}[name](sizes)
+
+
+def platform() -> str:
+    """`cpu`, `tpu` or `cuda`: inside `jax.shard_map` the mesh's, which may be of devices that are not here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def choose_kernel(q: Array, k: Array, segmented: bool) -> Kernel:
+    """The fastest implementation that the platform has for these arrays."""
+    best: dict[str, Kernel] = {"cpu": "xla", "tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
+    name = best.get(platform(), "xla")
+    return "xla" if _missing(name, q, k, segmented) else name
+
+
+def _check(kernel: Kernel, q: Array, k: Array, segmented: bool) -> Kernel:
+    if kernel not in get_args(Kernel):
+        raise ValueError(f"kernel {kernel!r} is unknown: choose one of {', '.join(get_args(Kernel))}")
+    if reason := _missing(kernel, q, k, segmented):
+        raise ValueError(f"kernel {kernel!r} cannot be used here: {reason}")
+    return kernel
+
+
+def _missing(kernel: Kernel, q: Array, k: Array, segmented: bool) -> str | None:
+    """Why this kernel cannot take the step here; None where it can."""
+    if kernel == "native":
+        from ringrl.attention.kernels import native
+
+        return None if native.available() else "it needs a C++ compiler (c++, g++, clang++, or pip install ziglang)"
+    if kernel == "gpu":
+        from ringrl.attention.kernels import gpu
+
+        return gpu.supported(q, k, segmented)
+    return None
