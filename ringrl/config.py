@@ -101,7 +101,10 @@ class MeshConfig(Section):
     fsdp: int = Field(default=1, ge=1)  # batch, and parameters and optimiser state
     tensor: int = Field(default=1, ge=1)  # heads and feed-forward width
     seq: int = Field(default=1, ge=1)  # the ring: sequence
-    layout: Literal["contiguous", "zigzag"] = "zigzag"  # which device holds which steps of a row
+    # Devices at each station of the ring, which share out its tokens and exchange heads for attention (hybrid).
+    heads: int = Field(default=1, ge=1)
+    layout: Literal["contiguous", "zigzag"] = "zigzag"  # which station holds which steps of a row
+    exchange: Literal["ring", "all_gather"] = "ring"  # keys go round, or are gathered at once (short contexts)
 
 
 class OptimizerConfig(Section):
@@ -173,6 +176,16 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.row_steps {self.training.row_steps} must be a multiple of {pieces} for "
                 f"mesh.seq={self.mesh.seq} in the {self.mesh.layout} layout"
+            )
+        if self.training.row_steps % (self.mesh.seq * self.mesh.heads):
+            raise ValueError(
+                f"training.row_steps {self.training.row_steps} must be a multiple of mesh.seq x mesh.heads = "
+                f"{self.mesh.seq * self.mesh.heads}"
+            )
+        if self.model.heads % (self.mesh.tensor * self.mesh.heads):
+            raise ValueError(
+                f"model.heads {self.model.heads} must be a multiple of mesh.tensor x mesh.heads = "
+                f"{self.mesh.tensor * self.mesh.heads}"
             )
         if self.model.kv_heads % self.mesh.tensor:
             raise ValueError(

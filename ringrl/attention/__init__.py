@@ -5,12 +5,15 @@ from ringrl.attention.blockwise import blockwise_attention
 from ringrl.attention.decode import decode_attention
 from ringrl.attention.dense import dense_attention
 from ringrl.attention.layout import Layout, from_ring_order, ring_positions, to_ring_order
-from ringrl.attention.ring import ring_attention
+from ringrl.attention.options import compiler_options
+from ringrl.attention.ring import Exchange, ring_attention
 
 __all__ = [
     "MASKED_LSE",
+    "Exchange",
     "Layout",
     "blockwise_attention",
+    "compiler_options",
     "decode_attention",
     "dense_attention",
     "from_ring_order",

@@ -5,6 +5,8 @@ axis while it computes, so memory grows with the whole sequence; for short conte
 many hops that are too short to hide theirs (Llama 3, arXiv 2407.21783, section 3.3.2).
 """
 
+from functools import partial
+
 import jax
 from jax import lax
 from jaxtyping import Array
@@ -31,7 +33,9 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     q_data, keys, q_tokens, k_tokens = _gather(shards, q, k, v, segments)
     rows = backward_rows(step, q_data, out, lse, d_out, d_lse if shards.return_lse else None)
     dq, dk, dv = step.backward(rows, *keys, q_tokens, k_tokens)
-    dk, dv = (lax.psum_scatter(step.unpack_k(x), shards.axis_name, scatter_dimension=1, tiled=True) for x in (dk, dv))
+    scatter = partial(lax.psum_scatter, axis_name=shards.axis_name, scatter_dimension=1, tiled=True)
+    # Without the barrier, XLA moves the rounding to k's dtype before the sum.
+    dk, dv = lax.optimization_barrier((scatter(step.unpack_k(dk)), scatter(step.unpack_k(dv))))
     return step.unpack_q(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
@@ -44,7 +48,7 @@ def _gather(
     shards: Shards, q: Array, k: Array, v: Array, segments: Array | None
 ) -> tuple[Array, tuple[Array, Array], Tokens, Tokens]:
     """The queries, the packed keys and values of all devices, and the tokens of both."""
-    index, segments, q = shards.tie(segments, q)
+    index, segments, q, k, v = shards.tie(segments, q, k, v)
     k, v, all_segments = jax.tree.map(
         lambda x: lax.all_gather(x, shards.axis_name, axis=1, tiled=True), (k, v, segments)
     )

@@ -119,8 +119,8 @@ def _primal(shards: Shards, q: Array, k: Array, v: Array, segments: Array | None
 
 def _forward(shards: Shards, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[tuple, tuple]:
     step, hops = shards.step, shards.size - 1
-    index, own_segments, q_data = shards.tie(segments, q)
-    queries, q_tokens = step.pack_q(q_data), shards.q_tokens(index, own_segments)
+    index, own_segments, q_tied, k_tied, v_tied = shards.tie(segments, q, k, v)
+    queries, q_tokens = step.pack_q(q_tied), shards.q_tokens(index, own_segments)
 
     def attend(hop: Array | int, keys: tuple) -> tuple[Array, Array]:
         k_shard, v_shard, k_segments = keys
@@ -131,7 +131,7 @@ def _forward(shards: Shards, q: Array, k: Array, v: Array, segments: Array | Non
         arriving = _pass_on(shards, keys)
         return (merge(partial_result, attend(number, keys)), arriving), None
 
-    keys = (step.pack_k(k), step.pack_k(v), own_segments)
+    keys = (step.pack_k(k_tied), step.pack_k(v_tied), own_segments)
     nothing = jnp.zeros(queries.shape, jnp.float32), jnp.full(queries.shape[:-1], MASKED_LSE)
     (result, keys), _ = lax.scan(hop, (vary_like(nothing, queries), keys), jnp.arange(hops, dtype=jnp.int32))
     out, lse = finish(step, merge(result, attend(hops, keys)), q.dtype)
@@ -142,23 +142,24 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     step, last = shards.step, shards.size - 1
     q, k, v, segments, out, lse = residuals
     d_out, d_lse = gradients
-    index, own_segments, q_data = shards.tie(segments, q)
+    index, own_segments, q_tied, k_tied, v_tied, d_out = shards.tie(segments, q, k, v, d_out)
     q_tokens = shards.q_tokens(index, own_segments)
-    rows = backward_rows(step, q_data, out, lse, d_out, d_lse if shards.return_lse else None)
+    rows = backward_rows(step, q_tied, out, lse, d_out, d_lse if shards.return_lse else None)
 
     def differentiate(keys: tuple, k_tokens: Tokens) -> tuple[Array, tuple[Array, Array]]:
         dq, dk, dv = step.backward(rows, *keys[:2], q_tokens, k_tokens)
         return dq, (dk, dv)
 
     def hop(carry: tuple, number: Array | int) -> tuple[tuple, None]:
-        dq, keys, sums = carry
+        # A hop begins when the one before it has ended, so that what it sends hides behind what it computes itself.
+        dq, keys, sums = lax.optimization_barrier(carry)
         arriving_keys = keys if isinstance(number, int) and number == last else _pass_on(shards, keys)
         arriving_sums = _pass_on(shards, sums)
         more, local = differentiate(keys, shards.k_tokens(index - number, keys[2]))
         sums = local if sums is None else _add(arriving_sums, local)
         return (dq + more, arriving_keys, sums), None
 
-    own = (step.pack_k(k), step.pack_k(v), own_segments)
+    own = (step.pack_k(k_tied), step.pack_k(v_tied), own_segments)
     early, late = halves(shards.k_tokens(index, own_segments), step.sizes.k)
     arriving = _pass_on(shards, own)
     dq, own_early = differentiate(own, early)
@@ -167,6 +168,8 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
         carry, _ = lax.scan(hop, carry, jnp.arange(2, last, dtype=jnp.int32))
         carry, _ = hop(carry, last)
     dq, _, sums = carry
+    # The second half of the own keys waits for the finished sums, or it would run before there is anything to hide.
+    sums, late = lax.optimization_barrier((sums, late))
     home = _pass_on(shards, sums)
     more, own_late = differentiate(own, late)
     dk, dv = _add(home, _add(own_early, own_late))

@@ -24,13 +24,14 @@ class Shards:
     return_lse: bool
     step: LocalStep
 
-    def tie(self, segments: Array | None, data: Array) -> tuple[Int32[Array, ""], Array | None, Array]:
-        """This device's index, its segment ids, and `data` unchanged.
+    def tie(self, segments: Array | None, *data: Array) -> tuple[Int32[Array, ""], Array | None, *tuple[Array, ...]]:
+        """This device's index, its segment ids, and `data`, all unchanged.
 
         The barrier ties what masks are made of to the data. Otherwise, in a scan over layers, JAX's partial evaluation
-        may see that masks depend on nothing differentiated and stack those of all hops before the layers run.
+        may see that masks (or keys that nobody differentiates) are known beforehand, and stack those of all hops before
+        the layers run.
         """
-        return lax.optimization_barrier((lax.axis_index(self.axis_name), segments, data))
+        return lax.optimization_barrier((lax.axis_index(self.axis_name), segments, *data))
 
     def q_tokens(self, index: Int32[Array, ""], segments: Array | None) -> Tokens:
         """Tokens of the queries of device `index`."""

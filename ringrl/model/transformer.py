@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32
 
-from ringrl.attention import Layout, blockwise_attention, decode_attention, ring_attention
+from ringrl.attention import Exchange, Layout, blockwise_attention, decode_attention, ring_attention
 from ringrl.config import ModelConfig
 from ringrl.model.heads import Head
 from ringrl.model.tokens import Steps, TokenEmbedder, TokenLayout
@@ -24,16 +24,18 @@ from ringrl.model.tokens import Steps, TokenEmbedder, TokenLayout
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v, segment_ids) -> out
 Cache = dict[str, jax.Array]  # k, v [layers, B, C, K, D]; segment_ids, positions [B, C]; cursor []: tokens written
 BATCH_AXES = ("data", "fsdp")
+SEQUENCE_AXES = ("seq", "heads")
 
 
-def make_attend(mesh: Mesh | None, layout: Layout, block: int | None) -> Attend:
-    """Attention for this mesh: blockwise where a device holds whole sequences, a ring where `seq` splits them."""
-    around_a_ring = mesh is not None and mesh.shape["seq"] > 1
-    which = partial(ring_attention, axis_name="seq", layout=layout) if around_a_ring else blockwise_attention
-    local = cast(Callable[..., jax.Array], partial(which, block_q=block, block_k=block))
-    if mesh is None or mesh.size == 1:
-        return lambda q, k, v, segment_ids: local(q, k, v, segment_ids=segment_ids)
-    heads, ids = P(BATCH_AXES, "seq", "tensor", None), P(BATCH_AXES, "seq")
+def make_attend(mesh: Mesh | None, layout: Layout, block: int | None, exchange: Exchange = "ring") -> Attend:
+    """Attention for this mesh, of sequences that `seq` and `heads` split; of whole sequences without a mesh."""
+    if mesh is None:
+        alone = cast(Callable[..., jax.Array], partial(blockwise_attention, block_q=block, block_k=block))
+        return lambda q, k, v, segment_ids: alone(q, k, v, segment_ids=segment_ids)
+    axes = SEQUENCE_AXES if mesh.shape["heads"] > 1 else "seq"
+    which = partial(ring_attention, axis_name=axes, layout=layout, exchange=exchange, block_q=block, block_k=block)
+    local = cast(Callable[..., jax.Array], which)
+    heads, ids = P(BATCH_AXES, SEQUENCE_AXES, "tensor", None), P(BATCH_AXES, SEQUENCE_AXES)
     return jax.shard_map(
         lambda q, k, v, segment_ids: local(q, k, v, segment_ids=segment_ids),
         mesh=mesh,

@@ -26,7 +26,7 @@ class CompiledPlan:
     topology: str  # as asked for, such as v5e:2x4
     device_kind: str  # the compiler's name of the chip, such as TPU v5 lite
     devices: int
-    mesh: dict[str, int]  # devices along data, fsdp, tensor, seq
+    mesh: dict[str, int]  # devices along data, fsdp, tensor, seq, heads
     mesh_note: str | None  # how `mesh` differs from the config's; None where it is the config's
     fits: bool
     tokens: int  # in one training step, over all rows
@@ -43,7 +43,7 @@ class CompiledPlan:
 def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
     """Compile the training step of `config` for the TPU slice `topology` (v5e:2x4) on a machine without TPUs.
 
-    The mesh is the config's where its size is the slice's; otherwise `seq` is what data, fsdp and tensor leave.
+    The mesh is the config's where its size is the slice's; otherwise `seq` is what the other axes leave.
 
     Raises:
         UserError: no such slice, libtpu missing, or the slice, the mesh and the row do not divide.
@@ -82,16 +82,16 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
 def fit_mesh(config: RunConfig, topology: str, devices: int) -> tuple[RunConfig, str | None]:
     """`config` with a mesh over all devices of the slice, and what was changed (None: nothing).
 
-    Raises UserError where data x fsdp x tensor does not divide the slice, or the row does not divide over the ring.
+    Raises UserError where data x fsdp x tensor x heads does not divide the slice, or the row not over the ring.
     """
     mesh = config.mesh
-    others = mesh.data * mesh.fsdp * mesh.tensor
+    others = mesh.data * mesh.fsdp * mesh.tensor * mesh.heads
     if others * mesh.seq == devices:
         return config, None
     if devices % others:
         raise UserError(
-            f"{topology} has {devices} devices, which data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor} = "
-            f"{others} does not divide: choose mesh.data, mesh.fsdp and mesh.tensor whose product divides {devices}"
+            f"{topology} has {devices} devices, which data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor} "
+            f"x heads {mesh.heads} = {others} does not divide: choose mesh sizes whose product divides {devices}"
         )
     seq = devices // others
     values = config.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""One mesh (data, fsdp, tensor, seq) and the rules that place parameters and batches on it."""
+"""One mesh (data, fsdp, tensor, seq, heads) and the rules that place parameters and batches on it."""
 
 import re
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from jax.sharding import PartitionSpec as P
 
 from ringrl.config import MeshConfig
 from ringrl.errors import UserError
+from ringrl.model.transformer import BATCH_AXES, SEQUENCE_AXES
 
-AXES = ("data", "fsdp", "tensor", "seq")
+AXES = ("data", "fsdp", "tensor", "seq", "heads")
 
 # The layers are spread over the ring too: where a context needs the ring, it is often the only row, and then fsdp is 1.
 # Embeddings and output are not: they are small, and split widths would make XLA move every token between devices.
-SHARDS = ("fsdp", "seq")
+SHARDS = ("fsdp", *SEQUENCE_AXES)
 # Path of a parameter -> its partition; the first match wins. Layers are stacked, so theirs lead with the layer axis.
 RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(query|key|value|up)/kernel", P(None, SHARDS, "tensor")),  # heads and hidden width over tensor
@@ -26,11 +27,11 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"output/kernel", P("fsdp", None)),
     (r".*", P()),  # norms and biases are small: whole everywhere
 )
-BATCH = P(("data", "fsdp"), "seq")  # [batch, steps, ...]
+BATCH = P(BATCH_AXES, SEQUENCE_AXES)  # [batch, steps, ...]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over the first data x fsdp x tensor x seq of `devices` (default: those of this machine).
+    """The mesh over the first data x fsdp x tensor x seq x heads of `devices` (default: those of this machine).
 
     Raises UserError when there are fewer.
     """
@@ -71,6 +72,6 @@ def parameter_shardings(tree: object, mesh: Mesh) -> object:
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring."""
+    """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring and its stations."""
     sharding = NamedSharding(mesh, BATCH)
     return {name: jax.device_put(x, sharding) for name, x in batch.items()}

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ringrl.agent import Agent
+from ringrl.attention import compiler_options
 from ringrl.config import OptimizerConfig, RunConfig
 from ringrl.model.heads import make_head
 from ringrl.model.transformer import Transformer, make_attend
@@ -83,11 +84,11 @@ def _create(config: RunConfig, agent: Agent, sizes: dict[str, int]) -> TrainStat
 def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: Mesh, shardings: object) -> Callable:
     """The jitted (state, batch) -> (state, metrics); donates the state. Metrics are float32 scalars."""
     optimizer, schedule = make_optimizer(config.optimizer, config.training.steps)
-    attend = make_attend(mesh, config.mesh.layout, config.model.block)
+    attend = make_attend(mesh, config.mesh.layout, config.model.block, config.mesh.exchange)
 
     def loss_sum(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
         model = merge_model(graph, params)
-        prediction = model(batch, attend, mesh.shape["seq"])
+        prediction = model(batch, attend, config.mesh.seq * config.mesh.heads)
         return jnp.sum(agent.loss(config.agent, model.head, prediction, batch) * batch["weight"])
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -101,7 +102,8 @@ def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: 
         metrics = {"loss": total / weight, "grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
         return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    options = compiler_options(mesh.devices.flat[0].platform)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
 def _accumulate(grad: Callable, params: dict, batch: dict[str, jax.Array], parts: int) -> tuple[jax.Array, dict]:

@@ -116,7 +116,7 @@ def test_rotation_makes_scores_depend_on_distance_alone():
     assert abs(score(3, 1) - score(4, 1)) > 1e-4
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 2, 2, 1), (1, 2, 1, 4), (1, 1, 2, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4, 1), (2, 2, 2, 1, 1), (1, 2, 1, 4, 1), (1, 1, 2, 2, 2)], ids=str)
 def test_every_mesh_gives_the_outputs_and_gradients_of_one_device(shape):
     steps = make_steps([[1] * 10 + [2] * 6, [1] * 16, [1] * 4 + [2] * 12, [1] * 15 + [0]])
     model = make_model(LAYOUTS[0])
@@ -128,11 +128,11 @@ def test_every_mesh_gives_the_outputs_and_gradients_of_one_device(shape):
     expected = jax.jit(jax.value_and_grad(partial(loss, attend=ATTEND, shards=1)))(params, steps)
     mesh = jax.make_mesh(
         shape,
-        ("data", "fsdp", "tensor", "seq"),
-        axis_types=(AxisType.Auto,) * 4,
+        ("data", "fsdp", "tensor", "seq", "heads"),
+        axis_types=(AxisType.Auto,) * 5,
         devices=jax.devices()[: int(np.prod(shape))],
     )
     attend = make_attend(mesh, "contiguous", None)
-    placed = jax.device_put(steps, NamedSharding(mesh, P(("data", "fsdp"), "seq")))
-    got = jax.jit(jax.value_and_grad(partial(loss, attend=attend, shards=shape[3])))(params, placed)
+    placed = jax.device_put(steps, NamedSharding(mesh, P(("data", "fsdp"), ("seq", "heads"))))
+    got = jax.jit(jax.value_and_grad(partial(loss, attend=attend, shards=shape[3] * shape[4])))(params, placed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), got, expected)

@@ -91,7 +91,7 @@ def test_the_planned_batch_is_the_loaders_batch():
 
 def test_parameters_are_spread_over_the_ring_as_well():
     mesh = make_mesh(MeshConfig(fsdp=2, seq=4))
-    assert partition("layers/up/kernel", (2, 32, 128), mesh)[1] == ("fsdp", "seq")
+    assert partition("layers/up/kernel", (2, 32, 128), mesh)[1] == ("fsdp", "seq", "heads")
     assert partition("layers/up/kernel", (2, 6, 128), mesh)[1] == "fsdp"
     assert partition("layers/up/kernel", (2, 5, 128), mesh)[1] is None
 
@@ -102,7 +102,7 @@ def test_a_small_step_fits(standard_promotion):
     config = make_config(mesh={"fsdp": 2, "seq": 2}, model={"compute_dtype": "bfloat16"})
     plan = plan_training_step(config, "v5e:2x2")
     assert plan.fits and plan.reason is None and plan.mesh_note is None
-    assert plan.mesh == {"data": 1, "fsdp": 2, "tensor": 1, "seq": 2}
+    assert plan.mesh == {"data": 1, "fsdp": 2, "tensor": 1, "seq": 2, "heads": 1}
     assert (plan.tokens, plan.row_tokens, plan.devices) == (128, 64, 4)
     assert plan.bytes_per_device == plan.argument_bytes + plan.temporary_bytes < plan.hbm_bytes
     assert plan.argument_bytes < 3 * 4 * plan.parameters  # parameters and AdamW's moments are spread

@@ -65,6 +65,8 @@ def trained(tmp_path_factory, tiny_config):
     [
         (False, {"seq": 4}, 1),
         (True, {"seq": 4}, 1),
+        (True, {"seq": 2, "heads": 2}, 1),
+        (False, {"seq": 4, "exchange": "all_gather"}, 1),
         (True, {"seq": 2, "layout": "contiguous", "tensor": 2, "fsdp": 2}, 1),
         (True, {"data": 2, "fsdp": 2}, 1),
         (True, {"data": 2}, 2),

@@ -18,8 +18,8 @@ from ringrl.training.state import build_model, init_state, make_optimizer, merge
 
 def test_partitions_follow_the_parameters_and_skip_what_does_not_divide():
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, seq=2))
-    assert partition("layers/query/kernel", (3, 16, 8), mesh) == P(None, ("fsdp", "seq"), "tensor")
-    assert partition("0/mu/layers/down/kernel", (3, 64, 16), mesh) == P(None, "tensor", ("fsdp", "seq"))
+    assert partition("layers/query/kernel", (3, 16, 8), mesh) == P(None, ("fsdp", "seq", "heads"), "tensor")
+    assert partition("0/mu/layers/down/kernel", (3, 64, 16), mesh) == P(None, "tensor", ("fsdp", "seq", "heads"))
     assert partition("layers/query/kernel", (3, 6, 8), mesh) == P(None, "fsdp", "tensor")  # 6 / 4 is not whole
     assert partition("layers/query/kernel", (3, 5, 7), mesh) == P(None, None, None)
     assert partition("norm/scale", (16,), mesh) == P()

@@ -1,0 +1,16 @@
+"""What to tell the compiler, so that a ring's transfers really run behind its computation."""
+
+_OPTIONS: dict[str, dict[str, str]] = {
+    # By default it is chance whether XLA starts a scanned ring's transfers before a Pallas kernel or after it: with
+    # libtpu 0.0.42 the forward pass waits for all of them on v5p, the backward pass for some on v4.
+    "tpu": {"xla_tpu_enable_all_experimental_scheduler_features": "true"},
+}
+
+
+def compiler_options(platform: str) -> dict[str, str]:
+    """Options for `jax.jit(..., compiler_options=...)` around `ring_attention`; ringrl's own training step sets them.
+
+    Args:
+        platform: of the devices, such as `mesh.devices.flat[0].platform`: `tpu`, `cpu` or `gpu`.
+    """
+    return dict(_OPTIONS.get(platform, {}))

@@ -1,0 +1,145 @@
+"""What a compiled program sends between devices, and what it computes meanwhile, read from its scheduled HLO text.
+
+In scheduled HLO the instructions of a computation stand in the order in which they are issued. An asynchronous transfer
+is a pair of instructions, `-start` and `-done`; what stands between them runs while the transfer is under way.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+_WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+_COLLECTIVES = ("collective-permute", "all-gather", "all-to-all", "reduce-scatter", "all-reduce")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One collective operation of the program, as one device takes part in it."""
+
+    name: str  # of the instruction
+    kind: str  # collective-permute, all-gather, all-to-all, reduce-scatter or all-reduce
+    sent_bytes: int  # by one device, each time
+    times: int  # that it runs: the trip counts of the loops around it
+    hidden_by: tuple[str, ...]  # instructions that hold matrix products and run meanwhile; () where all waits for it
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    name: str
+    type: str
+    op: str
+    rest: str  # operands and attributes
+
+    def called(self) -> list[str]:
+        """Names of the computations that it runs."""
+        return re.findall(r"(?:calls|body|to_apply|condition|branch_computations)=\{?%?([\w.\-]+)", self.rest)
+
+
+def read_transfers(scheduled_hlo: str) -> list[Transfer]:
+    """All collective operations of `compiled.as_text()`, in the order of the text."""
+    program = _parse(scheduled_hlo)
+    works = {name: False for name in program}
+    while (found := {name for name in program if not works[name] and _holds_product(program[name], works)}) != set():
+        works |= dict.fromkeys(found, True)
+    times = _times(program)
+    return [
+        transfer
+        for name, body in program.items()
+        for index in range(len(body))
+        if (transfer := _transfer(body, index, times.get(name, 1), works)) is not None
+    ]
+
+
+def _parse(text: str) -> dict[str, list[_Instruction]]:
+    program: dict[str, list[_Instruction]] = {}
+    body: list[_Instruction] = []
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            body = program.setdefault(start[1], [])
+        elif found := _INSTRUCTION.match(line):
+            body.append(_Instruction(*found.groups()))
+    return program
+
+
+def _holds_product(body: list[_Instruction], works: dict[str, bool]) -> bool:
+    return any(_is_product(instruction, works) for instruction in body)
+
+
+def _is_product(instruction: _Instruction, works: dict[str, bool]) -> bool:
+    """Whether it is a matrix product, a Pallas kernel, or runs a computation that holds one."""
+    if instruction.op in ("convolution", "dot") or 'custom_call_target="tpu_custom_call"' in instruction.rest:
+        return True
+    return any(works.get(name, False) for name in instruction.called())
+
+
+def _times(program: dict[str, list[_Instruction]]) -> dict[str, int]:
+    """How often each computation runs. Loops without a constant count (over blocks) send nothing: they count 1."""
+    own: dict[str, tuple[str, int]] = {}  # body -> the computation that the loop is in, its trip count
+    for name, body in program.items():
+        for loop in (x for x in body if x.op == "while"):
+            inner = re.search(r"body=%?([\w.\-]+)", loop.rest)
+            condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+            if inner and condition:
+                own[inner[1]] = name, _limit(program.get(condition[1], []))
+
+    def total(name: str) -> int:
+        outer, count = own.get(name, (None, 1))
+        return count * (1 if outer is None else total(outer))
+
+    return {name: total(name) for name in program}
+
+
+def _limit(condition: list[_Instruction]) -> int:
+    """The constant that a scan's counter, which starts at 0, stays below."""
+    constants = [x for x in condition if x.op == "constant" and x.type.startswith("s32[]")]
+    return int(constants[0].rest.partition(")")[0]) if len(constants) == 1 else 1
+
+
+def _transfer(body: list[_Instruction], index: int, times: int, works: dict[str, bool]) -> Transfer | None:
+    this = body[index]
+    kind = this.op.removesuffix("-start")
+    if kind not in _COLLECTIVES:
+        return None
+    hidden: tuple[str, ...] = ()
+    if this.op.endswith("-start"):
+        done = next(i for i in range(index, len(body)) if body[i].op == f"{kind}-done" and _takes(body[i], this))
+        hidden = tuple(x.name for x in body[index:done] if _is_product(x, works))
+    return Transfer(this.name, kind, _sent(kind, this), times, hidden)
+
+
+def _takes(instruction: _Instruction, operand: _Instruction) -> bool:
+    return re.match(rf".*?%?{re.escape(operand.name)}[,) ]", instruction.rest) is not None
+
+
+def _sent(kind: str, instruction: _Instruction) -> int:
+    """Bytes that a device gives away (Chan et al. 2007, the bandwidth-optimal algorithms)."""
+    result = sum(_sizes(instruction.type))
+    if instruction.op.endswith("-start"):  # (operand, result, ...)
+        result = _sizes(instruction.type)[1 if kind != "all-reduce" else 0]
+    devices = _group(instruction.rest)
+    others = (devices - 1) / devices
+    factor = {
+        "collective-permute": 1.0,
+        "all-gather": others,
+        "all-to-all": others,
+        "reduce-scatter": devices - 1,
+        "all-reduce": 2 * others,
+    }[kind]
+    return round(result * factor)
+
+
+def _sizes(type_: str) -> list[int]:
+    """Bytes of each array in an HLO type."""
+    arrays = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", type_)
+    return [_WIDTH.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in arrays]
+
+
+def _group(attributes: str) -> int:
+    """Devices that take part together."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return listed[1].count(",") + 1
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(iota[1])
+    return 2
