@@ -16,13 +16,9 @@ PROPERTY = {"deadline": None, "suppress_health_check": [HealthCheck.function_sco
 
 
 @cache
-def blockwise(causal, block_q=None, block_k=None, scale=None):
-    def attend(q, k, v, segments):
-        return blockwise_attention(
-            q, k, v, segment_ids=segments, causal=causal, scale=scale, block_q=block_q, block_k=block_k, return_lse=True
-        )
-
-    return attend
+def blockwise(causal, block_q=None, block_k=None, scale=None, kernel="xla"):
+    settings = {"causal": causal, "scale": scale, "block_q": block_q, "block_k": block_k, "kernel": kernel}
+    return lambda q, k, v, segments: blockwise_attention(q, k, v, segment_ids=segments, return_lse=True, **settings)
 
 
 @cache
@@ -86,6 +82,15 @@ def test_segments_need_not_be_sorted(random_inputs, compare):
     compare(blockwise(True, 16, 8), dense(True), *random_inputs(2, 72, 4, 2, 8), segments)
 
 
+@pytest.mark.parametrize("kernel", ["xla", None])
+@pytest.mark.parametrize(("length", "heads", "head_dim"), [(4096, (1, 1), 64), (1000, (4, 2), 32), (1500, (2, 1), 256)])
+def test_long_inputs_and_every_head_dim(random_inputs, compare, length, heads, head_dim, kernel):
+    segments = jnp.asarray(np.repeat([1, 2, 0], [length // 3, length // 2, length - length // 3 - length // 2])[None])
+    inputs = random_inputs(1, length, *heads, head_dim)
+    compare(blockwise(True, kernel=kernel), dense(True), *inputs)
+    compare(blockwise(True, kernel=kernel), dense(True), *inputs, segments.astype(jnp.int32))
+
+
 def test_default_blocks_at_a_trajectory_s_length(random_inputs, compare):
     compare(blockwise(True), dense(True), *random_inputs(2, 1000, 4, 4, 16))
 
@@ -137,9 +142,10 @@ def test_blocks_that_nobody_sees_are_not_computed(random_inputs, reason):
     segments = jnp.asarray([[1] * 32 + [2] * 32], jnp.int32) if reason == "segments" else None
     k, v = k.at[:, 32:].set(jnp.nan), v.at[:, 32:].set(jnp.nan)
 
+    attend = blockwise(reason == "causality", 16, 16)
+
     def loss(q, k, v):
-        out = blockwise_attention(q, k, v, segment_ids=segments, causal=reason == "causality", block_q=16, block_k=16)
-        return (out * weights)[:, :32].sum()
+        return (attend(q, k, v, segments)[0] * weights)[:, :32].sum()
 
     value, (dq, dk, dv) = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v)
     assert jnp.isfinite(value) and jnp.isfinite(dq[:, :32]).all()

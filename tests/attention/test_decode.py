@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringrl.attention import MASKED_LSE, decode_attention, dense_attention, ring_positions, to_ring_order
@@ -87,6 +87,39 @@ def test_a_cache_spread_over_the_ring_gives_every_device_the_whole_answer(random
     program = jax.jit(sharded).lower(*arguments).as_text()
     assert program.count("stablehlo.all_reduce") == 2
     assert "collective_permute" not in program and "all_gather" not in program
+
+
+def test_a_device_reads_and_sends_no_more_than_its_part(outputs):
+    mesh = jax.make_mesh((8,), ("seq",), axis_types=(AxisType.Auto,))
+    spread = P(None, "seq")
+    sharded = jax.shard_map(
+        partial(decode, axis_name="seq"),
+        mesh=mesh,
+        in_specs=(P(), spread, spread, P(), spread, P(), spread),
+        out_specs=P(),
+        check_vma=False,
+    )
+
+    def arguments(entries):
+        q = jax.ShapeDtypeStruct((2, 3, 4, 8), jnp.float32)
+        cache = jax.ShapeDtypeStruct((2, entries, 2, 8), jnp.float32, sharding=NamedSharding(mesh, spread))
+        ids, new = (jax.ShapeDtypeStruct((2, n), jnp.int32) for n in (entries, 3))
+        return q, cache, cache, new, ids, new, ids
+
+    def memory(entries):
+        return jax.jit(sharded).lower(*arguments(entries)).compile().memory_analysis()
+
+    # Blocks of the cache that a device looks at; it reads those that hold what a query sees.
+    blocks = [aval.shape for name, aval in outputs(sharded, *arguments(1600)) if name == "dynamic_slice"]
+    assert (2, 20, 2, 8) in blocks and all(np.prod(shape) <= 2 * 20 * 2 * 8 for shape in blocks)
+    sent = [aval.size for name, aval in outputs(sharded, *arguments(1600)) if name in ("psum", "pmax")]
+    assert sorted(sent) == [2 * 3 * 4, 2 * 3 * 4 * (8 + 1)]  # of each query and head: log-sum-exp; output and weight
+    short, long = memory(1600), memory(16000)
+    per_entry = 2 * (2 * 2 * 8 * 4) // 8  # keys and values of one entry of both rows: an eighth is this device's
+    ids = 2 * 2 * 4 // 8  # segment ids and positions
+    assert long.argument_size_in_bytes - short.argument_size_in_bytes == (16000 - 1600) * (per_entry + ids)
+    # The cache is neither copied nor padded: what grows are its blocked ids.
+    assert long.temp_size_in_bytes - short.temp_size_in_bytes < (16000 - 1600) * per_entry
 
 
 def test_entries_may_lie_in_any_order(random_inputs):

@@ -71,7 +71,15 @@ def trained(tmp_path_factory, tiny_config):
         (True, {"data": 2, "fsdp": 2}, 1),
         (True, {"data": 2}, 2),
     ],
-    ids=["interleaved ring", "fused ring", "ring, tensor, fsdp", "data, fsdp", "data, accumulated"],
+    ids=[
+        "interleaved ring",
+        "fused ring",
+        "hybrid",
+        "gathered",
+        "ring, tensor, fsdp",
+        "data, fsdp",
+        "data, accumulated",
+    ],
 )
 def test_the_same_losses_on_every_mesh(fused, mesh, accumulation, trained):
     expected = losses(trained(fused)[1])

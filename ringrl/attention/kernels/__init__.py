@@ -74,7 +74,7 @@ def platform() -> str:
 
 def choose_kernel(q: Array, k: Array, segmented: bool) -> Kernel:
     """The fastest implementation that the platform has for these arrays."""
-    best: dict[str, Kernel] = {"cpu": "xla", "tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
+    best: dict[str, Kernel] = {"cpu": "native", "tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
     name = best.get(platform(), "xla")
     return "xla" if _missing(name, q, k, segmented) else name
 

@@ -1,0 +1,276 @@
+"""The local step on CPUs: a kernel in C++ that XLA calls, compiled for this processor when it is first needed.
+
+It is the blocked online softmax of FlashAttention (Dao et al., arXiv 2205.14135), with matrix products tiled for vector
+registers and work shared out over XLA's own threads; `native.cc` and the headers beside it say how. The library is kept
+in the user's cache folder, under a name that changes with the source, the compiler, jaxlib and the processor.
+
+`RINGRL_NATIVE=0` turns it off; `CXX` names the compiler.
+"""
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, Int32
+
+from ringrl.attention.blocks import group_size, vary_like
+
+_FOLDER = Path(__file__).parent
+_SOURCES = ("native.cc", "native_forward.h", "native_backward.h", "native_problem.h", "native_tiles.h")
+# GCC takes -march=native on ARM too, but Clang there knows only -mcpu=native.
+_NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+# Contraction makes one fused instruction of x * y + z; it is off by default in some compilers' ISO mode.
+_FLAGS = ("-O3", "-std=c++17", _NATIVE, "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
+_FORWARD, _BACKWARD = "ringrl_native_forward", "ringrl_native_backward"
+
+_log = logging.getLogger(__name__)
+
+Queries = Float[Array, "batch queries heads head_dim"]
+Keys = Float[Array, "batch keys kv_heads head_dim"]
+RowValues = Float32[Array, "batch queries heads"]
+Output = Float32[Array, "batch queries heads head_dim"]
+KeyGradients = Float32[Array, "batch keys kv_heads head_dim"]
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernel can be called: compiles it if need be, and registers it with XLA.
+
+    False, with one warning in the log, where compiling fails; False in silence where there is no compiler or
+    RINGRL_NATIVE is 0.
+    """
+    if os.environ.get("RINGRL_NATIVE") == "0":
+        return False
+    compiler = _find_compiler()
+    if compiler is None:
+        return False
+    try:
+        library = ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("the native attention kernel cannot be used, XLA's is: %s", _first_error(error))
+        return False
+    for name, symbol in ((_FORWARD, library.RingrlForward), (_BACKWARD, library.RingrlBackward)):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(symbol), platform="cpu")
+    return True
+
+
+def forward(
+    q: Queries,
+    k: Keys,
+    v: Keys,
+    q_positions: Int32[Array, "batch_or_1 queries"],
+    k_positions: Int32[Array, "batch_or_1_k keys"],
+    q_segments: Int32[Array, "batch queries"] | None,
+    k_segments: Int32[Array, "batch keys"] | None,
+    *,
+    scale: float,
+    q_chunks: int = 1,
+    k_chunks: int = 1,
+) -> tuple[Output, RowValues]:
+    """Attention of queries to one shard of keys; not differentiable by itself. `available` must have said yes.
+
+    Query i sees key j where its position is not before the key's and, with segments, the ids are equal and not 0.
+
+    Args:
+        q: queries, float32 or bfloat16.
+        k: keys, in q's dtype; heads must be a multiple of kv_heads.
+        v: values, in q's dtype.
+        q_positions: positions of the queries, the same in every row of the batch or one row each.
+        k_positions: positions of the keys.
+        q_segments: ids, 0 for padding; None: one segment.
+        k_segments: ids; None exactly where q_segments is.
+        scale: multiplies the scores.
+        q_chunks: equal runs of queries, within each of which positions increase. Decides only about speed.
+        k_chunks: equal runs of keys.
+
+    Returns:
+        Output and log-sum-exp; 0 and `MASKED_LSE` for a query that sees nothing. All arithmetic is float32.
+
+    Raises:
+        ValueError: heads is not a multiple of kv_heads, chunks do not divide their length, or only one of the two
+            segments is given.
+        TypeError: q is neither float32 nor bfloat16, or k or v is of another dtype than q.
+    """
+    tokens = q_positions, k_positions, q_segments, k_segments
+    out, lse = _call(_FORWARD, (q, k, v), tokens, (q.shape, q.shape[:-1]), scale, q_chunks, k_chunks)
+    return out, lse
+
+
+def backward(
+    q: Queries,
+    d_out: Queries,
+    lse: RowValues,
+    delta: RowValues,
+    k: Keys,
+    v: Keys,
+    q_positions: Int32[Array, "batch_or_1 queries"],
+    k_positions: Int32[Array, "batch_or_1_k keys"],
+    q_segments: Int32[Array, "batch queries"] | None,
+    k_segments: Int32[Array, "batch keys"] | None,
+    *,
+    scale: float,
+    q_chunks: int = 1,
+    k_chunks: int = 1,
+) -> tuple[Output, KeyGradients, KeyGradients]:
+    """These keys' share of dq, and the queries' share of dk and dv (FlashAttention, algorithm 4).
+
+    Args:
+        q: queries, float32 or bfloat16.
+        d_out: gradient of the whole output, in q's dtype.
+        lse: log-sum-exp over *all* keys, also those that are not here.
+        delta: rowsum(d_out * out), less the gradient of the log-sum-exp.
+        k: keys, and so on as in `forward`.
+        v: values.
+        q_positions: positions of the queries.
+        k_positions: positions of the keys.
+        q_segments: ids or None.
+        k_segments: ids or None.
+        scale: multiplies the scores.
+        q_chunks: equal runs of queries.
+        k_chunks: equal runs of keys.
+
+    Returns:
+        dq, dk and dv in float32; the same bits whatever the threads' timing.
+
+    Raises:
+        ValueError: as in `forward`.
+        TypeError: as in `forward`.
+    """
+    arrays, tokens = (q, d_out, lse, delta, k, v), (q_positions, k_positions, q_segments, k_segments)
+    dq, dk, dv = _call(_BACKWARD, arrays, tokens, (q.shape, k.shape, k.shape), scale, q_chunks, k_chunks)
+    return dq, dk, dv
+
+
+def _call(
+    target: str, arrays: tuple, tokens: tuple, shapes: tuple, scale: float, q_chunks: int, k_chunks: int
+) -> tuple[Array, ...]:
+    """Call the library, whose results, of these shapes, are all float32."""
+    _check(arrays, tokens, q_chunks, k_chunks)
+    arrays, tokens = vary_like((arrays, tokens), (arrays, tokens))
+    results = tuple(_result(shape, arrays[0]) for shape in shapes)
+    # Read as: no segments.
+    nothing = vary_like(jnp.zeros((0, 0), jnp.int32), arrays)
+    ids = (nothing if x is None else x for x in tokens)
+    call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
+    return tuple(call(*arrays, *ids, scale=np.float32(scale), q_chunks=q_chunks, k_chunks=k_chunks))
+
+
+def _result(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
+    """A float32 result that varies, under `shard_map`'s check_vma, over the mesh axes that `like` varies over."""
+    aval: Any = jax.typeof(like)
+    # jax 0.10.2 moved the set of axes from `vma` into `manual_axis_type`.
+    axes = {"manual_axis_type": aval.mat} if hasattr(aval, "mat") else {"vma": aval.vma}
+    if not (aval.mat.varying if hasattr(aval, "mat") else aval.vma):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding, **axes)
+
+
+def _check(arrays: tuple, tokens: tuple, q_chunks: int, k_chunks: int) -> None:
+    """The library reads memory as it is told to, so what it is told must be true."""
+    q, k = arrays[0], arrays[-2]
+    batch, queries, heads, dim = q.shape
+    keys, kv_heads = k.shape[1:3]
+    group_size(heads, kv_heads)
+    if queries % q_chunks or keys % k_chunks:
+        raise ValueError(f"{q_chunks} chunks of {queries} queries or {k_chunks} of {keys} keys would not be equal")
+    if (tokens[2] is None) != (tokens[3] is None):
+        raise ValueError("queries and keys must both have segments, or neither")
+    of_queries, of_keys = (batch, queries, heads, dim), (batch, keys, kv_heads, dim)
+    between = () if len(arrays) == 3 else (of_queries, of_queries[:-1], of_queries[:-1])
+    shapes = tuple(x.shape for x in arrays)
+    if shapes != (of_queries, *between, of_keys, of_keys):
+        raise ValueError(f"arrays of shapes {shapes} do not belong together")
+    q_rows, k_rows = (x.shape[0] for x in tokens[:2])
+    lengths = (q_rows, queries), (k_rows, keys), (batch, queries), (batch, keys)
+    if {q_rows, k_rows} - {1, batch} or any(
+        x is not None and x.shape != y for x, y in zip(tokens, lengths, strict=True)
+    ):
+        raise ValueError(f"positions or segments do not belong to {batch} rows of {queries} queries and {keys} keys")
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        raise TypeError(f"the native kernel takes float32 or bfloat16, not {q.dtype}")
+    for x in arrays:
+        if x.ndim == 4 and x.dtype != q.dtype:
+            raise TypeError(f"{x.dtype} does not go with queries of {q.dtype}")
+
+
+def _find_compiler() -> list[str] | None:
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    return [sys.executable, "-m", "ziglang", "c++"] if importlib.util.find_spec("ziglang") else None
+
+
+def _build(compiler: list[str]) -> Path:
+    """The path of the library, compiled unless the cache has it. Processes that want the same one wait for the first.
+
+    OSError or SubprocessError when it cannot be compiled, or the cache cannot be written.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringrl"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_fingerprint(compiler)}.so"
+    if path.exists():
+        return path
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+            command = [*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_FOLDER / _SOURCES[0]), "-o"]
+            try:
+                subprocess.run([*command, str(unfinished)], check=True, capture_output=True, text=True, timeout=600)
+                os.replace(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _fingerprint(compiler: list[str]) -> str:
+    """Changes with whatever decides what the compiler makes."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+    parts = [
+        *compiler,
+        version,
+        *_FLAGS,
+        importlib.metadata.version("jaxlib"),
+        platform.machine(),
+        platform.processor(),
+        _processor(),
+    ]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for name in _SOURCES:
+        digest.update((_FOLDER / name).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What Linux says of the processor and its instructions; a home folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    names = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(names)))
+
+
+def _first_error(error: Exception) -> str:
+    """One line: the compiler's first that speaks of an error, or what went wrong otherwise."""
+    lines = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+    return next((line for line in lines if "error" in line), next(iter([*lines, str(error)])))

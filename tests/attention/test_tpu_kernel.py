@@ -1,0 +1,307 @@
+"""The TPU kernels: interpreted on CPU against the formulas written out, and compiled by the real TPU compiler."""
+
+import importlib.util
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ringrl.attention.blocks import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
+from ringrl.attention.kernels import tpu, tpu_backward
+from ringrl.attention.kernels.tpu_blocks import make_k_ids, make_q_ids, make_schedule
+from ringrl.planner.topology import find_devices
+
+SCALE = 0.3
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
+)
+
+
+def visible(q_positions, k_positions, q_segments, k_segments):
+    mask = q_positions[:, :, None] >= k_positions[:, None, :]
+    if q_segments is not None:
+        same = (q_segments[:, :, None] == k_segments[:, None, :]) & (q_segments != 0)[:, :, None]
+        mask = jnp.broadcast_to(mask, same.shape) & same
+    return mask[:, None]
+
+
+def reference(q, k, v, ids):
+    """(out, lse) in float32."""
+    group = q.shape[1] // k.shape[1]
+    q, k, v = (x.astype(jnp.float32) for x in (q, jnp.repeat(k, group, 1), jnp.repeat(v, group, 1)))
+    scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, precision="highest") * SCALE
+    mask = jnp.broadcast_to(visible(*ids), scores.shape)
+    seen = mask.any(-1)
+    highest = jnp.where(seen, jnp.where(mask, scores, -jnp.inf).max(-1), 0.0)
+    p = jnp.where(mask, jnp.exp(scores - highest[..., None]), 0.0)
+    total = jnp.where(seen, p.sum(-1), 1.0)
+    out = jnp.einsum("bhqk,bhkd->bhqd", p / total[..., None], v, precision="highest")
+    return out, jnp.where(seen, highest + jnp.log(total), MASKED_LSE)
+
+
+def reference_gradients(q, d_out, lse, delta, k, v, ids):
+    """dq, dk and dv in float32, given any log-sum-exp and delta."""
+    group = q.shape[1] // k.shape[1]
+    arrays = q, d_out, jnp.repeat(k, group, 1), jnp.repeat(v, group, 1)
+    q, d_out, k, v = (x.astype(jnp.float32) for x in arrays)
+    einsum = partial(jnp.einsum, precision="highest")
+    scores = einsum("bhqd,bhkd->bhqk", q, k) * SCALE
+    p = jnp.where(visible(*ids), jnp.exp(scores - lse[..., None]), 0.0)
+    ds = p * (einsum("bhqd,bhkd->bhqk", d_out, v) - delta[..., None])
+    dk, dv = einsum("bhqk,bhqd->bhkd", ds, q) * SCALE, einsum("bhqk,bhqd->bhkd", p, d_out)
+    shape = k.shape[0], -1, group, *k.shape[2:]
+    return einsum("bhqk,bhkd->bhqd", ds, k) * SCALE, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2)
+
+
+def positions(*runs):
+    return jnp.concatenate([jnp.arange(*run, dtype=jnp.int32) for run in runs])[None]
+
+
+def constant(value, length=256):
+    return jnp.full((1, length), value, jnp.int32)
+
+
+def segments(*rows):
+    """Each row a list of (id, length)."""
+    return jnp.asarray([np.repeat([i for i, _ in row], [n for _, n in row]) for row in rows], jnp.int32)
+
+
+HERE = positions((0, 256))
+LEFT = segments([(1, 100), (2, 60), (0, 96)], [(0, 128), (3, 128)])
+RIGHT = segments([(2, 40), (0, 20), (1, 196)], [(3, 256)])
+CASES = {  # positions of queries and keys, segments of queries and keys
+    "diagonal": (HERE, HERE, None, None),
+    "past": (positions((256, 512)), HERE, None, None),
+    "future": (HERE, positions((256, 512)), None, None),
+    "half future": (HERE, positions((128, 384)), None, None),
+    "striped": (positions((1, 1024, 4)), positions((3, 1024, 4)), None, None),
+    "zigzag": (positions((128, 256), (768, 896)), positions((0, 128), (896, 1024)), None, None),
+    "zigzag diagonal": (positions((128, 256), (768, 896)),) * 2 + (None, None),
+    "non-causal": (constant(SEES_ALL), positions((256, 512)), None, None),
+    "padding": (
+        jnp.concatenate([HERE[:, :200], constant(SEES_NONE, 56)], 1),
+        jnp.concatenate([HERE[:, :150], constant(NEVER_SEEN, 106)], 1),
+        None,
+        None,
+    ),
+    "positions by row": (jnp.concatenate([HERE, HERE + 64]), jnp.concatenate([HERE + 32, HERE[:, ::-1]]), None, None),
+    "segments": (HERE, HERE, LEFT, LEFT),
+    "segments of two shards": (HERE + 100, HERE, LEFT, RIGHT),
+    "segments, non-causal": (constant(SEES_ALL), HERE, LEFT, RIGHT),
+    "negative segments": (HERE, HERE, segments(*[[(-7, 128), (-2, 128)]] * 2), segments(*[[(-7, 256)]] * 2)),
+}
+
+
+def inputs(ids, heads=4, kv_heads=2, head_dim=32, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(2, h, x.shape[1], head_dim) for h, x in ((heads, ids[0]), (kv_heads, ids[1]), (kv_heads, ids[1]))]
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in (*shapes, shapes[0]))
+
+
+@partial(jax.jit, static_argnames=("blocks", "interpret"), compiler_options={"xla_llvm_disable_expensive_passes": True})
+def run(q, k, v, d_out, ids, more_lse, more_delta, *, blocks=(128, 128), interpret=True):
+    """Both directions; the log-sum-exp and delta of the backward pass are as if there were other keys, too."""
+    options = dict(scale=SCALE, block_q=blocks[0], block_k=blocks[1], interpret=interpret)
+    out, lse = tpu.forward(q, k, v, *ids, **options)
+    lse_all, delta = jnp.logaddexp(lse, more_lse), (d_out.astype(jnp.float32) * out).sum(-1) + more_delta
+    return out, lse, lse_all, delta, *tpu_backward.backward(q, d_out, lse_all, delta, k, v, *ids, **options)
+
+
+def check(ids, *, out_atol=2e-5, gradient_atol=1e-4, elsewhere=0.3, blocks=(128, 128), interpret=True, **shapes):
+    """`elsewhere`: log-sum-exp of the keys of other shards."""
+    q, k, v, d_out = inputs(ids, **shapes)
+    more = jnp.float32(elsewhere), jnp.float32(0.7)
+    out, lse, lse_all, delta, *gradients = run(q, k, v, d_out, ids, *more, blocks=blocks, interpret=interpret)
+    assert all(x.dtype == jnp.float32 for x in (out, lse, *gradients))
+    wanted_out, wanted_lse = reference(q, k, v, ids)
+    np.testing.assert_allclose(out, wanted_out, atol=out_atol, rtol=out_atol)
+    np.testing.assert_allclose(lse, wanted_lse, atol=out_atol, rtol=out_atol)
+    wanted = reference_gradients(q, d_out, lse_all, delta, k, v, ids)
+    for name, a, b in zip(("dq", "dk", "dv"), gradients, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=gradient_atol, rtol=gradient_atol, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_against_the_formulas(case):
+    check(CASES[case])
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(3, 1, 128), (2, 2, 256)])
+def test_heads(heads, kv_heads, head_dim):
+    check(CASES["segments"], heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+
+
+@pytest.mark.parametrize("blocks", [(256, 128), (128, 384)])
+def test_blocks_and_lengths_that_differ(blocks):
+    check((positions((200, 712)), positions((0, 768)), None, None), blocks=blocks)
+
+
+def test_bfloat16():
+    check(CASES["segments of two shards"], dtype=jnp.bfloat16, head_dim=64, out_atol=2e-2, gradient_atol=4e-2)
+
+
+def test_emulated_memory_and_transfers(capfd):
+    """Pallas's emulator fills memory with NaN until it is written, and prints reads that race with transfers."""
+    check(CASES["segments of two shards"], interpret=pltpu.InterpretParams(detect_races=True))
+    assert "RACE" not in capfd.readouterr().out.upper()
+
+
+@pytest.mark.parametrize("case", ["future", "padding", "segments"])
+def test_rows_that_see_nothing(case):
+    """Also over all shards: then the log-sum-exp of the backward pass is MASKED_LSE, too."""
+    ids = CASES[case]
+    q, k, v, d_out = inputs(ids)
+    more = jnp.float32(MASKED_LSE), jnp.float32(0)
+    out, lse, _, _, dq, dk, dv = run(q, k, v, d_out, ids, *more)
+    blind = np.broadcast_to(~np.asarray(visible(*ids)).any(-1), lse.shape)
+    assert blind.any()
+    assert (np.asarray(out)[blind] == 0).all() and (np.asarray(lse)[blind] == MASKED_LSE).all()
+    assert (np.asarray(dq)[blind] == 0).all()
+    assert np.isfinite(dk).all() and np.isfinite(dv).all()
+    if case == "future":
+        assert not np.asarray(dk).any() and not np.asarray(dv).any()
+
+
+@pytest.mark.parametrize("case", ["future", "half future", "zigzag", "segments of two shards"])
+def test_what_nobody_sees_is_not_computed(case):
+    ids = CASES[case]
+    q, k, v, d_out = inputs(ids)
+    mask = np.asarray(visible(*ids))[:, 0]
+    blocks = np.broadcast_to(mask, (2, 256, 256)).reshape(2, 2, 128, 2, 128).any((2, 4))  # [batch, q block, k block]
+    q_seen, k_seen = (np.repeat(blocks.any(axis), 128, axis=1)[:, None, :, None] for axis in (2, 1))
+    assert not (q_seen.all() and k_seen.all())
+    more = jnp.float32(0.3), jnp.float32(0.7)
+    wanted = run(q, k, v, d_out, ids, *more)
+    nan = jnp.float32(jnp.nan)
+    q, k, v = jnp.where(q_seen, q, nan), jnp.where(k_seen, k, nan), jnp.where(k_seen, v, nan)
+    for a, b in zip(run(q, k, v, d_out, ids, *more), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_visits():
+    """Rows of the grid start at their first needed block, and fetch the next row's while they run empty."""
+    q_ids, k_ids = make_q_ids(positions((0, 512)), None), make_k_ids(positions((0, 512)), None)
+    schedule = make_schedule(q_ids, k_ids, 128, 128)
+    assert (schedule.tables.first.tolist(), schedule.tables.last.tolist()) == ([0, 0, 0, 0], [0, 1, 2, 3])
+    assert schedule.width == 4 and not schedule.batched
+    by_keys = make_schedule(q_ids, k_ids, 128, 128, by_keys=True).tables
+    assert (by_keys.first.tolist(), by_keys.last.tolist()) == ([0, 1, 2, 3], [3, 3, 3, 3])
+    assert by_keys.after.tolist() == [1, 2, 3, 3]
+
+    future = make_schedule(q_ids, make_k_ids(positions((512, 1024)), None), 128, 128)
+    assert future.width == 1 and future.tables.last.tolist() == [-1] * 4 and future.tables.after.tolist() == [0] * 4
+
+    ids = segments([(1, 128), (2, 128), (0, 128), (3, 128)], [(5, 512)])
+    packed = make_schedule(make_q_ids(positions((0, 512)), ids), make_k_ids(positions((0, 512)), ids), 128, 128)
+    assert packed.batched
+    assert packed.tables.first.tolist() == [0, 1, 0, 3, 0, 0, 0, 0]
+    assert packed.tables.last.tolist() == [0, 1, -1, 3, 0, 1, 2, 3]
+    assert packed.tables.after.tolist() == [1, 3, 3, 3, 0, 0, 0, 3]
+
+
+def test_scalar_memory_is_linear_in_blocks():
+    ids = jax.ShapeDtypeStruct((8, 131072), jnp.int32)
+
+    def tables(positions, segments):
+        q_ids, k_ids = make_q_ids(positions, segments), make_k_ids(positions, segments)
+        return make_schedule(q_ids, k_ids, 512, 1024).tables
+
+    sizes = [x.size for x in jax.tree.leaves(jax.eval_shape(tables, ids, ids))]
+    assert sum(sizes) == 8 * (7 * 256 + 4 * 128)
+
+
+@pytest.mark.parametrize("blocks", [(64, 128), (128, 100), (128, 384), (0, 128)])
+def test_blocks_that_do_not_fit(blocks):
+    ids = CASES["diagonal"]
+    with pytest.raises(ValueError, match=r"block_[qk] = \d+ must be a multiple of 128 and divide .* 256"):
+        run(*inputs(ids), ids, jnp.float32(0), jnp.float32(0), blocks=blocks)
+
+
+def ring_step(q, k, v, d_out, ids, blocks=(128, 128), interpret=False):
+    """Hops of a ring in a scan, forward and backward, as a device takes them."""
+    options = dict(scale=SCALE, block_q=blocks[0], block_k=blocks[1], interpret=interpret)
+
+    def hop(carry, _):
+        total, (k, v, k_positions) = carry
+        send = [(i, (i + 1) % lax.axis_size("seq")) for i in range(lax.axis_size("seq"))]
+        arriving = jax.tree.map(lambda x: lax.ppermute(x, "seq", send), (k, v, k_positions))
+        hop_ids = (ids[0], k_positions, *ids[2:])
+        out, lse = tpu.forward(q, k, v, *hop_ids, **options)
+        dq, dk, dv = tpu_backward.backward(q, d_out, lse, lse, k, v, *hop_ids, **options)
+        return (total + out + dq + dk.sum() + dv.sum(), arriving), lse
+
+    zero = lax.pcast(jnp.zeros(q.shape, jnp.float32), "seq", to="varying")
+    (total, _), lse = lax.scan(hop, (zero, (k, v, ids[1])), length=lax.axis_size("seq"))
+    return total, lse[0]
+
+
+def test_in_shard_map():
+    """Interpreted; Pallas's interpreter does not know check_vma (the compiled test below uses it)."""
+    mesh = jax.make_mesh((2,), ("seq",), axis_types=(AxisType.Auto,))
+    q, k, v, d_out = inputs((positions((0, 256)), positions((0, 256))), heads=1, kv_heads=1)
+    ids = (positions((0, 256)), positions((0, 256)), None, None)
+    spec, id_spec = P(None, None, "seq"), (P(None, "seq"), P(None, "seq"), None, None)
+    step = jax.shard_map(
+        partial(ring_step, interpret=True),
+        mesh=mesh,
+        in_specs=(spec, spec, spec, spec, id_spec),
+        out_specs=(spec, spec),
+        check_vma=False,
+    )
+    total, lse = jax.jit(step)(q, k, v, d_out, ids)
+    assert np.isfinite(total).all()
+    local = [jnp.s_[:, :, :128], jnp.s_[:, :, 128:]]
+    for shard in local:
+        shard_ids = (ids[0][shard[1:]], ids[1][shard[1:]], None, None)
+        np.testing.assert_allclose(
+            lse[shard], reference(q[shard], k[shard], v[shard], shard_ids)[1], atol=2e-5, rtol=2e-5
+        )
+
+
+COMPILED = [
+    pytest.param("v5e:2x4", jnp.bfloat16, 64, 4, 8, None),
+    pytest.param("v4:2x2x1", jnp.bfloat16, 128, 2, 2, None),
+    *(
+        pytest.param(chip, dtype, head_dim, heads, kv_heads, blocks, marks=pytest.mark.slow)
+        for chip in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+        for dtype, head_dim, heads, kv_heads, blocks in (
+            (jnp.bfloat16, 32, 4, 1, None),
+            (jnp.bfloat16, 128, 4, 4, (1024, 1024)),
+            (jnp.bfloat16, 256, 2, 2, None),
+            (jnp.float32, 64, 4, 2, (128, 128)),
+            (jnp.float32, 256, 2, 1, None),
+        )
+    ),
+]
+
+
+@needs_libtpu
+@pytest.mark.parametrize("chip, dtype, head_dim, heads, kv_heads, blocks", COMPILED)
+def test_compiles(chip, dtype, head_dim, heads, kv_heads, blocks):
+    """By the real compiler, in a scanned ring under check_vma: vector memory and scalar memory are enough."""
+    devices = find_devices(chip)
+    mesh = Mesh(np.array(devices), ("seq",), axis_types=(AxisType.Auto,))
+    length = 8192 * len(devices)
+    spec, id_spec = P(None, None, "seq"), P(None, "seq")
+
+    def argument(shape, kind, spec):
+        return jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec))
+
+    q = argument((2, heads * kv_heads, length, head_dim), dtype, spec)
+    k = argument((2, kv_heads, length, head_dim), dtype, spec)
+    ids = (argument((1, length), jnp.int32, id_spec),) * 2 + (argument((2, length), jnp.int32, id_spec),) * 2
+    step = jax.shard_map(
+        partial(ring_step, blocks=blocks or tpu.default_blocks(head_dim, jnp.dtype(dtype).itemsize)),
+        mesh=mesh,
+        in_specs=(spec, spec, spec, spec, (id_spec,) * 4),
+        out_specs=(spec, spec),
+    )
+    text = jax.jit(step).lower(q, k, k, q, ids).compile().as_text()
+    for kernel in ("attention_forward", "attention_backward_dq", "attention_backward_dkv"):
+        assert f"%{kernel}" in text
