@@ -31,6 +31,7 @@ HEADS, HEAD_DIM, RING = 4, 64, 8
 PASSES = ("forward", "train")
 SUBJECTS = {
     "ring8_ringrl": "ringrl ring of 8 (zigzag)",
+    "ring8_ringrl_xla": "ringrl ring of 8, plain XLA",
     "ring8_ringattention": "ringattention 0.1.2, ring of 8",
     "one_ringrl": "ringrl, one device",
     "one_ringrl_xla": "ringrl, one device, plain XLA",
@@ -206,6 +207,7 @@ def jax_attention(name: str, length: int) -> Callable:
         return authors_attention(length // RING)
     return {
         "ring8_ringrl": partial(ring_attention, axis_name="seq"),
+        "ring8_ringrl_xla": partial(ring_attention, axis_name="seq", kernel="xla"),
         "one_ringrl": blockwise_attention,
         "one_ringrl_xla": partial(blockwise_attention, kernel="xla"),
         "one_jax_nn": partial(jax.nn.dot_product_attention, is_causal=True),

@@ -7,8 +7,8 @@ Transformers, arXiv 2310.01889). Partial results are merged in float32 by their 
 Backward, the float32 gradients of a shard's keys and values travel after it, one hop behind: while a device computes
 with a shard, the sums that the devices before it made for this very shard are arriving, and are added afterwards. So
 nothing that is sent waits for what is being computed. A device's own keys are taken in two halves, the first while the
-first shard arrives, the second while its own finished sums come home: every transfer has computation to hide behind,
-and none is useless (keys and sums each make ring - 1 hops).
+first shard arrives, the second while its own finished sums come home: every transfer has computation to hide behind.
+Keys make ring - 1 hops, their sums ring hops, back to where they belong.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from ringrl.attention.hybrid import exchange_heads
 from ringrl.attention.kernels import Kernel, make_step
 from ringrl.attention.layout import Layout, ring_positions, runs_per_shard
 from ringrl.attention.shards import Shards, halves
-from ringrl.attention.step import Tokens, backward_rows, finish, merge
+from ringrl.attention.step import Ordered, Tokens, backward_rows, finish, merge
 
 Tree = TypeVar("Tree")
 Exchange = Literal["ring", "all_gather"]
@@ -128,7 +128,7 @@ def _forward(shards: Shards, q: Array, k: Array, v: Array, segments: Array | Non
 
     def hop(carry: tuple, number: Array) -> tuple[tuple, None]:
         partial_result, keys = carry
-        arriving = _pass_on(shards, keys)
+        arriving = _pass_on(shards, keys, partial_result[0])
         return (merge(partial_result, attend(number, keys)), arriving), None
 
     keys = (step.pack_k(k_tied), step.pack_k(v_tied), own_segments)
@@ -147,32 +147,33 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     rows = backward_rows(step, q_tied, out, lse, d_out, d_lse if shards.return_lse else None)
 
     def differentiate(keys: tuple, k_tokens: Tokens) -> tuple[Array, tuple[Array, Array]]:
-        dq, dk, dv = step.backward(rows, *keys[:2], q_tokens, k_tokens)
+        dq, dk, dv = step.backward(rows, keys[0], keys[1], q_tokens, k_tokens)
         return dq, (dk, dv)
 
     def hop(carry: tuple, number: Array | int) -> tuple[tuple, None]:
         # A hop begins when the one before it has ended, so that what it sends hides behind what it computes itself.
         dq, keys, sums = lax.optimization_barrier(carry)
-        arriving_keys = keys if isinstance(number, int) and number == last else _pass_on(shards, keys)
-        arriving_sums = _pass_on(shards, sums)
+        if isinstance(number, int) and number == last:
+            arriving_keys, arriving_sums = keys, _pass_on(shards, sums, dq)
+        else:
+            arriving_keys, arriving_sums = _pass_on(shards, (keys, sums), dq)
         more, local = differentiate(keys, shards.k_tokens(index - number, keys[2]))
-        sums = local if sums is None else _add(arriving_sums, local)
-        return (dq + more, arriving_keys, sums), None
+        return (dq + more, arriving_keys, _add(arriving_sums, local)), None
 
     own = (step.pack_k(k_tied), step.pack_k(v_tied), own_segments)
     early, late = halves(shards.k_tokens(index, own_segments), step.sizes.k)
-    arriving = _pass_on(shards, own)
-    dq, own_early = differentiate(own, early)
-    carry, _ = hop((dq, arriving, None), 1)
+    arriving = _pass_on(shards, own, rows.delta)
+    dq, sums = differentiate(own, early)
+    carry, _ = hop((dq, arriving, sums), 1)
     if last > 1:
         carry, _ = lax.scan(hop, carry, jnp.arange(2, last, dtype=jnp.int32))
         carry, _ = hop(carry, last)
     dq, _, sums = carry
     # The second half of the own keys waits for the finished sums, or it would run before there is anything to hide.
     sums, late = lax.optimization_barrier((sums, late))
-    home = _pass_on(shards, sums)
+    home = _pass_on(shards, sums, dq)
     more, own_late = differentiate(own, late)
-    dk, dv = _add(home, _add(own_early, own_late))
+    dk, dv = _add(home, own_late)
     dq, dk, dv = step.unpack_q(dq + more), step.unpack_k(dk), step.unpack_k(dv)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
@@ -181,10 +182,20 @@ _attend = jax.custom_vjp(_primal, nondiff_argnums=(0,))
 _attend.defvjp(_forward, _backward)
 
 
-def _pass_on(shards: Shards, x: Tree) -> Tree:
-    """Send every leaf to the next device of the ring; receive the previous device's."""
+def _pass_on(shards: Shards, x: Tree, begin: Array) -> Tree:
+    """Send every leaf to the next device of the ring once `begin` is computed; receive the previous device's.
+
+    XLA's CPU runtime lets every device take those transfers first that are ready first, and waits for the others in the
+    middle of one: devices that disagree wait forever. There every transfer is told to wait for the one before it.
+    """
     neighbours = [(i, (i + 1) % shards.size) for i in range(shards.size)]
-    return jax.tree.map(lambda leaf: lax.ppermute(leaf, shards.axis_name, neighbours), x)
+    leaves, tree = jax.tree.flatten(x)
+    arrived = []
+    for leaf in leaves:
+        if isinstance(shards.step, Ordered):
+            leaf = shards.step.after(leaf, arrived[-1] if arrived else begin)
+        arrived.append(lax.ppermute(leaf, shards.axis_name, neighbours))
+    return jax.tree.unflatten(tree, arrived)
 
 
 def _add(a: Tree, b: Tree) -> Tree:

@@ -55,9 +55,7 @@ def halves(tokens: Tokens, cut: Cut) -> tuple[Tokens, Tokens]:
 
     What is hidden is not computed, so that the two steps together cost as much as one.
     """
-    blocks_a_run = -(-cut.run // cut.block)
-    middle = cut.length // 2 if cut.runs % 2 == 0 else min(-(-blocks_a_run // 2) * cut.block, cut.length)
-    first = jnp.arange(cut.length, dtype=jnp.int32)[None] < middle
+    first = jnp.arange(cut.length, dtype=jnp.int32)[None] < cut.middle
     early = jnp.where(first, tokens.positions, NEVER_SEEN)
     late = jnp.where(first, NEVER_SEEN, tokens.positions)
     return tokens._replace(positions=early), tokens._replace(positions=late)

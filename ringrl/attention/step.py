@@ -87,6 +87,15 @@ class LocalStep(Protocol):
         ...
 
 
+@runtime_checkable
+class Ordered(Protocol):
+    """A local step whose platform needs to be told in which order to send."""
+
+    def after(self, x: Array, token: Array) -> Array:
+        """`x`, not before `token` is computed."""
+        ...
+
+
 def pack_rows(step: LocalStep, x: Float32[Array, "batch heads length"]) -> Array:
     """One number a query, packed."""
     return step.pack_q(x.swapaxes(1, 2)[..., None])[..., 0]

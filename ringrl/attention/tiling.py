@@ -65,6 +65,14 @@ class Cut:
         """Tokens in a run."""
         return self.length // self.runs
 
+    @property
+    def middle(self) -> int:
+        """Tokens before the point, between two blocks, that parts them most evenly."""
+        if self.runs % 2 == 0:
+            return self.length // 2
+        blocks = -(-self.run // self.block)
+        return min(-(-blocks // 2) * self.block, self.length)
+
     def split(
         self, x: Shaped[Array, "batch length ..."], fill: int = 0
     ) -> Shaped[Array, "batch blocks {self.block} ..."]:

@@ -67,10 +67,10 @@ def test_every_transfer_of_the_ring_hides_behind_attention(topology, kernel):
     transfers = read_transfers(compiled.as_text())
     assert {t.kind for t in transfers} == {"collective-permute"}
     assert [t for t in transfers if not t.hidden_by] == []
-    # Forward and backward: keys and values make ring - 1 hops each, in bfloat16 and with their own number of heads;
-    # backward their float32 gradients make as many.
+    # Keys and values make ring - 1 hops forward and as many backward, in bfloat16 and with their own number of heads;
+    # their float32 gradients make ring hops.
     keys = SHARD * KV_HEADS * DIM * 2
-    assert sum(t.sent_bytes * t.times for t in transfers) == (ring - 1) * (2 * keys + 2 * keys + 2 * 2 * keys)
+    assert sum(t.sent_bytes * t.times for t in transfers) == (ring - 1) * 2 * 2 * keys + ring * 2 * (2 * keys)
 
 
 @needs_libtpu

@@ -107,10 +107,19 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer d_out
   return ffi::Error::Success();
 }
 
+// `x` as it is, in its own memory where XLA lets it; `token` has been computed by then.
+ffi::Error after(ffi::AnyBuffer x, ffi::AnyBuffer token, ffi::Result<ffi::AnyBuffer> same) {
+  if (same->untyped_data() != x.untyped_data()) std::memcpy(same->untyped_data(), x.untyped_data(), x.size_bytes());
+  return ffi::Error::Success();
+}
+
 using FloatArray = ffi::Buffer<ffi::F32>;
 
 }  // namespace
 }  // namespace ringrl
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlAfter, ringrl::after,
+                              ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlForward, ringrl::forward,
                               ffi::Ffi::Bind()

@@ -37,7 +37,7 @@ _SOURCES = ("native.cc", "native_forward.h", "native_backward.h", "native_proble
 _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 # Contraction makes one fused instruction of x * y + z; it is off by default in some compilers' ISO mode.
 _FLAGS = ("-O3", "-std=c++17", _NATIVE, "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
-_FORWARD, _BACKWARD = "ringrl_native_forward", "ringrl_native_backward"
+_FORWARD, _BACKWARD, _AFTER = "ringrl_native_forward", "ringrl_native_backward", "ringrl_native_after"
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def available() -> bool:
     except (OSError, subprocess.SubprocessError) as error:
         _log.warning("the native attention kernel cannot be used, XLA's is: %s", _first_error(error))
         return False
-    for name, symbol in ((_FORWARD, library.RingrlForward), (_BACKWARD, library.RingrlBackward)):
+    symbols = {_FORWARD: library.RingrlForward, _BACKWARD: library.RingrlBackward, _AFTER: library.RingrlAfter}
+    for name, symbol in symbols.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(symbol), platform="cpu")
     return True
 
@@ -157,6 +158,13 @@ def backward(
     return dq, dk, dv
 
 
+def after(x: Array, token: Array) -> Array:
+    """`x` itself, but not before `token` is computed: a dependency that XLA cannot optimise away."""
+    x, token = vary_like((x, token), (x, token))
+    call = jax.ffi.ffi_call(_AFTER, _result(x.shape, x, x.dtype), input_output_aliases={0: 0}, vmap_method="sequential")
+    return call(x, token)
+
+
 def _call(
     target: str, arrays: tuple, tokens: tuple, shapes: tuple, scale: float, q_chunks: int, k_chunks: int
 ) -> tuple[Array, ...]:
@@ -171,15 +179,15 @@ def _call(
     return tuple(call(*arrays, *ids, scale=np.float32(scale), q_chunks=q_chunks, k_chunks=k_chunks))
 
 
-def _result(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
-    """A float32 result that varies, under `shard_map`'s check_vma, over the mesh axes that `like` varies over."""
+def _result(shape: tuple[int, ...], like: Array, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """A result that varies, under `shard_map`'s check_vma, over the mesh axes that `like` varies over."""
     aval: Any = jax.typeof(like)
     # jax 0.10.2 moved the set of axes from `vma` into `manual_axis_type`.
     axes = {"manual_axis_type": aval.mat} if hasattr(aval, "mat") else {"vma": aval.vma}
     if not (aval.mat.varying if hasattr(aval, "mat") else aval.vma):
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+        return jax.ShapeDtypeStruct(shape, dtype)
     sharding = NamedSharding(aval.sharding.mesh, PartitionSpec())
-    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding, **axes)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, **axes)
 
 
 def _check(arrays: tuple, tokens: tuple, q_chunks: int, k_chunks: int) -> None:

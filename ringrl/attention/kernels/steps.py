@@ -25,6 +25,12 @@ class _AsGiven:
 class NativeStep(_AsGiven):
     """C++ on CPUs (`ringrl.attention.kernels.native`)."""
 
+    def after(self, x: Array, token: Array) -> Array:
+        """`x`, not before `token` is computed."""
+        from ringrl.attention.kernels import native
+
+        return native.after(x, token)
+
     def forward(self, q: Array, k: Array, v: Array, q_tokens: Tokens, k_tokens: Tokens) -> tuple[Array, Array]:
         """Output [batch, length, heads, head_dim] and log-sum-exp, float32."""
         from ringrl.attention.kernels import native
@@ -48,7 +54,7 @@ class GpuStep(_AsGiven):
         """Output [batch, length, heads, head_dim] and log-sum-exp, float32."""
         from ringrl.attention.kernels import gpu
 
-        return gpu.forward(q, k, v, q_tokens.positions, k_tokens.positions, **_static(self.sizes))
+        return gpu.forward(q, k, v, q_tokens.positions, k_tokens.positions, **self._static())
 
     def backward(
         self, rows: Rows, k: Array, v: Array, q_tokens: Tokens, k_tokens: Tokens
@@ -57,7 +63,12 @@ class GpuStep(_AsGiven):
         from ringrl.attention.kernels import gpu
 
         arguments = rows.q, rows.out, rows.d_out, rows.lse, k, v, q_tokens.positions, k_tokens.positions
-        return gpu.backward(*arguments, **_static(self.sizes), d_lse=rows.d_lse)
+        return gpu.backward(*arguments, **self._static(), d_lse=rows.d_lse)
+
+    def _static(self) -> dict:
+        # One shard of keys may come in two halves (`shards.halves`); cuDNN must know beforehand where they part.
+        one_shard = self.sizes.k.runs == self.sizes.q.runs
+        return _static(self.sizes) | {"k_split": self.sizes.k.middle if one_shard else None}
 
 
 @dataclass(frozen=True)
