@@ -137,8 +137,10 @@ class Plan:
     """The slice: generation:chips, for example v5e:4x8, v4:4x4x4, v3:16x16."""
     overrides: Positional[tuple[str, ...]] = ()
     """Settings as a.b=c, for example training.row_steps=64000."""
+    exchanges: bool = False
+    """Compare the ways to spread a sequence instead: ring, hybrid and all-gather, for one layer's attention."""
     json: bool = False
-    """Print one JSON object instead of a table."""
+    """Print JSON instead of a table."""
 
     def run(self) -> None:
         """Compile, and print what the compiler says."""
@@ -148,9 +150,14 @@ class Plan:
         from rich.console import Console
 
         from ringrl.config import load_config
-        from ringrl.planner import plan_training_step, table
+        from ringrl.planner import exchanges, plan_training_step, table
 
         config = load_config(self.config, self.overrides)
+        if self.exchanges:
+            with Console(stderr=True).status(f"compiling attention for {self.topology} each way"):
+                plans = exchanges.plan_exchanges(config, self.topology)
+            title = f"one layer's attention of {self.config} on {self.topology}, forward and backward, a device"
+            return print(exchanges.to_json(plans)) if self.json else Console().print(exchanges.to_table(plans, title))
         waiting = f"compiling the training step of {self.config} for {self.topology}; large models take minutes"
         with Console(stderr=True).status(waiting):
             plan = plan_training_step(config, self.topology)

@@ -183,14 +183,14 @@ class RunConfig(Section):
                 f"training.row_steps {self.training.row_steps} must be a multiple of mesh.seq x mesh.heads = "
                 f"{self.mesh.seq * self.mesh.heads}"
             )
+        if self.model.kv_heads % self.mesh.tensor:
+            raise ValueError(
+                f"model.kv_heads {self.model.kv_heads} must be a multiple of mesh.tensor {self.mesh.tensor}"
+            )
         if self.model.heads % (self.mesh.tensor * self.mesh.heads):
             raise ValueError(
                 f"model.heads {self.model.heads} must be a multiple of mesh.tensor x mesh.heads = "
                 f"{self.mesh.tensor * self.mesh.heads}"
-            )
-        if self.model.kv_heads % self.mesh.tensor:
-            raise ValueError(
-                f"model.kv_heads {self.model.kv_heads} must be a multiple of mesh.tensor {self.mesh.tensor}"
             )
         return self
 

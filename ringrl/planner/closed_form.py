@@ -79,3 +79,33 @@ CHIPS: dict[str, Chip] = {
     )
 }
 """The paper's chips; TPUs under the names that topologies begin with."""
+
+LINKS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        Chip("v3", 140e12, 32e9, 100e9),
+        Chip("v4", 275e12, 32e9, 45e9),
+        Chip("v5p", 459e12, 96e9, 90e9),
+        Chip("v5e", 197e12, 16e9, 45e9),
+        Chip("v6e", 920e12, 32e9, 90e9),
+    )
+}
+"""What one link of a chip carries one way (Austin et al., How to Scale Your Model, 2025, chapter 2), which is all that
+a ring uses: several times less than the paper's figures, which are those of all links together."""
+
+
+def hidden_from(chip: Chip, *, group: int = 1, causal: bool = True, backward: bool = False) -> float:
+    """Tokens a device from which a hop of ringrl's own ring computes for longer than it sends.
+
+    Forward, a hop of c tokens computes 2 products of 2 c^2 d FLOPs a query head (half of that where causality is
+    balanced) and sends keys and values, 2 c d numbers of 2 bytes a key head. Backward it computes 5 products, with the
+    recomputed scores, and sends keys and values again and their float32 gradients: 12 c d bytes a key head.
+
+    Args:
+        chip: one of `LINKS`, or of `CHIPS` for the paper's bandwidths.
+        group: query heads that share a key head.
+        causal: half of the pairs are computed, as in the zigzag and striped layouts.
+        backward: of the backward pass instead of the forward.
+    """
+    products, sent = (5, 12) if backward else (2, 4)
+    return chip.flops * sent / (chip.link_bandwidth * 2 * products * group * (0.5 if causal else 1.0))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.planner.closed_form import CHIPS, layer_activation_bytes
+from ringrl.planner.closed_form import CHIPS, LINKS, hidden_from, layer_activation_bytes
 
 SIZES = {"batch": 2, "width": 4096, "heads": 32, "length": 65536}
 # Thousands of tokens as printed in Table 2: block, sequence.
@@ -53,3 +53,12 @@ def test_table_2_infiniband():
     chip = CHIPS["A100 InfiniBand"]
     assert chip.minimal_block / 1e3 == pytest.approx(24.5, rel=0.02)
     assert chip.minimal_sequence / 1e3 == pytest.approx(149.5, rel=0.002)
+
+
+def test_where_a_hop_hides_what_it_sends():
+    # The paper's condition: no causality, forward, every head with keys of its own.
+    chip = CHIPS["v4"]
+    assert hidden_from(chip, causal=False) == chip.minimal_block
+    # 4 heads share a key head: a quarter is sent. Balanced causal work: half is computed.
+    assert hidden_from(chip, group=4) == chip.minimal_block * 2 / 4
+    assert hidden_from(LINKS["v5e"], backward=True) == pytest.approx(1.2 * hidden_from(LINKS["v5e"]))

@@ -59,7 +59,6 @@ def compile_ring(topology, kernel=None, layers=None):
         ("v5p:2x2x2", None),
         ("v6e:2x4", None),
         pytest.param("v5e:2x4", "xla", marks=pytest.mark.slow),
-        pytest.param("v5p:2x2x2", "xla", marks=pytest.mark.slow),
     ],
 )
 def test_every_transfer_of_the_ring_hides_behind_attention(topology, kernel):

@@ -1,0 +1,155 @@
+"""Which way over the mesh is best for a config's attention: bytes and memory of each, from the compiled program."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.table import Table
+
+from ringrl.agent import load_agent
+from ringrl.attention import Exchange, compiler_options, ring_attention
+from ringrl.config import RunConfig
+from ringrl.errors import UserError
+from ringrl.planner.closed_form import LINKS
+from ringrl.planner.schedule import read_transfers
+from ringrl.planner.topology import find_devices, generation_of
+
+PRODUCTS = 9
+"""Matrix products of one layer's attention, forward and backward, as the TPU kernels compute them (2, 3 and 4)."""
+
+
+@dataclass(frozen=True)
+class ExchangePlan:
+    """One way to attend over all devices: one layer, forward and backward. Bytes are those of one device."""
+
+    exchange: str  # ring or all_gather
+    seq: int  # stations of the ring
+    heads: int  # devices a station, which exchange heads
+    fits: bool
+    sent_bytes: int | None
+    waited_bytes: int | None  # of these, what no matrix product runs behind
+    temporary_bytes: int | None
+    computing_ms: float  # at the chip's peak
+    sending_ms: float | None  # over one link, one way
+    estimate_ms: float | None  # the longer of computing and hidden sending, and then what is waited for
+
+
+def plan_exchanges(config: RunConfig, topology: str) -> list[ExchangePlan]:
+    """Compile every way over the devices that `data`, `fsdp` and `tensor` leave; the fastest by estimate first.
+
+    The times are ideal ones: peak FLOPs, one link one way, no latency, and an all-to-all or all-gather as if its
+    devices were neighbours. They order the ways; they are no forecast.
+
+    Raises:
+        UserError: no such slice, libtpu missing, or its chips have no figures here.
+    """
+    devices = find_devices(topology)
+    others = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
+    if generation_of(topology) not in LINKS or len(devices) % others or len(devices) == others:
+        known = ", ".join(LINKS)
+        raise UserError(f"{topology}: exchanges are compared on slices of {known} with devices to spare for sequences")
+    plans = [_compile(config, topology, devices, *way) for way in _ways(config, len(devices) // others)]
+    return sorted(plans, key=lambda plan: (not plan.fits, plan.estimate_ms or 0.0))
+
+
+def _ways(config: RunConfig, devices: int) -> Iterator[tuple[str, int, int]]:
+    """(exchange, seq, heads): a ring, all-gather, and rings of groups that exchange heads."""
+    ring, gathered = get_args(Exchange)
+    yield ring, devices, 1
+    yield gathered, devices, 1
+    for heads in range(2, devices + 1):
+        if devices % heads == 0 and config.model.heads // config.mesh.tensor % heads == 0:
+            yield ring, devices // heads, heads
+
+
+def _compile(config: RunConfig, topology: str, devices: list[Any], exchange: str, seq: int, heads: int) -> ExchangePlan:
+    c, m = config.mesh, config.model
+    rows, length = (
+        config.training.batch,
+        config.training.row_steps * load_agent(config.agent.name).tokens(config.agent).tokens_per_step,
+    )
+    mesh = jax.make_mesh(
+        (c.data * c.fsdp, c.tensor, seq, heads),
+        ("rows", "tensor", "seq", "heads"),
+        axis_types=(AxisType.Auto,) * 4,
+        devices=devices,
+    )
+    sequence = ("seq", "heads") if heads > 1 else ("seq",)
+    spec = P("rows", sequence, "tensor")
+    attend = jax.shard_map(
+        partial(
+            ring_attention,
+            axis_name=("seq", "heads") if heads > 1 else "seq",
+            layout=c.layout,
+            exchange=exchange,  # pyright: ignore[reportArgumentType]
+        ),
+        mesh=mesh,
+        in_specs=spec,
+        out_specs=spec,
+        check_vma=False,
+    )
+
+    def train(q: jax.Array, k: jax.Array, v: jax.Array, weights: jax.Array) -> Any:
+        out, backward = jax.vjp(attend, q, k, v)
+        return out, backward(weights)
+
+    def shape(n: int) -> jax.ShapeDtypeStruct:
+        size = (rows, length, n, m.width // m.heads)
+        return jax.ShapeDtypeStruct(size, jnp.dtype(m.compute_dtype), sharding=NamedSharding(mesh, spec))
+
+    step = jax.jit(train, compiler_options=compiler_options("tpu"))
+    flops = PRODUCTS * rows * m.width * length**2 / len(devices)  # 2 for a multiply-add, half for causality
+    computing = flops / LINKS[generation_of(topology)].flops
+    try:
+        compiled = step.lower(shape(m.heads), shape(m.kv_heads), shape(m.kv_heads), shape(m.heads)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return ExchangePlan(exchange, seq, heads, False, None, None, None, computing * 1e3, None, None)
+    return _read(compiled, topology, exchange, seq, heads, computing)
+
+
+def _read(compiled: Any, topology: str, exchange: str, seq: int, heads: int, computing: float) -> ExchangePlan:
+    transfers = read_transfers(compiled.as_text())
+    sent = sum(t.sent_bytes * t.times for t in transfers)
+    waited = sum(t.sent_bytes * t.times for t in transfers if not t.hidden_by)
+    bandwidth = LINKS[generation_of(topology)].link_bandwidth
+    estimate = max(computing, (sent - waited) / bandwidth) + waited / bandwidth
+    return ExchangePlan(
+        exchange=exchange,
+        seq=seq,
+        heads=heads,
+        fits=True,
+        sent_bytes=sent,
+        waited_bytes=waited,
+        temporary_bytes=compiled.memory_analysis().temp_size_in_bytes,
+        computing_ms=computing * 1e3,
+        sending_ms=sent / bandwidth * 1e3,
+        estimate_ms=estimate * 1e3,
+    )
+
+
+def to_json(plans: list[ExchangePlan]) -> str:
+    """One JSON array, the best first."""
+    return json.dumps([asdict(plan) for plan in plans])
+
+
+def to_table(plans: list[ExchangePlan], title: str) -> Table:
+    """A row for each way, the best first; `exchange`, `seq` and `heads` are the settings of `mesh` that choose it."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("exchange")
+    for column in ("seq", "heads", "sent", "waited for", "temporaries", "computing", "sending", "estimate"):
+        table.add_column(column, justify="right")
+    for plan in plans:
+        sizes = (plan.sent_bytes, plan.waited_bytes, plan.temporary_bytes)
+        cells = ["too much" if size is None else f"{size / 2**20:,.0f} MiB" for size in sizes]
+        times = (plan.computing_ms, plan.sending_ms, plan.estimate_ms)
+        cells += ["" if time is None else f"{time:,.2f} ms" for time in times]
+        table.add_row(plan.exchange, str(plan.seq), str(plan.heads), *cells)
+    return table

@@ -1,0 +1,55 @@
+"""The ways over the mesh compared by what the TPU compiler makes of each."""
+
+import importlib.util
+import json
+
+import pytest
+
+from ringrl.config import parse_config
+from ringrl.errors import UserError
+from ringrl.planner.exchanges import plan_exchanges, to_json, to_table
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
+)
+
+
+def make_config(**mesh):
+    values = {
+        "data": {"store": "missing.store", "task": "cartpole_swingup"},
+        "agent": {"name": "agentic_transformer", "trajectories": 2, "fused": True},
+        "model": {"layers": 1, "width": 512, "heads": 4, "kv_heads": 2, "compute_dtype": "bfloat16"},
+        "training": {"batch": mesh.get("data", 1), "row_steps": 8192, "steps": 10},
+        "mesh": mesh,
+    }
+    return parse_config(values, "test")
+
+
+@needs_libtpu
+def test_what_each_way_sends():
+    plans = {(p.exchange, p.seq, p.heads): p for p in plan_exchanges(make_config(data=2), "v5e:2x4")}
+    assert set(plans) == {("ring", 4, 1), ("all_gather", 4, 1), ("ring", 2, 2), ("ring", 1, 4)}
+    assert all(plan.fits for plan in plans.values())
+    # One row a device, 2048 tokens of 2 key heads of 128 numbers: keys and values go 3 hops forward and 3 backward in
+    # bfloat16, their gradients 4 in float32.
+    keys = 2048 * 2 * 128 * 2
+    ring = plans["ring", 4, 1]
+    assert ring.sent_bytes == 6 * 2 * keys + 4 * 2 * 2 * keys
+    assert ring.waited_bytes == 0 and ring.estimate_ms == max(ring.computing_ms, ring.sending_ms)
+    # Exchanging heads sends each of q, k, v and the output once each way and again backward, and waits for it.
+    assert plans["ring", 1, 4].waited_bytes == plans["ring", 1, 4].sent_bytes < ring.sent_bytes
+
+
+@needs_libtpu
+def test_the_best_comes_first_and_both_forms_say_the_same():
+    plans = plan_exchanges(make_config(data=4), "v5e:2x4")
+    estimates = [plan.estimate_ms for plan in plans]
+    assert estimates == sorted(estimates)
+    assert [row["heads"] for row in json.loads(to_json(plans))] == [plan.heads for plan in plans]
+    assert to_table(plans, "title").row_count == len(plans)
+
+
+@needs_libtpu
+def test_a_slice_without_devices_for_the_sequence():
+    with pytest.raises(UserError, match="v5e:1x1: exchanges are compared on slices of v3, v4, v5p, v5e, v6e"):
+        plan_exchanges(make_config(), "v5e:1x1")
