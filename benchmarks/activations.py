@@ -6,10 +6,10 @@
 
 A layer of ringrl's transformer in bfloat16 (float32 parameters), batch 1, rematerialised, differentiated with respect
 to its parameters and its input. Nothing runs: the figures are `temp_size_in_bytes` of the compiled program on one
-device, which leaves out what goes in and out (input, parameters, their gradients), and seemingly what a TPU's compiler
-keeps in vector memory (for v5e it uses 112 MiB of that here, enough for the shortest lengths). Beside them stands the paper's closed form (arXiv 2310.01889,
-Table 1), which counts the largest activation of the forward pass; the backward pass holds gradients and float32 sums
-beside it, and XLA's CPU backend float32 copies of what is bfloat16. Four schemes:
+device, which leaves out what goes in and out (input, parameters, their gradients), and seemingly also what a TPU's
+compiler keeps in vector memory (for v5e up to 112 MiB, enough for the shortest lengths here). Beside them stands the
+paper's closed form (arXiv 2310.01889, Table 1), which counts the largest activation of the forward pass; the backward
+pass holds gradients and float32 sums beside it, and XLA's CPU backend float32 copies of what is bfloat16. The schemes:
 
     vanilla           jax.nn.dot_product_attention (all scores in memory), feed-forward over all tokens
     memory_efficient  blockwise attention, feed-forward over all tokens
