@@ -62,6 +62,8 @@ def main(args: Args) -> None:
     """Print a table for each length, then the ratios as JSON."""
     if args.worker:
         return work(args.worker, args.lengths[0], args.cores)
+    if unknown := set(args.subjects) - set(SUBJECTS):
+        raise SystemExit(f"{', '.join(sorted(unknown))}: no such subject; there are {', '.join(SUBJECTS)}")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     ratios = {}
     for index, length in enumerate(args.lengths):
@@ -151,8 +153,8 @@ def work(name: str, length: int, cores: int) -> None:
 
 def torch_passes(arrays: list[np.ndarray], cores: int) -> dict[str, Callable[[], Any]]:
     """PyTorch's flash kernel, forced: it raises if another would be taken."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(cores)
     q, k, v, weights = (torch.from_numpy(x).transpose(1, 2).contiguous() for x in arrays)
@@ -162,9 +164,9 @@ def torch_passes(arrays: list[np.ndarray], cores: int) -> dict[str, Callable[[],
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def train() -> Any:
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        leaves: Any = [x.detach().requires_grad_() for x in (q, k, v)]
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            out = torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
+            out = torch.nn.functional.scaled_dot_product_attention(leaves[0], leaves[1], leaves[2], is_causal=True)
         return torch.autograd.grad(out, leaves, weights)
 
     return {"forward": forward, "train": train}

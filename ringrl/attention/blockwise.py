@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.blocks import vary_like
 from ringrl.attention.kernels import Kernel, make_step
-from ringrl.attention.step import LocalStep, Tokens, backward_rows, finish, query_tokens
+from ringrl.attention.step import LocalStep, Tokens, backward_rows, check_inputs, finish, query_tokens
 
 
 def blockwise_attention(
@@ -52,8 +52,10 @@ def blockwise_attention(
         query sees nothing. Matrix products take their operands in q's dtype and accumulate in float32.
 
     Raises:
-        ValueError: heads is not a multiple of kv_heads, a block size is below 1, or the kernel cannot do what is asked.
+        ValueError: the arrays do not go together, heads is not a multiple of kv_heads, a block size is below 1, or the
+            kernel cannot do what is asked; the message says which.
     """
+    check_inputs(q, k, v, segment_ids)
     segmented = segment_ids is not None
     step = make_step(q, k, scale=scale, block_q=block_q, block_k=block_k, segmented=segmented, kernel=kernel)
     q, k, v, segment_ids = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids))

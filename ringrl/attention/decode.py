@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.blocks import TokenBlocks, forward_blocks, needed_blocks, vary_like
-from ringrl.attention.kernels import make_step
+from ringrl.attention.kernels import make_sizes
 from ringrl.attention.kernels.xla import XlaStep
 from ringrl.attention.step import Tokens, finish
 
@@ -63,7 +63,8 @@ def decode_attention(
     """
     arrays = (q, k_cache, v_cache, q_segment_ids, cache_segment_ids, q_positions, cache_positions)
     q, k_cache, v_cache, q_segment_ids, cache_segment_ids, q_positions, cache_positions = vary_like(arrays, arrays)
-    step = XlaStep(make_step(q, k_cache, scale=scale, block_q=QUERY_BLOCK, block_k=CACHE_BLOCK, kernel="xla").sizes)
+    sizes = make_sizes(q, k_cache, scale=scale, block_q=QUERY_BLOCK, block_k=CACHE_BLOCK)
+    step = XlaStep(sizes)
     q_tokens = step.q_blocks(Tokens(q_positions, q_segment_ids))
     starts, k_tokens = _cache_blocks(cache_positions, cache_segment_ids)
 

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ringrl.attention.shards import Shards
-from ringrl.attention.step import Tokens, backward_rows, finish
+from ringrl.attention.step import Tokens, backward_rows, finish, in_order
 
 
 def _primal(shards: Shards, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[Array, Array]:
@@ -35,7 +35,8 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     dq, dk, dv = step.backward(rows, *keys, q_tokens, k_tokens)
     scatter = partial(lax.psum_scatter, axis_name=shards.axis_name, scatter_dimension=1, tiled=True)
     # Without the barrier, XLA moves the rounding to k's dtype before the sum.
-    dk, dv = lax.optimization_barrier((scatter(step.unpack_k(dk)), scatter(step.unpack_k(dv))))
+    dk = scatter(step.unpack_k(dk))
+    dk, dv = lax.optimization_barrier((dk, scatter(in_order(step, step.unpack_k(dv), dk))))
     return step.unpack_q(dq).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
@@ -49,8 +50,9 @@ def _gather(
 ) -> tuple[Array, tuple[Array, Array], Tokens, Tokens]:
     """The queries, the packed keys and values of all devices, and the tokens of both."""
     index, segments, q, k, v = shards.tie(segments, q, k, v)
-    k, v, all_segments = jax.tree.map(
-        lambda x: lax.all_gather(x, shards.axis_name, axis=1, tiled=True), (k, v, segments)
-    )
+    gather = partial(lax.all_gather, axis_name=shards.axis_name, axis=1, tiled=True)
+    k = gather(k)
+    v = gather(in_order(shards.step, v, k))
+    all_segments = None if segments is None else gather(in_order(shards.step, segments, v))
     keys = shards.step.pack_k(k), shards.step.pack_k(v)
     return q, keys, shards.q_tokens(index, segments), shards.all_k_tokens(all_segments)

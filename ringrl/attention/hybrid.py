@@ -44,7 +44,7 @@ def exchange_heads(
 def _repeat_for(size: int, heads: int, x: Array) -> Array:
     """Keys or values with every head repeated just often enough that the axis can share them out evenly.
 
-    Where the axis is larger than the number of key heads, each device gets the one key head that its queries read.
+    Where a device's queries read a single key head, that one is all that it gets.
     """
     kv_heads = x.shape[2]
     times = next(n for n in range(1, heads // kv_heads + 1) if kv_heads * n % size == 0 and heads % (kv_heads * n) == 0)

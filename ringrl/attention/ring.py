@@ -7,7 +7,8 @@ Transformers, arXiv 2310.01889). Partial results are merged in float32 by their 
 Backward, the float32 gradients of a shard's keys and values travel after it, one hop behind: while a device computes
 with a shard, the sums that the devices before it made for this very shard are arriving, and are added afterwards. So
 nothing that is sent waits for what is being computed. A device's own keys are taken in two halves, the first while the
-first shard arrives, the second while its own finished sums come home: every transfer has computation to hide behind.
+first shard arrives, the second while its own finished sums come home: every transfer has computation to hide behind
+(but for the sums' last hop, where a contiguous or striped shard is a single block and has no halves).
 Keys make ring - 1 hops, their sums ring hops, back to where they belong.
 """
 
@@ -26,7 +27,7 @@ from ringrl.attention.hybrid import exchange_heads
 from ringrl.attention.kernels import Kernel, make_step
 from ringrl.attention.layout import Layout, ring_positions, runs_per_shard
 from ringrl.attention.shards import Shards, halves
-from ringrl.attention.step import Ordered, Tokens, backward_rows, finish, merge
+from ringrl.attention.step import Tokens, backward_rows, check_inputs, finish, in_order, merge
 
 Tree = TypeVar("Tree")
 Exchange = Literal["ring", "all_gather"]
@@ -57,7 +58,8 @@ def ring_attention(
 
     Args:
         q: this device's queries; other mesh axes may shard batch and heads.
-        k: this device's keys; heads must be a multiple of kv_heads. They are neither repeated nor sent repeated.
+        k: this device's keys; heads must be a multiple of kv_heads. They are not repeated, and sent as they are (over a
+            heads axis that they do not divide over, as often as makes them divide).
         v: this device's values.
         axis_name: the mesh axis over which the sequence is spread; or a pair (ring axis, heads axis) for the hybrid:
             the sequence, in ring order for the ring axis, is spread over both, P((ring axis, heads axis)), and over the
@@ -78,11 +80,14 @@ def ring_attention(
         query sees nothing.
 
     Raises:
-        ValueError: heads, block sizes, the heads axis or the shard's length do not fit together; the message says how
-            they must.
+        ValueError: arrays, heads, block sizes, the heads axis or the shard's length do not fit together, or layout,
+            exchange or kernel is unknown or cannot be used here; the message says what must change.
     """
     if exchange not in get_args(Exchange):
         raise ValueError(f"exchange {exchange!r} is unknown: choose one of {', '.join(get_args(Exchange))}")
+    if not isinstance(axis_name, str) and len(axis_name) != 2:
+        raise ValueError(f"axis_name {axis_name!r} must be a mesh axis, or a pair (ring axis, heads axis)")
+    check_inputs(q, k, v, segment_ids)
     gathered = exchange == "all_gather"
 
     def attend(axis: str, q: Array, k: Array, v: Array, segment_ids: Array | None) -> tuple[Array, Array]:
@@ -186,14 +191,14 @@ def _pass_on(shards: Shards, x: Tree, begin: Array) -> Tree:
     """Send every leaf to the next device of the ring once `begin` is computed; receive the previous device's.
 
     XLA's CPU runtime lets every device take those transfers first that are ready first, and waits for the others in the
-    middle of one: devices that disagree wait forever. There every transfer is told to wait for the one before it.
+    middle of one: devices that disagree wait for ever. The C++ step on CPUs was seen to, the XLA step was not. So there
+    every transfer is told to wait for the one before it.
     """
     neighbours = [(i, (i + 1) % shards.size) for i in range(shards.size)]
     leaves, tree = jax.tree.flatten(x)
     arrived = []
     for leaf in leaves:
-        if isinstance(shards.step, Ordered):
-            leaf = shards.step.after(leaf, arrived[-1] if arrived else begin)
+        leaf = in_order(shards.step, leaf, arrived[-1] if arrived else begin)
         arrived.append(lax.ppermute(leaf, shards.axis_name, neighbours))
     return jax.tree.unflatten(tree, arrived)
 

@@ -35,6 +35,19 @@ class Rows(NamedTuple):
     delta: Array  # rowsum(d_out * out) - d_lse, float32: what dP = d_out V^T is lessened by (FlashAttention, eq. 4)
 
 
+def check_inputs(q: Array, k: Array, v: Array, segment_ids: Array | None) -> None:
+    """ValueError where arrays do not go together; the message names them."""
+    if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or 0 in (*q.shape, *k.shape):
+        raise ValueError(
+            f"q {q.shape}, k {k.shape} and v {v.shape} do not go together: [batch, length, heads, head_dim] may differ "
+            "in the heads of q alone, and none may be 0"
+        )
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
+    if segment_ids is not None and (segment_ids.shape != q.shape[:2] or segment_ids.dtype != jnp.int32):
+        raise ValueError(f"segment_ids must be int32 {q.shape[:2]}, not {segment_ids.dtype} {segment_ids.shape}")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What is static about a local step."""
@@ -94,6 +107,11 @@ class Ordered(Protocol):
     def after(self, x: Array, token: Array) -> Array:
         """`x`, not before `token` is computed."""
         ...
+
+
+def in_order(step: LocalStep, x: Array, token: Array) -> Array:
+    """`x`, to be sent; not before `token` is computed where the platform must be told the order."""
+    return step.after(x, token) if isinstance(step, Ordered) else x
 
 
 def pack_rows(step: LocalStep, x: Float32[Array, "batch heads length"]) -> Array:

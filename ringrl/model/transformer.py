@@ -128,7 +128,7 @@ class Transformer(nnx.Module):
         self.output = nnx.Linear(config.width, self.action_size * head.outputs, rngs=rngs)
 
     def __call__(self, steps: Steps, attend: Attend, seq_shards: int = 1) -> Float[Array, "batch steps action outputs"]:
-        """Raw head outputs at every step. Fields of `steps` are `episode.Batch`'s; `seq_shards` is the ring's size."""
+        """Raw head outputs at every step. `steps` are `episode.Batch`'s; `seq_shards` devices share a sequence."""
         x, positions, segment_ids = self.embed(steps)
         y, _ = self._run(x, positions, segment_ids, attend, seq_shards)
         return self._read(self.embed.read(y))

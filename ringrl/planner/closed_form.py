@@ -11,7 +11,9 @@ from typing import Literal
 Scheme = Literal["vanilla", "memory_efficient", "blockwise", "ring"]
 
 KEY_VALUE_BLOCKS = 6
-"""Blocks that a device of the ring holds: its queries, its output, a pair (key, value) in use and a pair arriving."""
+"""Blocks that a device of the ring holds: its queries, its output, a pair (key, value) in use and a pair arriving.
+
+The paper counts each as b c h bytes, so 6 b c h in all, although it speaks of two bytes a number."""
 
 
 def layer_activation_bytes(
@@ -47,7 +49,7 @@ def layer_activation_bytes(
 
 @dataclass(frozen=True)
 class Chip:
-    """What decides whether a ring hides its transfers, as the paper gives it (Table 2)."""
+    """What decides whether a ring hides its transfers (paper, Table 2)."""
 
     name: str
     flops: float  # peak, bfloat16, 1/s
@@ -99,7 +101,8 @@ def hidden_from(chip: Chip, *, group: int = 1, causal: bool = True, backward: bo
 
     Forward, a hop of c tokens computes 2 products of 2 c^2 d FLOPs a query head (half of that where causality is
     balanced) and sends keys and values, 2 c d numbers of 2 bytes a key head. Backward it computes 5 products, with the
-    recomputed scores, and sends keys and values again and their float32 gradients: 12 c d bytes a key head.
+    recomputed scores (7 in the TPU kernels, which hide more), and sends keys and values again and their float32
+    gradients: 12 c d bytes a key head.
 
     Args:
         chip: one of `LINKS`, or of `CHIPS` for the paper's bandwidths.

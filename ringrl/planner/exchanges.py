@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ringrl.agent import load_agent
 from ringrl.attention import Exchange, compiler_options, ring_attention
+from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.planner.closed_form import LINKS
@@ -43,37 +44,49 @@ class ExchangePlan:
 def plan_exchanges(config: RunConfig, topology: str) -> list[ExchangePlan]:
     """Compile every way over the devices that `data`, `fsdp` and `tensor` leave; the fastest by estimate first.
 
-    The times are ideal ones: peak FLOPs, one link one way, no latency, and an all-to-all or all-gather as if its
-    devices were neighbours. They order the ways; they are no forecast.
+    The times are ideal ones: peak FLOPs shared evenly, one link one way, no latency, and an all-to-all or all-gather as
+    if its devices were neighbours. They order the ways; they are no forecast.
 
     Raises:
-        UserError: no such slice, libtpu missing, or its chips have no figures here.
+        UserError: no such slice, libtpu missing, its chips have no figures here, or the row divides over it in no way.
     """
     devices = find_devices(topology)
     others = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
-    if generation_of(topology) not in LINKS or len(devices) % others or len(devices) == others:
-        known = ", ".join(LINKS)
-        raise UserError(f"{topology}: exchanges are compared on slices of {known} with devices to spare for sequences")
-    plans = [_compile(config, topology, devices, *way) for way in _ways(config, len(devices) // others)]
+    if generation_of(topology) not in LINKS:
+        raise UserError(f"{topology}: exchanges are compared for {', '.join(LINKS)}; other chips have no figures here")
+    if len(devices) % others or len(devices) == others:
+        raise UserError(
+            f"{topology} has {len(devices)} devices, of which data x fsdp x tensor = {others} must leave some for "
+            "sequences: choose a larger slice, or mesh sizes whose product divides it"
+        )
+    ways = list(_ways(config, len(devices) // others))
+    if not ways:
+        raise UserError(
+            f"training.row_steps {config.training.row_steps} divides over {len(devices) // others} devices in no way: "
+            "it must be a multiple of them, and of twice the ring in the zigzag layout"
+        )
+    plans = [_compile(config, topology, devices, *way) for way in ways]
     return sorted(plans, key=lambda plan: (not plan.fits, plan.estimate_ms or 0.0))
 
 
 def _ways(config: RunConfig, devices: int) -> Iterator[tuple[str, int, int]]:
-    """(exchange, seq, heads): a ring, all-gather, and rings of groups that exchange heads."""
+    """(exchange, seq, heads): a ring, all-gather, and rings of groups that exchange heads, as far as all divides."""
     ring, gathered = get_args(Exchange)
-    yield ring, devices, 1
-    yield gathered, devices, 1
-    for heads in range(2, devices + 1):
-        if devices % heads == 0 and config.model.heads // config.mesh.tensor % heads == 0:
-            yield ring, devices // heads, heads
+    for heads in range(1, devices + 1):
+        seq = devices // heads
+        runs = runs_per_shard(seq, config.mesh.layout)
+        if devices % heads or config.model.heads // config.mesh.tensor % heads:
+            continue
+        if config.training.row_steps % devices == 0 and config.training.row_steps % (seq * runs) == 0:
+            yield ring, seq, heads
+            if heads == 1:
+                yield gathered, seq, heads
 
 
 def _compile(config: RunConfig, topology: str, devices: list[Any], exchange: str, seq: int, heads: int) -> ExchangePlan:
     c, m = config.mesh, config.model
-    rows, length = (
-        config.training.batch,
-        config.training.row_steps * load_agent(config.agent.name).tokens(config.agent).tokens_per_step,
-    )
+    rows = config.training.batch // config.optimizer.accumulation
+    length = config.training.row_steps * load_agent(config.agent.name).tokens(config.agent).tokens_per_step
     mesh = jax.make_mesh(
         (c.data * c.fsdp, c.tensor, seq, heads),
         ("rows", "tensor", "seq", "heads"),

@@ -34,7 +34,8 @@ class _Instruction:
 
     def called(self) -> list[str]:
         """Names of the computations that it runs."""
-        return re.findall(r"(?:calls|body|to_apply|condition|branch_computations)=\{?%?([\w.\-]+)", self.rest)
+        lists = re.findall(r"(?:calls|body|to_apply|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)", self.rest)
+        return [name for each in lists for name in re.findall(r"[\w.\-]+", each)]
 
 
 def read_transfers(scheduled_hlo: str) -> list[Transfer]:
@@ -44,11 +45,13 @@ def read_transfers(scheduled_hlo: str) -> list[Transfer]:
     while (found := {name for name in program if not works[name] and _holds_product(program[name], works)}) != set():
         works |= dict.fromkeys(found, True)
     times = _times(program)
+    partitions = re.search(r"num_partitions=(\d+)", scheduled_hlo)
+    devices = int(partitions[1]) if partitions else 1
     return [
         transfer
         for name, body in program.items()
         for index in range(len(body))
-        if (transfer := _transfer(body, index, times.get(name, 1), works)) is not None
+        if (transfer := _transfer(body, index, times.get(name, 1), works, devices)) is not None
     ]
 
 
@@ -76,13 +79,12 @@ def _is_product(instruction: _Instruction, works: dict[str, bool]) -> bool:
 
 def _times(program: dict[str, list[_Instruction]]) -> dict[str, int]:
     """How often each computation runs. Loops without a constant count (over blocks) send nothing: they count 1."""
-    own: dict[str, tuple[str, int]] = {}  # body -> the computation that the loop is in, its trip count
+    own: dict[str, tuple[str, int]] = {}  # computation -> the one that runs it, and how often
     for name, body in program.items():
-        for loop in (x for x in body if x.op == "while"):
-            inner = re.search(r"body=%?([\w.\-]+)", loop.rest)
-            condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-            if inner and condition:
-                own[inner[1]] = name, _limit(program.get(condition[1], []))
+        for instruction in body:
+            condition = re.search(r"condition=%?([\w.\-]+)", instruction.rest)
+            count = _limit(program.get(condition[1], [])) if condition else 1
+            own |= {inner: (name, count) for inner in instruction.called()}
 
     def total(name: str) -> int:
         outer, count = own.get(name, (None, 1))
@@ -97,7 +99,9 @@ def _limit(condition: list[_Instruction]) -> int:
     return int(constants[0].rest.partition(")")[0]) if len(constants) == 1 else 1
 
 
-def _transfer(body: list[_Instruction], index: int, times: int, works: dict[str, bool]) -> Transfer | None:
+def _transfer(
+    body: list[_Instruction], index: int, times: int, works: dict[str, bool], devices: int
+) -> Transfer | None:
     this = body[index]
     kind = this.op.removesuffix("-start")
     if kind not in _COLLECTIVES:
@@ -106,19 +110,22 @@ def _transfer(body: list[_Instruction], index: int, times: int, works: dict[str,
     if this.op.endswith("-start"):
         done = next(i for i in range(index, len(body)) if body[i].op == f"{kind}-done" and _takes(body[i], this))
         hidden = tuple(x.name for x in body[index:done] if _is_product(x, works))
-    return Transfer(this.name, kind, _sent(kind, this), times, hidden)
+    return Transfer(this.name, kind, _sent(kind, this, devices), times, hidden)
 
 
 def _takes(instruction: _Instruction, operand: _Instruction) -> bool:
-    return re.match(rf".*?%?{re.escape(operand.name)}[,) ]", instruction.rest) is not None
+    return re.search(rf"(?<![\w.\-]){re.escape(operand.name)}(?![\w.\-])", instruction.rest) is not None
 
 
-def _sent(kind: str, instruction: _Instruction) -> int:
+def _sent(kind: str, instruction: _Instruction, devices: int) -> int:
     """Bytes that a device gives away (Chan et al. 2007, the bandwidth-optimal algorithms)."""
-    result = sum(_sizes(instruction.type))
-    if instruction.op.endswith("-start"):  # (operand, result, ...)
-        result = _sizes(instruction.type)[1 if kind != "all-reduce" else 0]
-    devices = _group(instruction.rest)
+    sizes = _sizes(instruction.type)
+    if instruction.op == "collective-permute-start":  # (operand, result, two numbers of the runtime's)
+        sizes = sizes[1:2]
+    elif instruction.op.endswith("-start") and kind != "all-reduce":  # (operands, results)
+        sizes = sizes[len(sizes) // 2 :]
+    result = sum(sizes)
+    devices = _group(instruction.rest) or devices
     others = (devices - 1) / devices
     factor = {
         "collective-permute": 1.0,
@@ -136,10 +143,10 @@ def _sizes(type_: str) -> list[int]:
     return [_WIDTH.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in arrays]
 
 
-def _group(attributes: str) -> int:
-    """Devices that take part together."""
+def _group(attributes: str) -> int | None:
+    """Devices that take part together; None where it does not say, and all do."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(iota[1])
-    return 2
+    return None

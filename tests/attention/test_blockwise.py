@@ -102,11 +102,12 @@ def test_bfloat16(random_inputs, compare):
     compare(blockwise(True, 32, 32), dense(True), *inputs, out_atol=2e-2, gradient_atol=2e-2)
 
 
-def test_padding_gives_zero_and_finite_gradients(random_inputs):
+@pytest.mark.parametrize("kernel", ["xla", None])
+def test_padding_gives_zero_and_finite_gradients(random_inputs, kernel):
     q, k, v, weights = random_inputs(1, 20, 2, 1, 8)
     segments = jnp.asarray([[0] * 5 + [1] * 7 + [0] * 8], jnp.int32)
     padding = segments[0] == 0
-    for attend in (dense_attention, partial(blockwise_attention, block_q=4, block_k=4)):
+    for attend in (dense_attention, partial(blockwise_attention, block_q=4, block_k=4, kernel=kernel)):
 
         def loss(q, k, v, attend=attend):
             out, lse = attend(q, k, v, segment_ids=segments, return_lse=True)
@@ -120,12 +121,14 @@ def test_padding_gives_zero_and_finite_gradients(random_inputs):
             assert (gradient[0, padding] == 0).all()
 
 
-def test_causality_and_isolation_by_gradients_that_are_exactly_zero(random_inputs):
+@pytest.mark.parametrize("kernel", ["xla", None])
+def test_causality_and_isolation_by_gradients_that_are_exactly_zero(random_inputs, kernel):
     q, k, v, _ = random_inputs(1, 48, 2, 2, 8)
     segments = jnp.asarray([[1] * 13 + [2] * 35], jnp.int32)
 
     def token(k, v, index):
-        return blockwise_attention(q, k, v, segment_ids=segments, block_q=8, block_k=16)[0, index].sum()
+        attend = partial(blockwise_attention, block_q=8, block_k=16, kernel=kernel)
+        return attend(q, k, v, segment_ids=segments)[0, index].sum()
 
     gradient = jax.jit(jax.grad(token, (0, 1)))
     for index in (5, 20, 47):
@@ -156,7 +159,9 @@ def test_blocks_that_nobody_sees_are_not_computed(random_inputs, reason):
 def test_memory_grows_with_the_length_not_with_its_square():
     def temporaries(length):
         x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
-        loss = jax.grad(lambda q, k, v: blockwise_attention(q, k, v, block_q=64, block_k=64).sum(), (0, 1, 2))
+        loss = jax.grad(
+            lambda q, k, v: blockwise_attention(q, k, v, block_q=64, block_k=64, kernel="xla").sum(), (0, 1, 2)
+        )
         return jax.jit(loss).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporaries(2048), temporaries(8192)
@@ -164,10 +169,11 @@ def test_memory_grows_with_the_length_not_with_its_square():
     assert long < 8192**2  # a quarter of one head's scores
 
 
-def test_eager_calls_and_vmap_agree_with_jit(random_inputs):
+@pytest.mark.parametrize("kernel", ["xla", None])
+def test_eager_calls_and_vmap_agree_with_jit(random_inputs, kernel):
     q, k, v, _ = random_inputs(3, 20, 2, 1, 8)
     segments = jnp.asarray([[1] * 20, [1] * 4 + [2] * 16, [0] * 20], jnp.int32)
-    attend = partial(blockwise_attention, block_q=8, block_k=8)
+    attend = partial(blockwise_attention, block_q=8, block_k=8, kernel=kernel)
     wanted = jax.jit(attend)(q, k, v, segment_ids=segments)
     np.testing.assert_allclose(attend(q, k, v, segment_ids=segments), wanted, atol=1e-6)
     row = jax.vmap(lambda q, k, v, s: attend(q[None], k[None], v[None], segment_ids=s[None])[0])
@@ -193,5 +199,7 @@ def test_bad_arguments_are_named(random_inputs):
     for attend in (dense_attention, blockwise_attention):
         with pytest.raises(ValueError, match="3 query heads cannot share 2 key heads"):
             attend(q, k, v)
+    with pytest.raises(ValueError, match="q, k and v must have one dtype, not float32, bfloat16 and float32"):
+        blockwise_attention(q, k.astype(jnp.bfloat16), v)
     with pytest.raises(ValueError, match="block of 0 tokens"):
         blockwise_attention(q, k[:, :, :1], v[:, :, :1], block_q=0)

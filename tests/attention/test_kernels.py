@@ -52,6 +52,7 @@ def around(size, layout, exchange="ring"):
 def test_the_tpu_kernel_around_a_ring_agrees_with_the_oracle(
     monkeypatch, random_inputs, compare, size, layout, exchange
 ):
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     monkeypatch.setattr(kernels, "TpuStep", lambda sizes: TpuStep(sizes, interpret=True))
     segments = jnp.asarray(np.repeat([[1, 2, 0]], 100, axis=1), jnp.int32)  # shards of 150: padded to blocks of 128
     compare(around(size, layout, exchange), dense, *random_inputs(1, 300, 4, 2, 32), segments)
@@ -77,11 +78,13 @@ def test_a_platform_s_kernel_is_taken_where_it_can(monkeypatch):
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     step = make_step(q, q)
     assert isinstance(step, TpuStep) and step.sizes.q.block == 128
-    monkeypatch.setattr(kernels, "platform", lambda: "cuda")
+    assert isinstance(make_step(wide := jnp.zeros((1, 128, 2, 192)), wide), XlaStep)  # neither in lanes of 128 nor less
+    monkeypatch.setattr(kernels, "platform", lambda: "gpu")
     assert isinstance(make_step(q, q), XlaStep)  # float32: not for cuDNN
     monkeypatch.setattr(kernels, "platform", lambda: "rocm")
     assert isinstance(make_step(q, q), XlaStep)
     monkeypatch.setattr(kernels, "platform", lambda: "cpu")
+    assert isinstance(make_step(half := q.astype(jnp.float16), half), XlaStep)
     monkeypatch.setattr(native, "available", lambda: False)
     assert isinstance(make_step(q, q), XlaStep)
 
@@ -91,6 +94,8 @@ def test_a_kernel_that_cannot_be_used_says_why(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     with pytest.raises(ValueError, match="kernel 'native' cannot be used here: it needs a C\\+\\+ compiler"):
         blockwise_attention(q, q, q, kernel="native")
+    with pytest.raises(ValueError, match="kernel 'tpu' cannot be used here: it is for tpu, this is cpu"):
+        blockwise_attention(q, q, q, kernel="tpu")
     with pytest.raises(ValueError, match="kernel 'gpu' cannot be used here: cuDNN's fused attention takes bfloat16"):
         blockwise_attention(q, q, q, kernel="gpu")
 

@@ -14,12 +14,12 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def make_config(**mesh):
+def make_config(row_steps=8192, **mesh):
     values = {
         "data": {"store": "missing.store", "task": "cartpole_swingup"},
         "agent": {"name": "agentic_transformer", "trajectories": 2, "fused": True},
         "model": {"layers": 1, "width": 512, "heads": 4, "kv_heads": 2, "compute_dtype": "bfloat16"},
-        "training": {"batch": mesh.get("data", 1), "row_steps": 8192, "steps": 10},
+        "training": {"batch": mesh.get("data", 1), "row_steps": row_steps, "steps": 10},
         "mesh": mesh,
     }
     return parse_config(values, "test")
@@ -36,6 +36,8 @@ def test_what_each_way_sends():
     ring = plans["ring", 4, 1]
     assert ring.sent_bytes == 6 * 2 * keys + 4 * 2 * 2 * keys
     assert ring.waited_bytes == 0 and ring.estimate_ms == max(ring.computing_ms, ring.sending_ms)
+    gathered = plans["all_gather", 4, 1]
+    assert gathered.sent_bytes >= 3 * 2 * keys + 3 * 2 * 2 * keys  # keys to all, and their float32 gradients back
     # Exchanging heads sends each of q, k, v and the output once each way and again backward, and waits for it.
     assert plans["ring", 1, 4].waited_bytes == plans["ring", 1, 4].sent_bytes < ring.sent_bytes
 
@@ -51,5 +53,14 @@ def test_the_best_comes_first_and_both_forms_say_the_same():
 
 @needs_libtpu
 def test_a_slice_without_devices_for_the_sequence():
-    with pytest.raises(UserError, match="v5e:1x1: exchanges are compared on slices of v3, v4, v5p, v5e, v6e"):
+    with pytest.raises(UserError, match="v5e:1x1 has 1 devices, of which data x fsdp x tensor = 1 must leave some"):
         plan_exchanges(make_config(), "v5e:1x1")
+
+
+@needs_libtpu
+def test_rows_that_do_not_divide():
+    # Zigzag over 8 needs a multiple of 16 steps; groups that exchange heads over less.
+    ways = {(p.exchange, p.seq, p.heads) for p in plan_exchanges(make_config(row_steps=4104), "v5e:2x4")}
+    assert ways == {("ring", 4, 2), ("ring", 2, 4)}
+    with pytest.raises(UserError, match="training.row_steps 4100 divides over 8 devices in no way"):
+        plan_exchanges(make_config(row_steps=4100), "v5e:2x4")

@@ -65,6 +65,8 @@ def test_every_transfer_of_the_ring_hides_behind_attention(topology, kernel):
     compiled, ring = compile_ring(topology, kernel)
     transfers = read_transfers(compiled.as_text())
     assert {t.kind for t in transfers} == {"collective-permute"}
+    pallas = {name for t in transfers for name in t.hidden_by if name.startswith("attention_")}
+    assert bool(pallas) == (kernel is None)  # the mesh's devices are TPUs, so the TPU kernel is taken
     assert [t for t in transfers if not t.hidden_by] == []
     # Keys and values make ring - 1 hops forward and as many backward, in bfloat16 and with their own number of heads;
     # their float32 gradients make ring hops.
@@ -82,7 +84,7 @@ def test_transfers_also_hide_inside_a_scan_over_layers(topology):
 
 
 PROGRAM = """
-HloModule ring, is_scheduled=true
+HloModule ring, is_scheduled=true, num_partitions=8
 
 %product (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
@@ -110,6 +112,8 @@ ENTRY %main (a: f32[4,8]) -> f32[4,8] {
   %loop = (s32[], f32[4,8]{1,0}) while(%a), condition=%condition, body=%body
   %sum = bf16[16]{0} all-reduce(%loop), replica_groups={{0,1,2,3}}, to_apply=%add
   %all = f32[8]{0} all-gather(%sum), replica_groups=[2,4]<=[8], dimensions={0}
+  %pair = ((f32[2], f32[2]), (f32[16], f32[16])) all-gather-start(%a, %a), replica_groups={}
+  %got = (f32[16], f32[16]) all-gather-done(%pair)
   ROOT %some = f32[8]{0} reduce-scatter(%all), replica_groups={{0,1}}, to_apply=%add
 }
 """
@@ -121,4 +125,5 @@ def test_a_schedule_read_by_hand():
     assert (found["start"].sent_bytes, found["start"].times) == (128, 7)
     assert found["sum"].sent_bytes == 2 * 32 * 3 // 4
     assert found["all"].sent_bytes == 32 * 3 // 4
+    assert found["pair"].sent_bytes == 2 * 64 * 7 // 8
     assert found["some"].sent_bytes == 32 and found["some"].kind == "reduce-scatter"

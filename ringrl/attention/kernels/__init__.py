@@ -6,6 +6,7 @@ Kernels are imported where they are used: Pallas alone takes a second to import,
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ringrl.attention.blocks import group_size
@@ -17,6 +18,9 @@ from ringrl.attention.tiling import Cut, default_blocks, fit_block
 Kernel = Literal["xla", "native", "tpu", "gpu"]
 """Implementations of the local step: `xla` runs everywhere; `native` is C++ for CPUs, compiled when it is first used;
 `tpu` is Pallas; `gpu` is cuDNN."""
+
+
+MOST_TPU_HEAD_DIM = 256
 
 
 def make_step(
@@ -54,27 +58,51 @@ def make_step(
         from ringrl.attention.kernels import tpu_blocks
 
         (default_q, default_k), alignment = tpu_blocks.default_blocks(q.shape[-1], q.dtype.itemsize), tpu_blocks.LANES
-    block_q, block_k = default_q if block_q is None else block_q, default_k if block_k is None else block_k
+    sizes = make_sizes(
+        q,
+        k,
+        scale=scale,
+        block_q=default_q if block_q is None else block_q,
+        block_k=default_k if block_k is None else block_k,
+        runs=runs,
+        key_shards=key_shards,
+        alignment=alignment,
+    )
+    return {"xla": XlaStep, "native": NativeStep, "tpu": TpuStep, "gpu": GpuStep}[name](sizes)
+
+
+def make_sizes(
+    q: Float[Array, "batch length heads head_dim"],
+    k: Float[Array, "batch keys kv_heads head_dim"],
+    *,
+    scale: float | None,
+    block_q: int,
+    block_k: int,
+    runs: int = 1,
+    key_shards: int = 1,
+    alignment: int | None = None,
+) -> Sizes:
+    """What is static about a step; arguments and errors are those of `make_step`, `alignment` that of `fit_block`."""
     length, keys = q.shape[1], k.shape[1]
-    sizes = Sizes(
+    return Sizes(
         q=Cut(length, runs, fit_block(length // runs, block_q, alignment)),
         k=Cut(keys * key_shards, runs * key_shards, fit_block(keys // runs, block_k, alignment)),
         kv_heads=k.shape[2],
         group=group_size(q.shape[2], k.shape[2]),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
     )
-    return {"xla": XlaStep, "native": NativeStep, "tpu": TpuStep, "gpu": GpuStep}[name](sizes)
 
 
 def platform() -> str:
-    """`cpu`, `tpu` or `cuda`: inside `jax.shard_map` the mesh's, which may be of devices that are not here."""
+    """`cpu`, `tpu` or `gpu`: inside `jax.shard_map` the mesh's, which may be of devices that are not here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name == "cuda" else name
 
 
 def choose_kernel(q: Array, k: Array, segmented: bool) -> Kernel:
     """The fastest implementation that the platform has for these arrays."""
-    best: dict[str, Kernel] = {"cpu": "native", "tpu": "tpu", "cuda": "gpu", "gpu": "gpu"}
+    best: dict[str, Kernel] = {"cpu": "native", "tpu": "tpu", "gpu": "gpu"}
     name = best.get(platform(), "xla")
     return "xla" if _missing(name, q, k, segmented) else name
 
@@ -89,12 +117,21 @@ def _check(kernel: Kernel, q: Array, k: Array, segmented: bool) -> Kernel:
 
 def _missing(kernel: Kernel, q: Array, k: Array, segmented: bool) -> str | None:
     """Why this kernel cannot take the step here; None where it can."""
-    if kernel == "native":
-        from ringrl.attention.kernels import native
-
-        return None if native.available() else "it needs a C++ compiler (c++, g++, clang++, or pip install ziglang)"
     if kernel == "gpu":
         from ringrl.attention.kernels import gpu
 
         return gpu.supported(q, k, segmented)
+    if kernel == "xla":
+        return None
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"it takes float32 and bfloat16, not {q.dtype}"
+    wanted = {"native": "cpu", "tpu": "tpu"}[kernel]
+    if (here := platform()) != wanted:
+        return f"it is for {wanted}, this is {here}"
+    if kernel == "tpu" and (q.shape[-1] > MOST_TPU_HEAD_DIM or (q.shape[-1] > 128 and q.shape[-1] % 128)):
+        return f"it takes heads of up to 128 numbers, or of {MOST_TPU_HEAD_DIM}, not {q.shape[-1]}"
+    from ringrl.attention.kernels import native
+
+    if kernel == "native" and not native.available():
+        return "it needs a C++ compiler (c++, g++, clang++, or pip install ziglang)"
     return None

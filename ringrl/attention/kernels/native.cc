@@ -85,15 +85,20 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi
 }
 
 template <class T>
-void backward_as(ffi::ThreadPool& pool, const Shape& shape, const ffi::AnyBuffer& q, const ffi::AnyBuffer& d_out,
-                 const float* lse, const float* delta, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v,
-                 Tokens q_tokens, Tokens k_tokens, Floats& dq, Floats& dk, Floats& dv) {
+ffi::Error backward_as(ffi::ThreadPool& pool, const Shape& shape, const ffi::AnyBuffer& q, const ffi::AnyBuffer& d_out,
+                       const float* lse, const float* delta, const ffi::AnyBuffer& k, const ffi::AnyBuffer& v,
+                       Tokens q_tokens, Tokens k_tokens, Floats& dq, Floats& dk, Floats& dv) {
   Backward<T> work(shape, data_of<T>(q), data_of<T>(d_out), lse, delta, data_of<T>(k), data_of<T>(v), q_tokens,
                    k_tokens, dq->typed_data(), dk->typed_data(), dv->typed_data(), threads_of(pool));
   Scratch shares;
-  if (work.parts > 1) work.shares = shares.reserve(work.parts * work.share_size());
+  try {
+    if (work.parts > 1) work.shares = shares.reserve(work.parts * work.share_size());
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the shares of dq");
+  }
   run_all(pool, work.items(), [&](int64_t i) { work.run(i); });
   run_all(pool, work.sum_items(), [&](int64_t i) { work.sum(i); });
+  return ffi::Error::Success();
 }
 
 ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer d_out, ffi::Buffer<ffi::F32> lse,
@@ -103,8 +108,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer d_out
   const Shape shape = shape_of(q, k, q_chunks, k_chunks, scale);
   const Tokens q_tokens = tokens_of(q_positions, q_segments), k_tokens = tokens_of(k_positions, k_segments);
   const auto as = q.element_type() == ffi::F32 ? backward_as<float> : backward_as<Bfloat16>;
-  as(pool, shape, q, d_out, lse.typed_data(), delta.typed_data(), k, v, q_tokens, k_tokens, dq, dk, dv);
-  return ffi::Error::Success();
+  return as(pool, shape, q, d_out, lse.typed_data(), delta.typed_data(), k, v, q_tokens, k_tokens, dq, dk, dv);
 }
 
 // `x` as it is, in its own memory where XLA lets it; `token` has been computed by then.

@@ -8,7 +8,6 @@ in the user's cache folder, under a name that changes with the source, the compi
 """
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -57,12 +56,13 @@ def available() -> bool:
     """
     if os.environ.get("RINGRL_NATIVE") == "0":
         return False
-    compiler = _find_compiler()
-    if compiler is None:
-        return False
     try:
+        compiler = _find_compiler()
+        if compiler is None:
+            return False
         library = ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    # RuntimeError: no home folder; ValueError: CXX is badly quoted; ImportError: no fcntl (Windows).
+    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ImportError) as error:
         _log.warning("the native attention kernel cannot be used, XLA's is: %s", _first_error(error))
         return False
     symbols = {_FORWARD: library.RingrlForward, _BACKWARD: library.RingrlBackward, _AFTER: library.RingrlAfter}
@@ -232,6 +232,8 @@ def _build(compiler: list[str]) -> Path:
 
     OSError or SubprocessError when it cannot be compiled, or the cache cannot be written.
     """
+    import fcntl
+
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringrl"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_fingerprint(compiler)}.so"

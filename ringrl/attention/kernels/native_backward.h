@@ -19,6 +19,7 @@ struct Backward {
   std::vector<Run> panel_runs, key_runs;
 
   static constexpr int64_t kBlock = 120;
+  static constexpr int64_t kMostShared = int64_t{1} << 27;  // half a gibibyte
 
   Backward(const Shape& s, const T* q, const T* d_out, const float* lse, const float* delta, const T* k, const T* v,
            Tokens q_tokens, Tokens k_tokens, float* dq, float* dk, float* dv, int64_t threads)
@@ -28,7 +29,9 @@ struct Backward {
     // Keys, values and their gradients take half a megabyte: half of the second-level cache.
     const int64_t longest = std::clamp<int64_t>((1 << 15) / s.padded_dim() / kBlock, 1, 8) * kBlock;
     key_runs = cut(s.keys, s.k_chunks, longest, kTileRows);
-    parts = choose_parts(s.batch * s.kv_heads, static_cast<int64_t>(key_runs.size()), threads);
+    // Shares of dq are memory that XLA does not know of: at most kMostShared floats of it.
+    const int64_t most = std::max<int64_t>(kMostShared / std::max<int64_t>(share_size(), 1), 1);
+    parts = choose_parts(s.batch * s.kv_heads, std::min(most, static_cast<int64_t>(key_runs.size())), threads);
   }
 
   int64_t items() const { return shape.batch * shape.kv_heads * parts; }
