@@ -68,7 +68,9 @@ def make_step(
         key_shards=key_shards,
         alignment=alignment,
     )
-    return {"xla": XlaStep, "native": NativeStep, "tpu": TpuStep, "gpu": GpuStep}[name](sizes)
+    if name == "native":
+        return NativeStep(sizes, sharers=max(jax.sharding.get_abstract_mesh().size, 1))
+    return {"xla": XlaStep, "tpu": TpuStep, "gpu": GpuStep}[name](sizes)
 
 
 def make_sizes(

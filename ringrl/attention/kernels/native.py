@@ -83,6 +83,7 @@ def forward(
     scale: float,
     q_chunks: int = 1,
     k_chunks: int = 1,
+    sharers: int = 1,
 ) -> tuple[Output, RowValues]:
     """Attention of queries to one shard of keys; not differentiable by itself. `available` must have said yes.
 
@@ -99,6 +100,7 @@ def forward(
         scale: multiplies the scores.
         q_chunks: equal runs of queries, within each of which positions increase. Decides only about speed.
         k_chunks: equal runs of keys.
+        sharers: simulated devices that take this step at the same time, on the same threads.
 
     Returns:
         Output and log-sum-exp; 0 and `MASKED_LSE` for a query that sees nothing. All arithmetic is float32.
@@ -109,7 +111,7 @@ def forward(
         TypeError: q is neither float32 nor bfloat16, or k or v is of another dtype than q.
     """
     tokens = q_positions, k_positions, q_segments, k_segments
-    out, lse = _call(_FORWARD, (q, k, v), tokens, (q.shape, q.shape[:-1]), scale, q_chunks, k_chunks)
+    out, lse = _call(_FORWARD, (q, k, v), tokens, (q.shape, q.shape[:-1]), scale, (q_chunks, k_chunks), sharers)
     return out, lse
 
 
@@ -128,6 +130,7 @@ def backward(
     scale: float,
     q_chunks: int = 1,
     k_chunks: int = 1,
+    sharers: int = 1,
 ) -> tuple[Output, KeyGradients, KeyGradients]:
     """These keys' share of dq, and the queries' share of dk and dv (FlashAttention, algorithm 4).
 
@@ -145,6 +148,7 @@ def backward(
         scale: multiplies the scores.
         q_chunks: equal runs of queries.
         k_chunks: equal runs of keys.
+        sharers: simulated devices on the same threads.
 
     Returns:
         dq, dk and dv in float32; the same bits whatever the threads' timing.
@@ -154,7 +158,7 @@ def backward(
         TypeError: as in `forward`.
     """
     arrays, tokens = (q, d_out, lse, delta, k, v), (q_positions, k_positions, q_segments, k_segments)
-    dq, dk, dv = _call(_BACKWARD, arrays, tokens, (q.shape, k.shape, k.shape), scale, q_chunks, k_chunks)
+    dq, dk, dv = _call(_BACKWARD, arrays, tokens, (q.shape, k.shape, k.shape), scale, (q_chunks, k_chunks), sharers)
     return dq, dk, dv
 
 
@@ -166,9 +170,10 @@ def after(x: Array, token: Array) -> Array:
 
 
 def _call(
-    target: str, arrays: tuple, tokens: tuple, shapes: tuple, scale: float, q_chunks: int, k_chunks: int
+    target: str, arrays: tuple, tokens: tuple, shapes: tuple, scale: float, chunks: tuple[int, int], sharers: int
 ) -> tuple[Array, ...]:
     """Call the library, whose results, of these shapes, are all float32."""
+    q_chunks, k_chunks = chunks
     _check(arrays, tokens, q_chunks, k_chunks)
     arrays, tokens = vary_like((arrays, tokens), (arrays, tokens))
     results = tuple(_result(shape, arrays[0]) for shape in shapes)
@@ -176,7 +181,7 @@ def _call(
     nothing = vary_like(jnp.zeros((0, 0), jnp.int32), arrays)
     ids = (nothing if x is None else x for x in tokens)
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
-    return tuple(call(*arrays, *ids, scale=np.float32(scale), q_chunks=q_chunks, k_chunks=k_chunks))
+    return tuple(call(*arrays, *ids, scale=np.float32(scale), q_chunks=q_chunks, k_chunks=k_chunks, sharers=sharers))
 
 
 def _result(shape: tuple[int, ...], like: Array, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:

@@ -22,8 +22,11 @@ class _AsGiven:
     unpack_q = pack_k = unpack_k = pack_q
 
 
+@dataclass(frozen=True)
 class NativeStep(_AsGiven):
     """C++ on CPUs (`ringrl.attention.kernels.native`)."""
+
+    sharers: int = 1  # devices of the mesh: on a CPU they are simulated, and share its threads
 
     def after(self, x: Array, token: Array) -> Array:
         """`x`, not before `token` is computed."""
@@ -35,7 +38,7 @@ class NativeStep(_AsGiven):
         """Output [batch, length, heads, head_dim] and log-sum-exp, float32."""
         from ringrl.attention.kernels import native
 
-        return native.forward(q, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes))
+        return native.forward(q, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes), sharers=self.sharers)
 
     def backward(
         self, rows: Rows, k: Array, v: Array, q_tokens: Tokens, k_tokens: Tokens
@@ -44,7 +47,7 @@ class NativeStep(_AsGiven):
         from ringrl.attention.kernels import native
 
         queries = rows.q, rows.d_out, rows.lse, rows.delta
-        return native.backward(*queries, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes))
+        return native.backward(*queries, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes), sharers=self.sharers)
 
 
 class GpuStep(_AsGiven):
