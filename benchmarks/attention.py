@@ -6,7 +6,9 @@
 
 Peers: PyPI's `ringattention` 0.1.2 (the authors' package) on 8 simulated devices; on one device PyTorch's flash
 `scaled_dot_product_attention` and `jax.nn.dot_product_attention`. Every subject lives in a process of its own, which
-compiles, warms up and waits for its turn; the turns go round, so that a slow moment of the machine meets all alike.
+compiles, warms up and waits for its turn. Every round has its own order, so that a slow moment of the machine, or what a
+neighbour leaves behind, meets all alike. A turn is an untimed forward, which wakes the process, a timed one, and a timed
+forward and backward.
 All processes are bound to the same cores. A figure is the median over the rounds; `times faster` is the peer's median
 divided by ours. Inputs lie ready in each one's own layout: [batch, length, heads, head_dim], PyTorch's [batch, heads,
 length, head_dim], and ring order for the ring, as a training step finds them.
@@ -16,6 +18,7 @@ The last line is one JSON object: how many times faster ringrl is than the peer,
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -93,10 +96,12 @@ def measure(subjects: list[str], length: int, rounds: int, cores: int) -> dict[t
         for name in subjects:  # one after the other: compiling together would only take turns on the cores
             workers[name] = subprocess.Popen([*command, name], **pipes)
             expect(workers[name], name)
+        order = random.Random(0)
         for _ in range(rounds):
-            for name, which in seconds:
-                print(which, file=workers[name].stdin, flush=True)
-                seconds[name, which].append(float(expect(workers[name], name)))
+            for name in order.sample(subjects, len(subjects)):
+                for which in PASSES:
+                    print(which, file=workers[name].stdin, flush=True)
+                    seconds[name, which].append(float(expect(workers[name], name)))
     finally:
         for worker in workers.values():
             worker.terminate()
@@ -146,8 +151,10 @@ def work(name: str, length: int, cores: int) -> None:
         call()
     print("ready", flush=True)
     for line in sys.stdin:
+        if (which := line.strip()) == "forward":
+            passes[which]()  # wakes what the system has put aside while the others had their turns
         start = time.perf_counter()
-        passes[line.strip()]()
+        passes[which]()
         print(time.perf_counter() - start, flush=True)
 
 
