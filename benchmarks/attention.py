@@ -6,9 +6,9 @@
 
 Peers: PyPI's `ringattention` 0.1.2 (the authors' package) on 8 simulated devices; on one device PyTorch's flash
 `scaled_dot_product_attention` and `jax.nn.dot_product_attention`. Every subject lives in a process of its own, which
-compiles, warms up and waits for its turn. Every round has its own order, so that a slow moment of the machine, or what a
-neighbour leaves behind, meets all alike. A turn is an untimed forward, which wakes the process, a timed one, and a timed
-forward and backward.
+compiles, warms up and waits for its turn. Every round has its own order, so that a slow moment of the machine, or what
+a neighbour leaves behind, meets all alike. A turn is an untimed forward, which wakes the process, a timed one, and a
+timed forward and backward.
 All processes are bound to the same cores. A figure is the median over the rounds; `times faster` is the peer's median
 divided by ours. Inputs lie ready in each one's own layout: [batch, length, heads, head_dim], PyTorch's [batch, heads,
 length, head_dim], and ring order for the ring, as a training step finds them.
