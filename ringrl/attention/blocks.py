@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 MASKED_LSE = -1e30
@@ -201,6 +202,16 @@ def vary_like(x: Tree, like: Any) -> Tree:
         return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, x)
+
+
+def result_like(shape: tuple[int, ...], like: Array, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """A kernel's result that varies, under `shard_map`'s check_vma, over the mesh axes over which `like` varies."""
+    if not _varying_axes(like):
+        return jax.ShapeDtypeStruct(shape, dtype)
+    aval: Any = jax.typeof(like)
+    axes = {"manual_axis_type": aval.mat} if hasattr(aval, "mat") else {"vma": aval.vma}
+    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, **axes)
 
 
 def _varying_axes(x: Array) -> frozenset[str]:

@@ -55,7 +55,6 @@ class Sizes:
     q: Cut
     k: Cut
     kv_heads: int
-    group: int  # query heads that share a key head
     scale: float
 
 

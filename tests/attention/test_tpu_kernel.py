@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from ringrl.attention.blocks import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
 from ringrl.attention.kernels import tpu, tpu_backward
-from ringrl.attention.kernels.tpu_blocks import make_k_ids, make_q_ids, make_schedule
+from ringrl.attention.kernels.tpu_blocks import default_blocks, make_k_ids, make_q_ids, make_schedule
 from ringrl.planner.topology import find_devices
 
 SCALE = 0.3
@@ -297,7 +297,7 @@ def test_compiles(chip, dtype, head_dim, heads, kv_heads, blocks):
     k = argument((2, kv_heads, length, head_dim), dtype, spec)
     ids = (argument((1, length), jnp.int32, id_spec),) * 2 + (argument((2, length), jnp.int32, id_spec),) * 2
     step = jax.shard_map(
-        partial(ring_step, blocks=blocks or tpu.default_blocks(head_dim, jnp.dtype(dtype).itemsize)),
+        partial(ring_step, blocks=blocks or default_blocks(head_dim, jnp.dtype(dtype).itemsize)),
         mesh=mesh,
         in_specs=(spec, spec, spec, spec, (id_spec,) * 4),
         out_specs=(spec, spec),

@@ -86,11 +86,11 @@ def make_sizes(
 ) -> Sizes:
     """What is static about a step; arguments and errors are those of `make_step`, `alignment` that of `fit_block`."""
     length, keys = q.shape[1], k.shape[1]
+    group_size(q.shape[2], k.shape[2])  # raises where the heads do not divide
     return Sizes(
         q=Cut(length, runs, fit_block(length // runs, block_q, alignment)),
         k=Cut(keys * key_shards, runs * key_shards, fit_block(keys // runs, block_k, alignment)),
         kv_heads=k.shape[2],
-        group=group_size(q.shape[2], k.shape[2]),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
     )
 

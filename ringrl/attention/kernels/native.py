@@ -20,15 +20,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import group_size, vary_like
+from ringrl.attention.blocks import group_size, result_like, vary_like
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("native.cc", "native_forward.h", "native_backward.h", "native_problem.h", "native_tiles.h")
@@ -165,7 +163,9 @@ def backward(
 def after(x: Array, token: Array) -> Array:
     """`x` itself, but not before `token` is computed: a dependency that XLA cannot optimise away."""
     x, token = vary_like((x, token), (x, token))
-    call = jax.ffi.ffi_call(_AFTER, _result(x.shape, x, x.dtype), input_output_aliases={0: 0}, vmap_method="sequential")
+    call = jax.ffi.ffi_call(
+        _AFTER, result_like(x.shape, x, x.dtype), input_output_aliases={0: 0}, vmap_method="sequential"
+    )
     return call(x, token)
 
 
@@ -176,23 +176,12 @@ def _call(
     q_chunks, k_chunks = chunks
     _check(arrays, tokens, q_chunks, k_chunks)
     arrays, tokens = vary_like((arrays, tokens), (arrays, tokens))
-    results = tuple(_result(shape, arrays[0]) for shape in shapes)
+    results = tuple(result_like(shape, arrays[0]) for shape in shapes)
     # Read as: no segments.
     nothing = vary_like(jnp.zeros((0, 0), jnp.int32), arrays)
     ids = (nothing if x is None else x for x in tokens)
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
     return tuple(call(*arrays, *ids, scale=np.float32(scale), q_chunks=q_chunks, k_chunks=k_chunks, sharers=sharers))
-
-
-def _result(shape: tuple[int, ...], like: Array, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    """A result that varies, under `shard_map`'s check_vma, over the mesh axes that `like` varies over."""
-    aval: Any = jax.typeof(like)
-    # jax 0.10.2 moved the set of axes from `vma` into `manual_axis_type`.
-    axes = {"manual_axis_type": aval.mat} if hasattr(aval, "mat") else {"vma": aval.vma}
-    if not (aval.mat.varying if hasattr(aval, "mat") else aval.vma):
-        return jax.ShapeDtypeStruct(shape, dtype)
-    sharding = NamedSharding(aval.sharding.mesh, PartitionSpec())
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding, **axes)
 
 
 def _check(arrays: tuple, tokens: tuple, q_chunks: int, k_chunks: int) -> None:

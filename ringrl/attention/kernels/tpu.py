@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import MASKED_LSE, vary_like
+from ringrl.attention.blocks import MASKED_LSE, result_like, vary_like
 from ringrl.attention.kernels.tpu_blocks import (
     LANES,
     LOG2_E,
@@ -31,7 +31,6 @@ from ringrl.attention.kernels.tpu_blocks import (
     array_spec,
     check_blocks,
     columns_scratch,
-    default_blocks,
     dot,
     hide,
     ids_spec,
@@ -40,14 +39,11 @@ from ringrl.attention.kernels.tpu_blocks import (
     make_q_ids,
     make_schedule,
     numbers_spec,
-    result_like,
     spread,
     store_columns,
     visited_block,
     when_visited,
 )
-
-__all__ = ["default_blocks", "forward"]
 
 
 def forward(
@@ -75,7 +71,7 @@ def forward(
         q_segments: a query sees keys of its own segment, 0 sees nothing. None: one segment.
         k_segments: the keys' segments.
         scale: multiplies the scores.
-        block_q: queries a block: a multiple of 128 that divides length. See `default_blocks`.
+        block_q: queries a block: a multiple of 128 that divides length. See `tpu_blocks.default_blocks`.
         block_k: keys a block: a multiple of 128 that divides keys.
         interpret: run without a TPU, slowly; also Pallas's InterpretParams.
 

@@ -248,14 +248,6 @@ def columns_scratch(ids: Ids, block: int) -> Ids:
     return jax.tree.map(lambda _: pltpu.VMEM((block, LANES), jnp.int32), ids)
 
 
-def result_like(shape: tuple[int, ...], like: Array) -> jax.ShapeDtypeStruct:
-    """A kernel's float32 result, varying over the mesh axes over which `like` varies (`shard_map`'s check_vma)."""
-    aval = jax.typeof(like)
-    if hasattr(aval, "mat"):  # jax 0.10.2; before, the set of axes was `aval.vma`
-        return jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=aval.mat)
-    return jax.ShapeDtypeStruct(shape, jnp.float32, vma=aval.vma)  # pyright: ignore[reportCallIssue]
-
-
 def check_blocks(q: Array, k: Array, block_q: int, block_k: int) -> None:
     """ValueError unless blocks are multiples of `LANES` and cut the lengths evenly."""
     for name, block, length in (("block_q", block_q, q.shape[2]), ("block_k", block_k, k.shape[2])):
