@@ -16,6 +16,7 @@ LAYERS = [
     {"agent"},
     {"training", "rollout", "report", "planner"},
     {"demo"},
+    {"verbs"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

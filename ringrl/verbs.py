@@ -1,0 +1,190 @@
+"""The verbs of the command line: what each one takes, and which room does its work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from ringrl import recipes
+from ringrl.errors import UserError
+
+# Rooms are imported by the verb that needs them: `ringrl ls` should not wait for JAX and MuJoCo.
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Collect, relabel, store, train, evaluate and report on dm_control's cartpole swingup."""
+
+    out: Path = Path(".")
+    """Folder in which datasets/demo and runs/demo are made."""
+    scale: float = 1.0
+    """Share of the full demo's episodes and training steps; 1.0 is what the README shows."""
+    fresh: bool = False
+    """Start over, instead of going on where an earlier demo was interrupted."""
+
+    def run(self) -> None:
+        """Run every stage."""
+        from ringrl.demo import demo
+
+        if not 0 < self.scale <= 1:
+            raise UserError(f"--scale {self.scale}: give a share above 0 and at most 1")
+        print(f"report: {demo(self.out, self.scale, self.fresh)}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a config (a YAML file, or the name of a shipped one) in a run directory, or go on with a run."""
+
+    config: Positional[str | None] = None
+    """A path, or a name from `ringrl ls`."""
+    overrides: Positional[tuple[str, ...]] = ()
+    """Settings as a.b=c, for example training.steps=100."""
+    out: Path | None = None
+    """The run directory; default runs/NAME-seedN."""
+    resume: Path | None = None
+    """Continue this run from its newest checkpoint, under its own configuration."""
+
+    def run(self) -> None:
+        """Train."""
+        from ringrl.config import load_config
+        from ringrl.training.loop import resume, train
+
+        if self.resume is not None:
+            if self.config is not None or self.overrides:
+                raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG and no overrides")
+            resume(self.resume)
+            print(f"run: {self.resume}")
+            return
+        if self.config is None:
+            raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
+        config = load_config(self.config, self.overrides)
+        run = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
+        if (run / "config.yaml").exists():
+            raise UserError(
+                f"{run}: there is a run already; continue it with --resume {run}, or name another with --out"
+            )
+        train(config, run)
+        print(f"run: {run}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Roll a trained run out in its task over many trials; writes evaluation/returns.csv."""
+
+    run_directory: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """What `ringrl train` made."""
+    trials: int | None = None
+    """Trials in one context, in each environment."""
+    envs: int | None = None
+    """Environments, stepped as one batch."""
+    context: int | None = None
+    """Tokens the agent may look back on."""
+    target: float | None = None
+    """Return to ask for, of agents that are told one; default the best of the data set."""
+    seed: int | None = None
+    """Of the environments and the drawn actions."""
+    video: Path | None = None
+    """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
+
+    def run(self) -> None:
+        """Evaluate."""
+        from ringrl.rollout.evaluate import evaluate
+
+        settings = {
+            "trials": self.trials,
+            "envs": self.envs,
+            "context": self.context,
+            "target": self.target,
+            "seed": self.seed,
+            "video": self.video,
+        }
+        print(f"returns: {evaluate(self.run_directory, **settings)}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare evaluated runs on one self-contained page: index.html, figures, summary.json."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Run directories, evaluated before."""
+    out: Path | None = None
+    """Folder of the report; default RUN/report, or runs/report for several."""
+
+    def run(self) -> None:
+        """Write the report."""
+        from ringrl.report import write_report
+
+        if not self.runs:
+            raise UserError("report needs one RUN or more")
+        print(f"report: {write_report(self.runs, self.out)}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ask the real TPU compiler whether a config's training step fits on a slice of TPUs; needs no TPU."""
+
+    config: Positional[str]
+    """A path, or a name from `ringrl ls`."""
+    topology: str
+    """The slice: generation:chips, for example v5e:4x8, v4:4x4x4, v3:16x16."""
+    overrides: Positional[tuple[str, ...]] = ()
+    """Settings as a.b=c, for example training.row_steps=64000."""
+    exchanges: bool = False
+    """Compare the ways to spread a sequence instead: ring, hybrid and all-gather, for one layer's attention."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        """Compile, and print what the compiler says."""
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # whatever accelerators this machine has stay free
+        from rich.console import Console
+
+        from ringrl.config import load_config
+        from ringrl.planner import exchanges, plan_training_step, table
+
+        config = load_config(self.config, self.overrides)
+        if self.exchanges:
+            with Console(stderr=True).status(f"compiling attention for {self.topology} each way"):
+                plans = exchanges.plan_exchanges(config, self.topology)
+            title = f"one layer's attention of {self.config} on {self.topology}, forward and backward, a device"
+            return print(exchanges.to_json(plans)) if self.json else Console().print(exchanges.to_table(plans, title))
+        waiting = f"compiling the training step of {self.config} for {self.topology}; large models take minutes"
+        with Console(stderr=True).status(waiting):
+            plan = plan_training_step(config, self.topology)
+        if self.json:
+            print(table.to_json(plan))
+        else:
+            Console().print(table.to_table(plan, f"{self.config} on {self.topology}"))
+
+
+@dataclass(frozen=True)
+class List:
+    """List the agents, data steps and configs that can be run by name and copied with `ringrl cp`."""
+
+    def run(self) -> None:
+        """Print them."""
+        for kind, entries in recipes.listing().items():
+            print(f"{kind}/")
+            for name, about in entries:
+                print(f"  {name:<28} {about}")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy an agent, data step or config to a file of your own, to be changed and run by its path."""
+
+    name: Positional[str]
+    """A name from `ringrl ls`, such as decision_transformer."""
+    path: Positional[Path]
+    """The new file, or a folder for it."""
+
+    def run(self) -> None:
+        """Copy it."""
+        print(f"copied to {recipes.copy(self.name, self.path)}")
+
+
+VERBS = {"demo": Demo, "train": Train, "evaluate": Evaluate, "report": Report, "plan": Plan, "ls": List, "cp": Copy}
