@@ -1,0 +1,141 @@
+"""What is trained on: where batches come from, what a run directory keeps of it, and whether it is still the same."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from ringrl.agent import Agent
+from ringrl.config import RunConfig
+from ringrl.errors import UserError
+from ringrl.experience.loader import Normalizer, make_loader
+from ringrl.experience.store import Store, open_store
+from ringrl.files import write_text
+
+Shard = tuple[int, int]  # (index, count): part `index` of `count` equal parts
+
+
+@runtime_checkable
+class Source(Protocol):
+    """All that the training loop asks of its data."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Widths or counts that decide the model's shape; what `build_model` takes."""
+        ...
+
+    @property
+    def card(self) -> dict:
+        """What dataset.json says of the data; only what JSON gives back as it was."""
+        ...
+
+    def prepare(self, run: Path) -> None:
+        """Measure the data, or read what the run in `run` measured. UserError where its data were others."""
+        ...
+
+    def write(self, run: Path) -> None:
+        """Write dataset.json, and what else evaluation needs, into the folder `run`."""
+        ...
+
+    def batches(self, start_step: int, row_shard: Shard, step_shard: Shard) -> Iterator[dict[str, np.ndarray]]:
+        """This process's part of every batch from `start_step` on, for ever: arrays [rows, steps, ...] by name."""
+        ...
+
+
+def open_source(config: RunConfig, agent: Agent) -> Source:
+    """The data that `config` names. Raises UserError where there are none."""
+    return EpisodeSource(config, agent)
+
+
+class EpisodeSource:
+    """Chains of trajectories that the agent draws from an episode store, normalised.
+
+    Attributes:
+        sizes: widths of `observation` and `action`.
+        card: what a report says of the data, so that it needs no store.
+    """
+
+    def __init__(self, config: RunConfig, agent: Agent):
+        """Open the store; rows are read when batches are."""
+        self._config, self._agent = config, agent
+        self._store = open_store(config.data.store)
+        self.sizes = {"observation": self._store.dims.observation, "action": self._store.dims.action}
+        self.card = _card(config, self._store, self.sizes)
+        self._normalizer: Normalizer | None = None
+
+    def prepare(self, run: Path) -> None:
+        """The scales of a run that there is already, if its data are what they were; else those of the store."""
+        data = self._config.data
+        if not (run / "config.yaml").exists():
+            self._normalizer = Normalizer.fit(self._store, data.task, action_repeat=data.action_repeat)
+            return
+        refuse_changed(self.card, run, str(data.store), but=("store",))
+        self._normalizer = Normalizer.load(run / "normalizer.json")
+
+    def write(self, run: Path) -> None:
+        """normalizer.json and dataset.json."""
+        self._scales.save(run / "normalizer.json")
+        write_text(run / "dataset.json", json.dumps(self.card))
+
+    def batches(self, start_step: int, row_shard: Shard, step_shard: Shard) -> Iterator[dict[str, np.ndarray]]:
+        """See `Source`; the fields of `ringrl.episode.Batch`, the steps in ring order."""
+        config, data, training = self._config, self._config.data, self._config.training
+        loader = make_loader(
+            self._store,
+            self._agent.planner(config.agent, self._store, data.task, data.action_repeat),
+            data.task,
+            self._scales,
+            batch=training.batch,
+            steps=training.row_steps,
+            seed=config.seed,
+            start_step=start_step,
+            action_repeat=data.action_repeat,
+            chains_per_row=training.chains_per_row,
+            ring_size=config.mesh.seq,
+            layout=config.mesh.layout,
+            row_shard=row_shard,
+            step_shard=step_shard,
+            prefetch=data.prefetch,
+        )
+        return (batch.asdict() for batch in loader)
+
+    @property
+    def _scales(self) -> Normalizer:
+        if self._normalizer is None:
+            raise RuntimeError("prepare the source first")
+        return self._normalizer
+
+
+def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:
+    """Raise UserError where `card` is not what `run` began with, in any entry but those named `but`."""
+    known = json.loads((run / "dataset.json").read_text())
+    changed = [name for name, value in card.items() if name not in but and known.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{where}: not the data that {run} began with ({', '.join(changed)} changed); "
+            "give them back, or train a new run"
+        )
+
+
+def _card(config: RunConfig, store: Store, sizes: dict[str, int]) -> dict:
+    return {
+        "task": config.data.task,
+        "domain": store.domain,
+        "store": str(config.data.store),
+        "episodes": store.episodes,
+        "steps": int(store.lengths.sum()),
+        "relabel": _relabel_mode(store),
+        "sources": [{"name": s.name, "collector": s.collector, "episodes": s.episodes} for s in store.sources],
+        "returns": store.returns(config.data.task).tolist(),
+        "source": store.source.tolist(),
+        "sizes": sizes,
+    }
+
+
+def _relabel_mode(store: Store) -> str | None:
+    """How the rewards were computed: by the store's build, or before it by `ringrl data relabel`."""
+    mode = store.provenance.get("relabel")
+    before = {source.relabelled for source in store.sources}
+    return before.pop() or mode if mode == "recorded" and len(before) == 1 else mode
