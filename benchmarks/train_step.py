@@ -259,7 +259,7 @@ def ringrl_config(length: int, dtype: str) -> Any:
     """A run's configuration as a user writes it; nothing in it is about speed but the type of the products."""
     from ringrl.config import parse_config
 
-    shape = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "kv_heads": HEADS, "feed_forward": FEED_FORWARD}
+    shape = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "kv_heads": HEADS}
     rates = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "beta2": BETA2, "clip_norm": CLIP_NORM}
     return parse_config(
         {
