@@ -39,7 +39,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ringrl.config import MeshConfig, ModelConfig
-from ringrl.model.transformer import Layer, blockwise, make_attend
+from ringrl.model.layer import Layer, Tokens
+from ringrl.model.sharding import run_local
+from ringrl.model.transformer import make_attend
 from ringrl.planner.closed_form import Scheme, layer_activation_bytes
 from ringrl.planner.topology import find_devices
 from ringrl.training.mesh import make_mesh
@@ -82,15 +84,15 @@ class Case:
 def temporaries(case: Case, devices: list[Any]) -> int | None:
     """Peak temporaries of the layer's forward and backward pass, bytes on one device; None where they do not fit."""
     mesh = make_mesh(MeshConfig(seq=case.ring), devices)
-    config = ModelConfig(layers=1, width=case.width, heads=case.heads, kv_heads=case.heads, compute_dtype="bfloat16")
+    block = case.feed_forward_block if case.scheme in ("blockwise", "ring") else case.length
+    shape = {"width": case.width, "heads": case.heads, "kv_heads": case.heads, "feed_forward_block": block}
+    config = ModelConfig(layers=1, **shape, compute_dtype="bfloat16")
     graph, parameters = nnx.split(nnx.eval_shape(lambda: Layer(config, rngs=nnx.Rngs(0))))
     attend = _dense if case.scheme == "vanilla" else make_attend(mesh, "zigzag", None)
-    block = case.feed_forward_block if case.scheme in ("blockwise", "ring") else case.length
 
     def run(parameters: Any, x: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
-        layer = nnx.merge(graph, parameters)
-        x = layer.attended(x, attend(*layer.query_key_value(x, positions), segments))
-        return blockwise(layer.feed_forward, x, block, case.ring)
+        compute = lambda p, tokens: nnx.merge(graph, p)(tokens, attend, lambda part: part)  # noqa: E731
+        return run_local(mesh, P(), compute)(parameters, Tokens(x, positions, segments))
 
     def loss(parameters: Any, x: jax.Array, weights: jax.Array, *ids: jax.Array) -> jax.Array:
         y = jax.checkpoint(run)(parameters, x, *ids)

@@ -54,27 +54,36 @@ class AgentConfig(Section):
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, int | str]] = {
     "tiny": {"layers": 2, "width": 64, "heads": 2, "kv_heads": 2},
     "small": {"layers": 4, "width": 128, "heads": 4, "kv_heads": 4},
     "base": {"layers": 8, "width": 512, "heads": 8, "kv_heads": 4},
     # Ring Attention, section 5.3 (ExoRL). Heads of 128 fill the lanes of a TPU; narrower ones are padded to that.
     "350m": {"layers": 24, "width": 1024, "heads": 8, "kv_heads": 8},
+    # LLaMA's shapes (Touvron et al. 2023, table 2; 3b: OpenLLaMA): SwiGLU, and hidden widths of their own.
+    "3b": {"layers": 26, "width": 3200, "heads": 32, "kv_heads": 32, "hidden": 8640, "activation": "swiglu"},
+    "7b": {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 32, "hidden": 11008, "activation": "swiglu"},
+    "13b": {"layers": 40, "width": 5120, "heads": 40, "kv_heads": 40, "hidden": 13824, "activation": "swiglu"},
+    "30b": {"layers": 60, "width": 6656, "heads": 52, "kv_heads": 52, "hidden": 17920, "activation": "swiglu"},
 }
 
 
 class ModelConfig(Section):
     """The decoder. `preset` fills in the shape; fields given beside it win."""
 
-    preset: Literal["tiny", "small", "base", "350m"] | None = None
+    preset: Literal["tiny", "small", "base", "350m", "3b", "7b", "13b", "30b"] | None = None
     layers: int = Field(default=2, ge=1)
     width: int = Field(default=64, ge=1)  # model width (d_model)
     heads: int = Field(default=2, ge=1)  # query heads
     kv_heads: int = Field(default=2, ge=1)  # key and value heads (GQA where fewer than `heads`)
-    feed_forward: int = Field(default=4, ge=1)  # hidden width of the feed-forward, in model widths
+    hidden: int | None = Field(default=None, ge=1)  # hidden width of the feed-forward; None: four model widths
+    activation: Literal["gelu", "swiglu"] = "gelu"
     feed_forward_block: int = Field(default=2048, ge=1)  # tokens a device that the feed-forward holds at once (BPT)
     block: int | None = Field(default=None, ge=1)  # attention block, tokens; None: chosen for the platform
-    remat: bool = True  # recompute a layer in the backward pass instead of keeping what it computed
+    # What the backward pass finds instead of recomputing it. none: everything; block: a layer's input and its
+    # attention's output; full: a layer's input; offload: a layer's input, in host memory.
+    remat: Literal["none", "block", "full", "offload"] = "full"
+    head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
     max_steps: int = Field(default=1000, ge=1)  # longest episode, decisions: rows of the learned time-step embedding
     max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the learned trial embedding
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and statistics are float32 either way
@@ -92,6 +101,8 @@ class ModelConfig(Section):
             raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({self.heads}): rotary pairs need it")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        if self.kv_heads % self.head_groups:
+            raise ValueError(f"kv_heads {self.kv_heads} must be a multiple of head_groups {self.head_groups}")
         return self
 
 
@@ -129,7 +140,8 @@ class TrainingConfig(Section):
     chains_per_row: int = Field(default=1, ge=1)  # chains packed into a row, kept apart by segment ids
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)  # the newest
+    keep_best: int = Field(default=1, ge=0)  # beside them, those whose step had the lowest loss
 
 
 class EvaluationConfig(Section):
@@ -183,15 +195,18 @@ class RunConfig(Section):
                 f"training.row_steps {self.training.row_steps} must be a multiple of mesh.seq x mesh.heads = "
                 f"{self.mesh.seq * self.mesh.heads}"
             )
-        if self.model.kv_heads % self.mesh.tensor:
+        groups = self.model.head_groups * self.mesh.tensor
+        if self.model.kv_heads % groups:
             raise ValueError(
-                f"model.kv_heads {self.model.kv_heads} must be a multiple of mesh.tensor {self.mesh.tensor}"
+                f"model.kv_heads {self.model.kv_heads} must be a multiple of model.head_groups x mesh.tensor = {groups}"
             )
-        if self.model.heads % (self.mesh.tensor * self.mesh.heads):
+        if self.model.heads % (groups * self.mesh.heads):
             raise ValueError(
-                f"model.heads {self.model.heads} must be a multiple of mesh.tensor x mesh.heads = "
-                f"{self.mesh.tensor * self.mesh.heads}"
+                f"model.heads {self.model.heads} must be a multiple of model.head_groups x mesh.tensor x mesh.heads = "
+                f"{groups * self.mesh.heads}"
             )
+        if (self.model.hidden or 4 * self.model.width) % self.mesh.tensor:
+            raise ValueError(f"the feed-forward's hidden width must be a multiple of mesh.tensor {self.mesh.tensor}")
         return self
 
 

@@ -137,7 +137,7 @@ def test_train_prints_progress_refuses_a_second_run_and_stops_at_nan(ringrl, tin
         {"name": "behavior_cloning", "fused": True, "window": 4, "fraction": 1.0},
         training={"steps": 4, "row_steps": 4, "log_every": 2},
         optimizer={"warmup_steps": 0},
-        model={"remat": False},
+        model={"remat": "none"},
     )
     (tmp_path / "c.yaml").write_text(dump_config(config))
     run = tmp_path / "run"

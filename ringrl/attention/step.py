@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.blocks import SEES_ALL
 from ringrl.attention.tiling import Cut
+
+ATTENTION_NAMES = ("attention_out", "attention_lse")
+"""Checkpoint names of what the backward pass needs beside q, k and v. Whoever keeps both recomputes no attention."""
 
 Partial = tuple[Float32[Array, "*rows head_dim"], Float32[Array, "*rows"]]
 """Output and log-sum-exp over some of the keys, in the order in which the implementation keeps its rows."""
@@ -134,9 +138,14 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 
 def finish(step: LocalStep, result: Partial, dtype: Any) -> tuple[Array, Array]:
-    """The user's output [batch, length, heads, head_dim] in `dtype`, and log-sum-exp [batch, heads, length]."""
+    """The user's output [batch, length, heads, head_dim] in `dtype`, and log-sum-exp [batch, heads, length].
+
+    Both are named, so that a rematerialisation policy can keep them (`ATTENTION_NAMES`).
+    """
     out, lse = result
-    return step.unpack_q(out).astype(dtype), unpack_rows(step, lse)
+    named = zip((step.unpack_q(out).astype(dtype), unpack_rows(step, lse)), ATTENTION_NAMES, strict=True)
+    out, lse = (checkpoint_name(x, name) for x, name in named)
+    return out, lse
 
 
 def backward_rows(

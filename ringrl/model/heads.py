@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int32, Key
 
 
 @runtime_checkable
@@ -108,6 +108,26 @@ class Categorical:
         return (index.astype(jnp.float32) + 0.5) * (2.0 / self.outputs) - 1.0
 
 
-def make_head(name: Literal["tanh_mse", "gaussian", "categorical"], bins: int) -> Head:
-    """The head of that name; `bins` is the categorical head's number of bins."""
-    return {"tanh_mse": TanhMSE(), "gaussian": Gaussian(), "categorical": Categorical(bins)}[name]
+@dataclass(frozen=True)
+class Vocabulary:
+    """A token id below `outputs`, cross-entropy; `act` gives the id."""
+
+    outputs: int
+
+    def loss(self, raw: Float[Array, "*rows 1 outputs"], action: Int32[Array, "*rows"]) -> Float[Array, "*rows"]:
+        """Cross-entropy in nats."""
+        raw = raw[..., 0, :].astype(jnp.float32)
+        chosen = jnp.take_along_axis(raw, action[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(raw, axis=-1) - chosen
+
+    def act(self, raw: Float[Array, "*rows 1 outputs"], key: Key[Array, ""] | None) -> Int32[Array, "*rows 1"]:
+        """The likeliest id, or a drawn one."""
+        raw = raw.astype(jnp.float32)
+        index = jnp.argmax(raw, axis=-1) if key is None else jax.random.categorical(key, raw, axis=-1)
+        return index.astype(jnp.int32)
+
+
+def make_head(name: Literal["tanh_mse", "gaussian", "categorical", "vocabulary"], bins: int) -> Head:
+    """The head of that name; `bins` is the number of a categorical head's bins, or of a vocabulary's ids."""
+    heads = {"tanh_mse": TanhMSE(), "gaussian": Gaussian(), "categorical": Categorical(bins)}
+    return (heads | {"vocabulary": Vocabulary(bins)})[name]

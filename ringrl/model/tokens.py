@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from ringrl.config import ModelConfig
+
 ORDER = ("return_to_go", "observation", "action", "reward", "completion")
 Steps = Mapping[str, jax.Array]  # the fields of `episode.Batch` by name
 
@@ -35,6 +37,14 @@ class TokenLayout:
     def tokens_per_step(self) -> int:
         """Tokens that one step takes."""
         return 1 if self.fused else len(self.modalities)
+
+    def embedder(self, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs) -> "TokenEmbedder":
+        """A module that makes such tokens, for observations and actions of these widths."""
+        return TokenEmbedder(self, sizes, config.width, config.max_steps, config.max_trials, rngs=rngs)
+
+    def predicted(self, sizes: Mapping[str, int]) -> int:
+        """Numbers that the head predicts at a step: one for each dimension of the action."""
+        return sizes["action"]
 
     @property
     def read_index(self) -> int:

@@ -1,144 +1,154 @@
-"""A causal decoder for any length: scanned, rematerialised layers, exact attention, blockwise feed-forward.
+"""A causal decoder for any length: scanned, rematerialised layers, exact attention, everything else block by block.
 
-Pre-norm (RMSNorm), rotary positions within the segment, grouped-query attention, GELU feed-forward computed block by
-block (Blockwise Parallel Transformer, Liu & Abbeel 2023; Ring Attention, section 3). Shapes: B batch, S tokens,
-W width, H query heads, K key-value heads, D head_dim.
+Every part runs on a mesh as `ringrl.model.sharding` says; how one layer is computed stands in `ringrl.model.layer`.
+Shapes: B batch, S tokens, W width, H query heads, K key-value heads, D head_dim.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 
 from ringrl.attention import Exchange, Layout, blockwise_attention, decode_attention, ring_attention
+from ringrl.attention.step import ATTENTION_NAMES
 from ringrl.config import ModelConfig
-from ringrl.model.heads import Head
-from ringrl.model.tokens import Steps, TokenEmbedder, TokenLayout
+from ringrl.model.blocks import blockwise
+from ringrl.model.heads import Head, Vocabulary
+from ringrl.model.layer import Attend, Layer, Tokens
+from ringrl.model.sharding import GATHERED, SEQUENCE_AXES, gather, on_mesh, partitions, run_local
+from ringrl.model.text import TokenIds
+from ringrl.model.tokens import Steps, TokenLayout
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v, segment_ids) -> out
 Cache = dict[str, jax.Array]  # k, v [layers, B, C, K, D]; segment_ids, positions [B, C]; cursor []: tokens written
-BATCH_AXES = ("data", "fsdp")
-SEQUENCE_AXES = ("seq", "heads")
+Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]  # (raw outputs, batch) -> float32 [B, steps]
+LAYER_INPUT = "layer_input"
 
 
 def make_attend(mesh: Mesh | None, layout: Layout, block: int | None, exchange: Exchange = "ring") -> Attend:
-    """Attention for this mesh, of sequences that `seq` and `heads` split; of whole sequences without a mesh."""
-    if mesh is None:
-        alone = cast(Callable[..., jax.Array], partial(blockwise_attention, block_q=block, block_k=block))
-        return lambda q, k, v, segment_ids: alone(q, k, v, segment_ids=segment_ids)
-    axes = SEQUENCE_AXES if mesh.shape["heads"] > 1 else "seq"
-    which = partial(ring_attention, axis_name=axes, layout=layout, exchange=exchange, block_q=block, block_k=block)
+    """Attention as a device of this mesh computes it, inside `jax.shard_map`; of whole sequences without a mesh."""
+    if mesh is None or mesh.shape["seq"] * mesh.shape["heads"] == 1:
+        which = partial(blockwise_attention, block_q=block, block_k=block)
+    else:
+        axes = SEQUENCE_AXES if mesh.shape["heads"] > 1 else "seq"
+        which = partial(ring_attention, axis_name=axes, layout=layout, exchange=exchange, block_q=block, block_k=block)
     local = cast(Callable[..., jax.Array], which)
-    heads, ids = P(BATCH_AXES, SEQUENCE_AXES, "tensor", None), P(BATCH_AXES, SEQUENCE_AXES)
-    return jax.shard_map(
-        lambda q, k, v, segment_ids: local(q, k, v, segment_ids=segment_ids),
-        mesh=mesh,
-        in_specs=(heads, heads, heads, ids),
-        out_specs=heads,
-        check_vma=False,
-    )
+    return lambda q, k, v, segment_ids: local(q, k, v, segment_ids=segment_ids)
 
 
-def rotate(
-    x: Float[Array, "batch length heads head_dim"], positions: Int32[Array, "batch length"]
-) -> Float[Array, "batch length heads head_dim"]:
-    """Rotary position embedding (Su et al. 2021), halves convention, base 10,000; angles in float32."""
-    half = x.shape[-1] // 2
-    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+def rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"]) -> Callable:
+    """`f` of a scan over layers, which keeps for the backward pass what the policy `remat` says (`ModelConfig`)."""
+    policies = jax.checkpoint_policies
+    policy = {
+        # Even so, no layer's gathered parameters: they would be a copy of the model on every device.
+        "none": policies.save_anything_except_these_names(GATHERED),
+        "block": policies.save_only_these_names(*ATTENTION_NAMES),
+        "full": policies.nothing_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[remat]
+    return jax.checkpoint(f, policy=policy, prevent_cse=False)  # a scan already keeps the recomputation apart
 
 
-class Layer(nnx.Module):
-    """Attention and feed-forward, each behind a norm and beside a residual stream."""
+class Reader(nnx.Module):
+    """Features -> raw outputs of the head: norm and a linear map."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        dtype, width, hidden = jnp.dtype(config.compute_dtype), config.width, config.width * config.feed_forward
-        head_dim = width // config.heads
-        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
-        # Outputs into the residual stream start small, so that its variance does not grow with depth (GPT-2).
-        closing = nnx.initializers.variance_scaling(0.5 / config.layers, "fan_in", "normal")
-        self.attention_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
-        self.query = linear(width, config.heads * head_dim)
-        self.key = linear(width, config.kv_heads * head_dim)
-        self.value = linear(width, config.kv_heads * head_dim)
-        self.out = linear(config.heads * head_dim, width, kernel_init=closing)
-        self.feed_forward_norm = nnx.RMSNorm(width, dtype=dtype, rngs=rngs)
-        self.up = linear(width, hidden)
-        self.down = linear(hidden, width, kernel_init=closing)
+    def __init__(self, config: ModelConfig, head: Head, action_size: int, *, rngs: nnx.Rngs):
+        self.shape = (action_size, head.outputs)
+        # A few outputs a token cost nothing in float32; a vocabulary does.
+        self.dtype = jnp.dtype(config.compute_dtype if isinstance(head, Vocabulary) else jnp.float32)
+        self.norm = nnx.RMSNorm(config.width, dtype=self.dtype, rngs=rngs)
+        self.output = nnx.Linear(config.width, action_size * head.outputs, dtype=self.dtype, rngs=rngs)
 
-    def query_key_value(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated q [B, S, H, D] and k, and v [B, S, K, D], from the residual stream [B, S, W]."""
-        x = self.attention_norm(x)
-        q, k, v = (
-            f(x).reshape(*x.shape[:2], -1, self.config.width // self.config.heads)
-            for f in (self.query, self.key, self.value)
-        )
-        return rotate(q, positions), rotate(k, positions), v
-
-    def attended(self, x: jax.Array, out: jax.Array) -> jax.Array:
-        """The residual stream after attention gave `out` [B, S, H, D]."""
-        return x + self.out(out.reshape(*out.shape[:2], -1))
-
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        """The feed-forward with its residual, on any [..., W]."""
-        return x + self.down(jax.nn.gelu(self.up(self.feed_forward_norm(x))))
-
-
-def blockwise(f: Callable[[jax.Array], jax.Array], x: jax.Array, block: int, shards: int) -> jax.Array:
-    """`f` on [B, S, W] applied to `block` tokens a device at a time and recomputed in the backward pass.
-
-    The `shards` that split S over devices stay on an axis of their own, so that each device walks its own tokens and no
-    token changes place. Tokens that fill no whole block are applied to at the end.
-    """
-    batch, length, width = x.shape
-    local = length // shards
-    whole = local // block
-    if whole == 0 or (whole == 1 and local == block):
-        return f(x)
-    y = x.reshape(batch, shards, local, width)
-    f = jax.checkpoint(f)
-    blocks = jnp.moveaxis(y[:, :, : whole * block].reshape(batch, shards, whole, block, width), 2, 0)
-    done = jnp.moveaxis(jax.lax.map(f, blocks), 0, 2).reshape(batch, shards, whole * block, width)
-    rest = [f(y[:, :, whole * block :])] if local % block else []
-    return jnp.concatenate([done, *rest], axis=2).reshape(batch, length, width)
+    def __call__(self, features: Float[Array, "*rows width"]) -> Float[Array, "*rows action outputs"]:
+        """Raw outputs, in float32 but for a vocabulary's."""
+        raw = self.output(self.norm(features.astype(self.dtype)))
+        return raw.reshape(*raw.shape[:-1], *self.shape)
 
 
 class Transformer(nnx.Module):
-    """Steps -> raw action outputs. Layers are stacked on a leading axis and scanned."""
+    """Steps -> raw outputs of the head. Layers are stacked on a leading axis and scanned."""
 
     def __init__(
-        self, config: ModelConfig, layout: TokenLayout, head: Head, sizes: Mapping[str, int], *, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        layout: TokenLayout | TokenIds,
+        head: Head,
+        sizes: Mapping[str, int],
+        *,
+        rngs: nnx.Rngs,
     ):
         self.config, self.layout, self.head = config, layout, head
-        self.action_size = sizes["action"]
-        self.embed = TokenEmbedder(layout, sizes, config.width, config.max_steps, config.max_trials, rngs=rngs)
+        self.embed = layout.embedder(sizes, config, rngs=rngs)
         stack = nnx.vmap(lambda layer_rngs: Layer(config, rngs=layer_rngs), in_axes=0, out_axes=0)
         self.layers = stack(rngs.split(config.layers))
-        self.norm = nnx.RMSNorm(config.width, rngs=rngs)
-        self.output = nnx.Linear(config.width, self.action_size * head.outputs, rngs=rngs)
+        self.read = Reader(config, head, layout.predicted(sizes), rngs=rngs)
 
-    def __call__(self, steps: Steps, attend: Attend, seq_shards: int = 1) -> Float[Array, "batch steps action outputs"]:
-        """Raw head outputs at every step. `steps` are `episode.Batch`'s; `seq_shards` devices share a sequence."""
-        x, positions, segment_ids = self.embed(steps)
-        y, _ = self._run(x, positions, segment_ids, attend, seq_shards)
-        return self._read(self.embed.read(y))
+    def __call__(
+        self, steps: Steps, attend: Attend, mesh: Mesh | None = None
+    ) -> Float[Array, "batch steps action outputs"]:
+        """Raw outputs at every step. `steps` are `episode.Batch`'s; `attend` is `make_attend`'s for `mesh`."""
+        features = self._features(steps, attend, mesh)
+        return on_mesh(mesh, self.read, "read", lambda read, y: read(self.embed.read(y)), features, self.read.dtype)
+
+    def losses(self, steps: Steps, loss: Loss, attend: Attend, mesh: Mesh | None = None) -> Float[Array, "batch steps"]:
+        """`loss` of each step, for a block of steps after the other: raw outputs never stand whole."""
+        block, outputs = self.config.feed_forward_block, self.read.shape[0] * self.read.shape[1]
+        block = max(block * self.config.width // max(outputs, self.config.width), 1)  # no more numbers than features
+
+        def local(read: Reader, tokens: tuple[jax.Array, Steps]) -> jax.Array:
+            graph, weights = nnx.split(read)
+            each = lambda weights, y, steps: loss(nnx.merge(graph, weights)(y), steps)  # noqa: E731
+            return blockwise(each, weights, self.embed.read(tokens[0]), block, constants=tokens[1])
+
+        features = self._features(steps, attend, mesh)
+        return on_mesh(mesh, self.read, "read", local, (features, dict(steps)), self.read.dtype)
+
+    def _features(self, steps: Steps, attend: Attend, mesh: Mesh | None) -> Float[Array, "batch tokens width"]:
+        dtype, (graph, stacked) = jnp.dtype(self.config.compute_dtype), nnx.split(self.layers)
+        embed = lambda module, steps: Tokens(*module(steps))  # noqa: E731
+        tokens = on_mesh(mesh, self.embed, "embed", embed, dict(steps), jnp.float32)
+        specs, total = None, lambda part: part
+        if mesh is not None:
+            stored = partitions(stacked, mesh, "layers")
+            specs = jax.tree.map(lambda spec: P(*spec[1:]), stored, is_leaf=lambda x: isinstance(x, P))
+            total = partial(lax.psum, axis_name="tensor") if mesh.shape["tensor"] > 1 else total
+
+        def compute(params: Any, tokens: Tokens) -> jax.Array:
+            params = params if mesh is None else gather(params, specs, dtype)
+            return nnx.merge(graph, params)(tokens, attend, total)
+
+        local = run_local(mesh, specs, compute)
+
+        def step(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
+            return local(params, tokens._replace(x=checkpoint_name(x, LAYER_INPUT))), None
+
+        return lax.scan(rematerialise(step, self.config.remat), tokens.x.astype(dtype), stacked)[0]
 
     def prefill(self, steps: Steps, attend: Attend, capacity: int) -> Cache:
         """The cache after `steps`, with room for `capacity` tokens."""
         x, positions, segment_ids = self.embed(steps)
-        _, (k, v) = self._run(x, positions, segment_ids, attend, 1, keep=True)
-        tokens = x.shape[1]
-        cache = self.empty_cache(x.shape[0], capacity)
+        graph, stacked = nnx.split(self.layers)
+
+        def step(x: jax.Array, params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            layer = nnx.merge(graph, params)
+            q, k, v = layer.before(x, positions)
+            out = attend(q, k, v, segment_ids)
+            return layer.close(x, out.reshape(1, *x.shape[:2], -1), lambda part: part), (k, v)
+
+        _, (k, v) = lax.scan(step, x.astype(jnp.dtype(self.config.compute_dtype)), stacked)
+        cache, tokens = self.empty_cache(x.shape[0], capacity), x.shape[1]
         return cache | {
             "k": cache["k"].at[:, :, :tokens].set(k),
             "v": cache["v"].at[:, :, :tokens].set(v),
@@ -176,7 +186,7 @@ class Transformer(nnx.Module):
         def step(carry: tuple[jax.Array, jax.Array, jax.Array], inputs: tuple[jax.Array, Any]):
             x, keys, values = carry
             index, layer = inputs[0], nnx.merge(graph, inputs[1])
-            q, k, v = layer.query_key_value(x, positions)
+            q, k, v = layer.before(x, positions)
             keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, cursor, 0, 0))
             values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, cursor, 0, 0))
             here = [jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in (keys, values)]
@@ -188,7 +198,7 @@ class Transformer(nnx.Module):
                 q_positions=positions,
                 cache_positions=where,
             )
-            return (layer.feed_forward(layer.attended(x, out)), keys, values), None
+            return (layer.after(x, out.reshape(1, *x.shape[:2], -1), lambda part: part), keys, values), None
 
         x = x.astype(cache["k"].dtype)
         indices = jnp.arange(self.config.layers, dtype=jnp.int32)
@@ -200,30 +210,4 @@ class Transformer(nnx.Module):
             "positions": where,
             "cursor": cursor + jnp.asarray(x.shape[1], jnp.int32),
         }
-        return self._read(x[:, -1]), cache
-
-    def _run(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        segment_ids: jax.Array,
-        attend: Attend,
-        shards: int,
-        keep: bool = False,
-    ) -> tuple[jax.Array, Any]:
-        """All layers over [B, S, W], and where `keep` every layer's k and v, [layers, B, S, K, D] each."""
-        graph, stacked = nnx.split(self.layers)
-
-        def step(x: jax.Array, state: Any):
-            layer = nnx.merge(graph, state)
-            q, k, v = layer.query_key_value(x, positions)
-            x = layer.attended(x, attend(q, k, v, segment_ids))
-            return blockwise(layer.feed_forward, x, self.config.feed_forward_block, shards), (k, v) if keep else None
-
-        if self.config.remat:
-            step = jax.checkpoint(step, prevent_cse=False)  # a scan already keeps the recomputation apart
-        return jax.lax.scan(step, x.astype(jnp.dtype(self.config.compute_dtype)), stacked)
-
-    def _read(self, features: jax.Array) -> jax.Array:
-        raw = self.output(self.norm(features.astype(jnp.float32)))
-        return raw.reshape(*raw.shape[:-1], self.action_size, self.head.outputs)
+        return self.read(x[:, -1]), cache

@@ -1,27 +1,34 @@
 """Whether a run fits on a slice of TPUs: its own training step, compiled ahead of time by the real TPU compiler."""
 
 import re
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
 
-from ringrl.agent import load_agent
-from ringrl.config import MeshConfig, RunConfig, parse_config
-from ringrl.envs import make
-from ringrl.errors import UserError
-from ringrl.experience.store import open_store
-from ringrl.planner.topology import bytes_in, device_hbm_bytes, find_devices
-from ringrl.training.mesh import AXES, BATCH, make_mesh
-from ringrl.training.state import TrainState, abstract_state, make_train_step
+from ringrl.accelerators import Accelerator, find_accelerator
+from ringrl.attention import compiler_options
+from ringrl.attention.layout import runs_per_shard
+from ringrl.config import RunConfig
+from ringrl.model.flops import model_flops
+from ringrl.model.sharding import AXES
+from ringrl.planner.bound import Traffic, mfu_bound, read_traffic
+from ringrl.planner.memory import Memory, kinds_of, read_memory
+from ringrl.planner.schedule import read_transfers
+from ringrl.planner.step import AbstractStep, make_step
+from ringrl.planner.topology import bytes_in, device_hbm_bytes
+from ringrl.planner.work import Ring, executed_flops
 
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """The compiler's answer. Sizes are bytes on one device."""
+    """The compiler's answer. Bytes are those of one device, FLOPs those of all in one step.
+
+    Where the step does not fit, what follows from its schedule is None; `memory` and `largest` say what it would need.
+    """
 
     topology: str  # as asked for, such as v5e:2x4
     device_kind: str  # the compiler's name of the chip, such as TPU v5 lite
@@ -31,11 +38,20 @@ class CompiledPlan:
     fits: bool
     tokens: int  # in one training step, over all rows
     row_tokens: int  # in one row: the context
-    bytes_per_device: int  # arguments + temporaries; where it does not fit, what the compiler says it requires
-    argument_bytes: int | None  # parameters, optimiser state, batch; None where it does not fit
-    temporary_bytes: int | None  # gradients and activations; None where it does not fit
+    bytes_per_device: int  # HBM that the compiler has assigned, or would have to
+    argument_bytes: int  # of these, parameters, optimiser state and batch
+    temporary_bytes: int  # of these, gradients and activations, and gaps between them
     hbm_bytes: int  # that a program may fill
+    host_bytes_per_device: int  # memory of the host that is taken by what was offloaded
+    host_bytes_available: int | None  # a device's share of its host; None where unknown
+    memory: dict[str, int]  # `bytes_per_device` by kind at the moment when most is needed
+    largest: list[dict]  # temporaries at that moment: bytes, shape, operation
     parameters: int
+    model_flops: float  # useful: causal attention once, no recomputation (`ringrl.model.flops`)
+    executed_flops: float | None  # recomputation too (`ringrl.planner.work`); None where they cannot be counted
+    traffic: dict[str, int] | None  # sent in a step: ring, ring_waited, other, other_waited (`ringrl.planner.bound`)
+    mfu_bound: float | None  # by the roofline; not a measurement
+    mfu_bound_by: str | None  # what sets it
     compile_seconds: float
     reason: str | None  # the compiler's own sentence where it does not fit
 
@@ -47,106 +63,90 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
 
     Raises:
         UserError: no such slice, libtpu missing, or the slice, the mesh and the row do not divide.
+        jax.errors.JaxRuntimeError: the compiler failed, but not because HBM is too small.
     """
-    devices = find_devices(topology)
-    config, note = fit_mesh(config, topology, len(devices))
-    mesh = _place(config.mesh, devices, topology)
-    agent = load_agent(config.agent.name)
-    sizes = model_sizes(config)
-    graph, state = abstract_state(config, agent, sizes, mesh)
-    step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
-    batch = _abstract_batch(config, sizes, mesh)
-    hbm = device_hbm_bytes(devices[0])
+    abstract = make_step(config, topology)
+    device = abstract.mesh.devices.flat[0]
     start = time.perf_counter()
-    arguments, temporaries, required, reason = _compile(step, state, batch)
-    row_tokens = config.training.row_steps * agent.tokens(config.agent).tokens_per_step
+    traced = abstract.step.trace(abstract.state, abstract.batch)
+    compilation = _compile(traced)
+    accelerator, memory = find_accelerator(device.device_kind), compilation.memory
+    arguments = abstract.argument_bytes()
+    host = accelerator.host_bytes if accelerator else None
+    c = abstract.config
     return CompiledPlan(
         topology=topology,
-        device_kind=devices[0].device_kind,
-        devices=len(devices),
-        mesh={axis: int(mesh.shape[axis]) for axis in AXES},
-        mesh_note=note,
-        fits=reason is None,
-        tokens=config.training.batch * row_tokens,
-        row_tokens=row_tokens,
-        bytes_per_device=required,
-        argument_bytes=arguments,
-        temporary_bytes=temporaries,
-        hbm_bytes=hbm,
-        parameters=sum(x.size for x in jax.tree.leaves(state.params)),
+        device_kind=device.device_kind,
+        devices=abstract.mesh.size,
+        mesh={axis: int(abstract.mesh.shape[axis]) for axis in AXES},
+        mesh_note=abstract.mesh_note,
+        fits=compilation.reason is None,
+        tokens=c.training.batch * abstract.row_tokens,
+        row_tokens=abstract.row_tokens,
+        bytes_per_device=memory.hbm,
+        argument_bytes=sum(arguments.values()),
+        temporary_bytes=memory.hbm - sum(arguments.values()),
+        hbm_bytes=device_hbm_bytes(device),
+        host_bytes_per_device=memory.host,
+        host_bytes_available=None if host is None else int(host),
+        memory=kinds_of(memory, arguments, c.model.layers, abstract.layer_shapes()),
+        largest=[asdict(buffer) for buffer in memory.temporaries[:8]],
+        parameters=sum(x.size for x in jax.tree.leaves(abstract.state.params)),
+        **_speed(abstract, traced, compilation, accelerator),
         compile_seconds=round(time.perf_counter() - start, 2),
-        reason=reason,
+        reason=compilation.reason,
     )
 
 
-def fit_mesh(config: RunConfig, topology: str, devices: int) -> tuple[RunConfig, str | None]:
-    """`config` with a mesh over all devices of the slice, and what was changed (None: nothing).
-
-    Raises UserError where data x fsdp x tensor x heads does not divide the slice, or the row not over the ring.
-    """
-    mesh = config.mesh
-    others = mesh.data * mesh.fsdp * mesh.tensor * mesh.heads
-    if others * mesh.seq == devices:
-        return config, None
-    if devices % others:
-        raise UserError(
-            f"{topology} has {devices} devices, which data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor} "
-            f"x heads {mesh.heads} = {others} does not divide: choose mesh sizes whose product divides {devices}"
-        )
-    seq = devices // others
-    values = config.model_dump(mode="json")
-    values["mesh"]["seq"] = seq
-    note = f"mesh.seq is {seq}, not the config's {mesh.seq}: the slice has {devices} devices"
-    return parse_config(values, f"{topology} with mesh.seq={seq}"), note
+@dataclass(frozen=True)
+class _Compilation:
+    memory: Memory
+    program: str | None  # scheduled HLO; None where it does not fit
+    reason: str | None
 
 
-def model_sizes(config: RunConfig) -> dict[str, int]:
-    """Widths of observation and action: the store's where it is there already, else those of the task's environment."""
-    if config.data.store.exists():
-        dims = open_store(config.data.store).dims
-        return {"observation": dims.observation, "action": dims.action}
-    env = make(config.data.task)
-    try:
-        first, _ = env.reset(seed=0)
-        return {"observation": len(first), "action": len(env.action_space.sample())}
-    finally:
-        env.close()
+def _compile(traced: Any) -> _Compilation:
+    with tempfile.TemporaryDirectory(prefix="ringrl-plan-") as folder:
+        options = compiler_options("tpu") | {"xla_dump_to": folder}
+        try:
+            program, reason = traced.lower().compile(compiler_options=options).as_text(), None
+        except jax.errors.JaxRuntimeError as error:
+            message = " ".join(str(error).split())
+            if "RESOURCE_EXHAUSTED" not in message or not re.search(r"\bhbm\b", message, re.IGNORECASE):
+                raise
+            program, reason = None, re.split(r"\.\s", message, maxsplit=1)[0][:300]
+        memory = read_memory(Path(folder))
+    if memory is None:
+        # Some single buffer was too large, and the compiler gave up before it assigned any.
+        required = bytes_in(reason or "", r"(?:requires|required[^(]*\(|Used) ?([\d.]+)([BKMGT]?)")
+        if required is None:
+            raise RuntimeError(f"libtpu says nothing of the program's memory: {reason}")
+        memory = Memory(required, 0, ())
+    return _Compilation(memory, program, reason)
 
 
-def _place(config: MeshConfig, devices: list[Any], topology: str) -> Mesh:
-    try:
-        return make_mesh(config, devices)
-    except NotImplementedError as error:  # the axes would have to split the links of one direction of the torus
-        raise UserError(
-            f"{topology}: JAX finds no way to lay mesh {config.model_dump(include=set(AXES))} on its links; "
-            f"choose axes that are products of whole sides of the slice"
-        ) from error
-
-
-def _abstract_batch(config: RunConfig, sizes: dict[str, int], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The fields of `ringrl.episode.Batch` as `place_batch` puts them on the mesh."""
-    rows, sharding = (config.training.batch, config.training.row_steps), NamedSharding(mesh, BATCH)
-    widths = {"observation": sizes["observation"], "action": sizes["action"], "previous_action": sizes["action"]}
-    numbers = ("reward", "return_to_go", "completion", "previous_reward", "previous_completion", "weight")
-    counts = ("step", "trial", "position", "segment_ids")
-    shapes = {name: ((*rows, width), jnp.float32) for name, width in widths.items()}
-    shapes |= {name: (rows, jnp.float32) for name in numbers} | {name: (rows, jnp.int32) for name in counts}
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
-
-
-def _compile(step: Any, state: TrainState, batch: dict) -> tuple[int | None, int | None, int, str | None]:
-    """Arguments, temporaries, and their sum; or what the compiler says is required and why it is too much."""
-    try:
-        memory = step.lower(state, batch).compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        message = " ".join(str(error).split())
-        required = bytes_in(message, r"(?:requires|required[^(]*\(|Used) ?([\d.]+)([BKMGT]?)")
-        if "RESOURCE_EXHAUSTED" not in message or required is None:
-            raise
-        return None, None, required, _first_sentence(message)
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    return arguments, temporaries, arguments + temporaries, None
-
-
-def _first_sentence(message: str) -> str:
-    return re.split(r"\.\s", message, maxsplit=1)[0][:300]
+def _speed(abstract: AbstractStep, traced: Any, compilation: _Compilation, accelerator: Accelerator | None) -> dict:
+    """The fields of `CompiledPlan` that say what a step computes and sends."""
+    c, devices = abstract.config, abstract.mesh.size
+    sizes = {"rows": c.training.batch, "steps": c.training.row_steps, "tokens_per_step": abstract.tokens_per_step}
+    useful = model_flops(c.model, abstract.state.params, **sizes)
+    seq = c.mesh.seq
+    halves = seq > 1 and c.mesh.exchange == "ring"
+    ring = Ring(abstract.row_tokens, seq, runs_per_shard(seq, c.mesh.layout), halves)
+    executed = executed_flops(traced.jaxpr.jaxpr, ring)
+    traffic: Traffic | None = None
+    bound: tuple[float | None, str | None] = (None, None)
+    if compilation.program is not None:
+        traffic = read_traffic(read_transfers(compilation.program))
+        if accelerator is not None and executed is not None:
+            # Each argument is read and, but for the batch, written.
+            passing = 2 * sum(abstract.argument_bytes().values())
+            shares = {"useful": useful / devices, "executed": executed / devices}
+            bound = mfu_bound(accelerator, **shares, traffic=traffic, hbm_bytes=passing)
+    return {
+        "model_flops": useful,
+        "executed_flops": executed,
+        "traffic": None if traffic is None else asdict(traffic),
+        "mfu_bound": bound[0],
+        "mfu_bound_by": bound[1],
+    }

@@ -1,6 +1,5 @@
-"""One mesh (data, fsdp, tensor, seq, heads) and the rules that place parameters and batches on it."""
+"""The mesh (data, fsdp, tensor, seq, heads), and parameters and batches placed on it by `ringrl.model.sharding`."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,23 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from ringrl.config import MeshConfig
 from ringrl.errors import UserError
-from ringrl.model.transformer import BATCH_AXES, SEQUENCE_AXES
-
-AXES = ("data", "fsdp", "tensor", "seq", "heads")
-
-# The layers are spread over the ring too: where a context needs the ring, it is often the only row, and then fsdp is 1.
-# Embeddings and output are not: they are small, and split widths would make XLA move every token between devices.
-SHARDS = ("fsdp", *SEQUENCE_AXES)
-# Path of a parameter -> its partition; the first match wins. Layers are stacked, so theirs lead with the layer axis.
-RULES: tuple[tuple[str, P], ...] = (
-    (r"layers/(query|key|value|up)/kernel", P(None, SHARDS, "tensor")),  # heads and hidden width over tensor
-    (r"layers/(out|down)/kernel", P(None, "tensor", SHARDS)),
-    (r"embed/(step|trial)/embedding", P(None, "fsdp")),
-    (r"embed/linear/\w+/kernel", P(None, "fsdp")),
-    (r"output/kernel", P("fsdp", None)),
-    (r".*", P()),  # norms and biases are small: whole everywhere
-)
-BATCH = P(BATCH_AXES, SEQUENCE_AXES)  # [batch, steps, ...]
+from ringrl.model.sharding import AXES, TOKENS, partitions
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -47,31 +30,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The partition of the parameter at `path`; an axis that does not divide its dimension is left whole."""
-    spec = next(spec for pattern, spec in RULES if re.search(pattern, path))
-    return P(*(_dividing(axes, size, mesh) for axes, size in zip(spec, shape, strict=False)))
-
-
-def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:
-    """`axes`, or as many of them from the left as divide a dimension of `size`; None where none does."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    while names and size % int(np.prod([mesh.shape[name] for name in names])):
-        names = names[:-1]
-    return (names[0] if len(names) == 1 else names) or None
-
-
 def parameter_shardings(tree: object, mesh: Mesh) -> object:
     """A NamedSharding for every array of `tree`: parameters, or optimiser state, whose paths end in the parameter's."""
 
-    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
-        return NamedSharding(mesh, partition(name, leaf.shape, mesh) if leaf.ndim else P())
-
-    return jax.tree_util.tree_map_with_path(place, tree)
+    place = lambda spec: NamedSharding(mesh, spec)  # noqa: E731
+    return jax.tree.map(place, partitions(tree, mesh), is_leaf=lambda x: isinstance(x, P))
 
 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring and its stations."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {name: jax.device_put(x, sharding) for name, x in batch.items()}
+    """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring and its stations.
+
+    With many processes, `batch` is what `ringrl.training.processes.local_shards` says that this one holds.
+    """
+    sharding = NamedSharding(mesh, TOKENS)
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}

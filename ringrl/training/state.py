@@ -88,8 +88,8 @@ def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: 
 
     def loss_sum(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
         model = merge_model(graph, params)
-        prediction = model(batch, attend, config.mesh.seq * config.mesh.heads)
-        return jnp.sum(agent.loss(config.agent, model.head, prediction, batch) * batch["weight"])
+        loss = partial(agent.loss, config.agent, model.head)
+        return jnp.sum(model.losses(batch, loss, attend, mesh) * batch["weight"])
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)

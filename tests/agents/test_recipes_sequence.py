@@ -54,7 +54,7 @@ def batches(tiny_store):
 @pytest.mark.parametrize("name, fused", list(zip(AGENTS, (False, True, False, True), strict=True)))
 def test_it_learns_from_its_chains(name, fused, tiny_config, batches):
     settings = {"name": name, "fused": fused, **AGENTS[name]}
-    config = tiny_config(settings, optimizer={"learning_rate": 3e-3, "warmup_steps": 0}, model={"remat": False})
+    config = tiny_config(settings, optimizer={"learning_rate": 3e-3, "warmup_steps": 0}, model={"remat": "none"})
     agent, mesh = load_agent(name), make_mesh(config.mesh)
     assert isinstance(agent, Agent)
     layout = agent.tokens(config.agent)

@@ -11,9 +11,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringrl.config import ModelConfig
+from ringrl.model.blocks import blockwise
 from ringrl.model.heads import TanhMSE
+from ringrl.model.layer import rotate
 from ringrl.model.tokens import ORDER, TokenLayout
-from ringrl.model.transformer import Transformer, blockwise, make_attend, rotate
+from ringrl.model.transformer import Transformer, make_attend
 
 SIZES = {"observation": 3, "action": 2}
 CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, feed_forward_block=8, max_steps=16, max_trials=4)
@@ -100,13 +102,35 @@ def test_decoding_step_by_step_equals_the_full_forward(layout):
     np.testing.assert_allclose(raw, full[:, 4], atol=2e-5)
 
 
-@pytest.mark.parametrize("length, shards", [(24, 1), (27, 1), (6, 1), (48, 2), (44, 4)])
-def test_blockwise_applies_the_function_to_every_token_where_it_stands(length, shards):
-    x = jax.random.normal(jax.random.key(0), (2, length, 5))
-    f = lambda y: jnp.sin(y) * jnp.sum(y, axis=-1, keepdims=True)  # noqa: E731
-    np.testing.assert_allclose(blockwise(f, x, 8, shards), f(x), atol=1e-6)
-    gradient = jax.grad(lambda y: jnp.sum(jnp.square(blockwise(f, y, 8, shards))))(x)
-    np.testing.assert_allclose(gradient, jax.grad(lambda y: jnp.sum(jnp.square(f(y))))(x), atol=1e-5)
+@pytest.mark.parametrize("length", [24, 27, 8, 6])
+def test_blockwise_applies_the_function_to_every_token_where_it_stands(length):
+    x, w = jax.random.normal(jax.random.key(0), (2, length, 5)), jnp.arange(1.0, 6.0)
+    heads, constants = jax.random.normal(jax.random.key(1), (3, 2, length, 5)), jnp.arange(2 * length).reshape(2, -1)
+
+    def f(w, tokens, constants):
+        y, heads = tokens
+        total = jnp.sum(heads * w[None, None, None], axis=0)
+        return jnp.sin(y) * total + constants.astype(jnp.float32)[..., None] * w[None, None]
+
+    def blocks(w, tokens):
+        return blockwise(f, w, tokens, 8, axes=(1, 2), constants=constants)
+
+    def whole(w, tokens):
+        return f(w, tokens, constants)
+
+    np.testing.assert_allclose(blocks(w, (x, heads)), whole(w, (x, heads)), atol=1e-5)
+    got, expected = (
+        jax.grad(lambda *args, g=g: jnp.sum(jnp.cos(g(*args))), argnums=(0, 1))(w, (x, heads)) for g in (blocks, whole)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, expected)
+
+
+def test_gradients_of_weights_are_summed_over_blocks_in_float32():
+    # A thousand times 1 and then nothing more: bfloat16 counts no further than 256.
+    x = jnp.ones((1, 1024, 1), jnp.bfloat16)
+    f = lambda w, x, _: x * w[None, None]  # noqa: E731
+    gradient = jax.grad(lambda w: jnp.sum(blockwise(f, w, x, 1).astype(jnp.float32)))(jnp.ones(1, jnp.bfloat16))
+    assert float(gradient[0]) == 1024
 
 
 def test_rotation_makes_scores_depend_on_distance_alone():
@@ -122,10 +146,10 @@ def test_every_mesh_gives_the_outputs_and_gradients_of_one_device(shape):
     model = make_model(LAYOUTS[0])
     graph, params = nnx.split(model)
 
-    def loss(params, steps, attend, shards):
-        return jnp.sum(jnp.square(nnx.merge(graph, params)(steps, attend, shards)) * steps["weight"][..., None, None])
+    def loss(params, steps, attend, mesh):
+        return jnp.sum(jnp.square(nnx.merge(graph, params)(steps, attend, mesh)) * steps["weight"][..., None, None])
 
-    expected = jax.jit(jax.value_and_grad(partial(loss, attend=ATTEND, shards=1)))(params, steps)
+    expected = jax.jit(jax.value_and_grad(partial(loss, attend=ATTEND, mesh=None)))(params, steps)
     mesh = jax.make_mesh(
         shape,
         ("data", "fsdp", "tensor", "seq", "heads"),
@@ -134,5 +158,5 @@ def test_every_mesh_gives_the_outputs_and_gradients_of_one_device(shape):
     )
     attend = make_attend(mesh, "contiguous", None)
     placed = jax.device_put(steps, NamedSharding(mesh, P(("data", "fsdp"), ("seq", "heads"))))
-    got = jax.jit(jax.value_and_grad(partial(loss, attend=attend, shards=shape[3] * shape[4])))(params, placed)
+    got = jax.jit(jax.value_and_grad(partial(loss, attend=attend, mesh=mesh)))(params, placed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), got, expected)

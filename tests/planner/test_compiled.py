@@ -12,10 +12,11 @@ from ringrl.config import MeshConfig, parse_config
 from ringrl.episode import Batch, Episode
 from ringrl.errors import UserError
 from ringrl.experience.store import Source, build
+from ringrl.model.sharding import partition
 from ringrl.planner import plan_training_step
 from ringrl.planner.compiled import _abstract_batch, fit_mesh, model_sizes
 from ringrl.planner.table import to_json, to_table
-from ringrl.training.mesh import make_mesh, partition
+from ringrl.training.mesh import make_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'

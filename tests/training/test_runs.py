@@ -50,7 +50,7 @@ def trained(tmp_path_factory, tiny_config):
             optimizer={"accumulation": accumulation},
             model={
                 "feed_forward_block": 8,
-                "remat": False,
+                "remat": "none",
             },  # recomputing takes long to compile; test_transformer has it
         )
         path = tmp_path_factory.mktemp("trained") / "run"
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, 
     assert step == 5 and {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {1}
     jax.tree.map(np.testing.assert_array_equal, params, ring.params)
     # A run that began on a ring goes on on one device.
-    train(tiny_config(FUSED, training={"steps": 7}, model={"feed_forward_block": 8, "remat": False}), run)
+    train(tiny_config(FUSED, training={"steps": 7}, model={"feed_forward_block": 8, "remat": "none"}), run)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -111,7 +111,7 @@ def start(*arguments: str) -> subprocess.Popen:
 
 def test_a_killed_run_goes_on_to_the_same_end(tiny_config, tmp_path):
     config = tiny_config(
-        FUSED, training={"steps": 400, "checkpoint_every": 25, "log_every": 10}, model={"remat": False}
+        FUSED, training={"steps": 400, "checkpoint_every": 25, "log_every": 10}, model={"remat": "none"}
     )
     (tmp_path / "c.yaml").write_text(dump_config(config))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -143,7 +143,7 @@ def finished(tmp_path_factory, tiny_config):
     config = tiny_config(
         {"name": "decision_transformer", "fused": True, "window": 4},
         training={"steps": 4, "batch": 4, "row_steps": 4, "log_every": 2, "checkpoint_every": 2},
-        model={"remat": False},
+        model={"remat": "none"},
     )
     run = tmp_path_factory.mktemp("finished") / "run"
     train(config, run)
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tiny_config, tm
         FUSED,
         optimizer={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30},
         training={"steps": 6, "checkpoint_every": 1, "log_every": 100},
-        model={"remat": False},
+        model={"remat": "none"},
     )
     run = tmp_path / "run"
     with pytest.raises(

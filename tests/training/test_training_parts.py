@@ -11,14 +11,15 @@ from jax.sharding import PartitionSpec as P
 from ringrl.agent import load_agent
 from ringrl.config import MeshConfig, ModelConfig, OptimizerConfig
 from ringrl.errors import UserError
-from ringrl.training.mesh import make_mesh, partition
+from ringrl.model.sharding import partition
+from ringrl.training.mesh import make_mesh
 from ringrl.training.metrics import Metrics, check_finite, model_flops
 from ringrl.training.state import build_model, init_state, make_optimizer, merge_model, split_model
 
 
 def test_partitions_follow_the_parameters_and_skip_what_does_not_divide():
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, seq=2))
-    assert partition("layers/query/kernel", (3, 16, 8), mesh) == P(None, ("fsdp", "seq", "heads"), "tensor")
+    assert partition("layers/before/query/kernel", (3, 16, 8), mesh) == P(None, ("fsdp", "seq", "heads"), "tensor")
     assert partition("0/mu/layers/down/kernel", (3, 64, 16), mesh) == P(None, "tensor", ("fsdp", "seq", "heads"))
     assert partition("layers/query/kernel", (3, 6, 8), mesh) == P(None, "fsdp", "tensor")  # 6 / 4 is not whole
     assert partition("layers/query/kernel", (3, 5, 7), mesh) == P(None, None, None)
@@ -37,7 +38,7 @@ def test_the_state_lives_where_it_should_and_is_the_same_everywhere(tiny_config)
     wide = tiny_config({"name": "agentic_transformer"}, mesh={"fsdp": 2, "tensor": 2, "data": 2})
     _, many = init_state(wide, agent, sizes, make_mesh(wide.mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
-    kernel = many.params["layers"]["up"]["kernel"]
+    kernel = many.params["layers"]["after"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     model = build_model(config, agent, sizes)
     graph, params = split_model(model)

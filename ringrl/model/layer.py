@@ -1,0 +1,135 @@
+"""One layer of the decoder, as one device computes it on its own tokens, inside `jax.shard_map` or alone.
+
+Pre-norm (RMSNorm), rotary positions within the segment, grouped-query attention, GELU or SwiGLU feed-forward computed
+block by block. Shapes: B batch, S tokens, W width, H query heads, K key-value heads, D head_dim, G groups of heads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from ringrl.attention.step import ATTENTION_NAMES
+from ringrl.config import ModelConfig
+from ringrl.model.blocks import blockwise
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v, segment_ids) -> out
+Sum = Callable[[jax.Array], jax.Array]  # over the devices that share a token's heads and hidden width (tensor)
+
+
+class Tokens(NamedTuple):
+    """What a layer works on; a pytree."""
+
+    x: jax.Array  # [B, S, W], the residual stream
+    positions: jax.Array  # int32 [B, S], within the segment
+    segment_ids: jax.Array  # int32 [B, S]; 0 is padding
+
+
+def rotate(
+    x: Float[Array, "batch length heads head_dim"], positions: Int32[Array, "batch length"]
+) -> Float[Array, "batch length heads head_dim"]:
+    """Rotary position embedding (Su et al. 2021), halves convention, base 10,000; angles in float32."""
+    half = x.shape[-1] // 2
+    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+class Before(nnx.Module):
+    """What stands before attention: the norm, and the projections to queries, keys and values."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        linear = _linear(config, rngs)
+        self.head_dim = config.width // config.heads
+        self.norm = nnx.RMSNorm(config.width, dtype=jnp.dtype(config.compute_dtype), rngs=rngs)
+        self.query = linear(config.width, config.heads * self.head_dim)
+        self.key = linear(config.width, config.kv_heads * self.head_dim)
+        self.value = linear(config.width, config.kv_heads * self.head_dim)
+
+    def __call__(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated q [B, S, H, D] and k, and v [B, S, K, D], of the heads whose matrices are here."""
+        x = self.norm(x)
+        q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.query, self.key, self.value))
+        return rotate(q, positions), rotate(k, positions), v
+
+
+class After(nnx.Module):
+    """What stands after attention: the projection of its output, and the feed-forward, each beside the residual."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        linear, hidden = _linear(config, rngs), config.hidden or 4 * config.width
+        # Outputs into the residual stream start small, so that its variance does not grow with depth (GPT-2).
+        closing = nnx.initializers.variance_scaling(0.5 / config.layers, "fan_in", "normal")
+        self.out = linear(config.width, config.width, kernel_init=closing)
+        self.norm = nnx.RMSNorm(config.width, dtype=jnp.dtype(config.compute_dtype), rngs=rngs)
+        self.up = linear(config.width, hidden)
+        self.gate = linear(config.width, hidden) if config.activation == "swiglu" else None
+        self.down = linear(hidden, config.width, kernel_init=closing)
+
+    def __call__(self, x: jax.Array, heads: jax.Array, total: Sum) -> jax.Array:
+        """The residual stream [B, S, W] after the layer; `heads` [G, B, S, H/G * D] is what attention gave."""
+        kernel = self.out.kernel[...].astype(x.dtype).reshape(heads.shape[0], heads.shape[-1], -1)
+        x = x + total(jnp.einsum("gbsd,gdw->bsw", heads, kernel))
+        normed = self.norm(x)
+        hidden = jax.nn.gelu(self.up(normed)) if self.gate is None else jax.nn.silu(self.gate(normed)) * self.up(normed)
+        return x + total(self.down(hidden))
+
+
+def _linear(config: ModelConfig, rngs: nnx.Rngs) -> Callable[..., nnx.Linear]:
+    dtype = jnp.dtype(config.compute_dtype)
+    return partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+class Layer(nnx.Module):
+    """Attention and feed-forward. `before` and `after` are apart, because what is between them sees other tokens."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.before = Before(config, rngs=rngs)
+        self.after = After(config, rngs=rngs)
+
+    def __call__(self, tokens: Tokens, attend: Attend, total: Sum) -> jax.Array:
+        """The residual stream [B, S, W] after the layer."""
+        return self.close(tokens.x, self.attention(tokens, attend), total)
+
+    def close(self, x: jax.Array, heads: jax.Array, total: Sum) -> jax.Array:
+        """`after` for a block of tokens after the other; where nothing is to be recomputed, for all at once."""
+        graph, weights = nnx.split(self.after)
+
+        def after(weights: Any, parts: tuple[jax.Array, jax.Array], _: None) -> jax.Array:
+            return nnx.merge(graph, weights)(*parts, total)
+
+        block = x.shape[1] if self.config.remat == "none" else self.config.feed_forward_block
+        return blockwise(after, weights, (x, heads), block, axes=(1, 2))
+
+    def attention(self, tokens: Tokens, attend: Attend) -> Float[Array, "groups batch length width"]:
+        """Attention's output of all heads here, for `head_groups` groups of them one after the other.
+
+        Queries, keys, values, their gradients and what travels around the ring then exist for one group at a time; the
+        group's projections are recomputed in the backward pass, attention itself is not.
+        """
+        groups = self.config.head_groups
+        graph, weights = nnx.split(self.before)
+
+        def group(weights: Any) -> jax.Array:
+            q, k, v = nnx.merge(graph, weights)(tokens.x, tokens.positions)
+            out = attend(q, k, v, tokens.segment_ids)
+            return out.reshape(*out.shape[:2], -1)
+
+        if groups == 1:
+            return group(weights)[None]
+
+        def split(w: jax.Array) -> jax.Array:
+            if w.ndim == 1:
+                return jnp.broadcast_to(w[None], (groups, *w.shape))
+            return jnp.moveaxis(w.reshape(w.shape[0], groups, -1), 1, 0)
+
+        keep = jax.checkpoint_policies.save_only_these_names(*ATTENTION_NAMES)
+        return lax.map(jax.checkpoint(group, policy=keep, prevent_cse=False), jax.tree.map(split, weights))

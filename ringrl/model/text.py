@@ -1,0 +1,50 @@
+"""Token ids instead of steps of a trajectory: what a language model reads. A step is one token."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from ringrl.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Tokens come as ids below `vocabulary`: fields `token` and, next to each, `target`, of `experience.text`."""
+
+    vocabulary: int
+    tokens_per_step: int = 1
+    read_index: int = 0
+
+    def embedder(self, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs) -> "IdEmbedder":
+        """A module that looks ids up."""
+        return IdEmbedder(self.vocabulary, config.width, rngs=rngs)
+
+    def predicted(self, sizes: Mapping[str, int]) -> int:
+        """One thing is predicted at a token: the next one."""
+        return 1
+
+
+class IdEmbedder(nnx.Module):
+    """A learned vector for each token id."""
+
+    def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs):
+        self.token = nnx.Embed(vocabulary, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+    def __call__(
+        self, steps: Mapping[str, jax.Array]
+    ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
+        """Vectors, positions within the segment (for rotary embedding) and segment ids."""
+        return self.token(steps["token"]), steps["position"], steps["segment_ids"]
+
+    def following(
+        self, previous: Mapping[str, jax.Array], current: Mapping[str, jax.Array]
+    ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
+        """What decoding adds: the current token, whatever the one before."""
+        return self(current)
+
+    def read(self, y: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Every token predicts."""
+        return y
