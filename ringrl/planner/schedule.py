@@ -23,6 +23,7 @@ class Transfer:
     sent_bytes: int  # by one device, each time
     times: int  # that it runs: the trip counts of the loops around it
     hidden_by: tuple[str, ...]  # instructions that hold matrix products and run meanwhile; () where all waits for it
+    operation: str = ""  # what the program calls it, such as jit(f)/shard_map/ppermute; a ring's end so
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def _transfer(
     if this.op.endswith("-start"):
         done = next(i for i in range(index, len(body)) if body[i].op == f"{kind}-done" and _takes(body[i], this))
         hidden = tuple(x.name for x in body[index:done] if _is_product(x, works))
-    return Transfer(this.name, kind, _sent(kind, this, devices), times, hidden)
+    operation = re.search(r'op_name="([^"]*)"', this.rest)
+    return Transfer(this.name, kind, _sent(kind, this, devices), times, hidden, operation[1] if operation else "")
 
 
 def _takes(instruction: _Instruction, operand: _Instruction) -> bool:

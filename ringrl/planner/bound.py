@@ -1,0 +1,56 @@
+"""The most that a step could reach of its devices' peak, by the roofline. A bound, never a measurement."""
+
+from dataclasses import dataclass
+
+from ringrl.accelerators import Accelerator
+from ringrl.planner.schedule import Transfer
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a device sends in one step, bytes."""
+
+    ring: int  # keys, values and their gradients from device to device
+    ring_waited: int  # of these, what no matrix product runs behind
+    other: int  # gathered parameters, scattered and summed gradients, exchanged heads
+    other_waited: int
+
+
+def read_traffic(transfers: list[Transfer]) -> Traffic:
+    """Sums over `ringrl.planner.schedule.read_transfers`."""
+    sums = [0, 0, 0, 0]
+    for transfer in transfers:
+        kind = 0 if transfer.operation.endswith("ppermute") else 2
+        size = transfer.sent_bytes * transfer.times
+        sums[kind] += size
+        sums[kind + 1] += 0 if transfer.hidden_by else size
+    return Traffic(*sums)
+
+
+def mfu_bound(
+    accelerator: Accelerator, *, useful: float, executed: float, traffic: Traffic, hbm_bytes: float
+) -> tuple[float, str]:
+    """Model FLOPs utilisation that nothing can exceed, 0 to 1, and what sets it.
+
+    A step takes at least as long as its matrix products at the peak and the transfers that they wait for, as the ring
+    needs on one link in one direction, as all other traffic needs on all links, and as HBM needs for what must pass.
+
+    Args:
+        accelerator: the device.
+        useful: model FLOPs of a device's part of a step.
+        executed: FLOPs that it executes.
+        traffic: what it sends.
+        hbm_bytes: what it reads and writes at least.
+    """
+    link, links = accelerator.link_bandwidth, accelerator.link_bandwidth * accelerator.links
+    computing = executed / accelerator.flops
+    waiting = traffic.ring_waited / link + traffic.other_waited / links
+    seconds = {
+        "computation and the transfers it waits for" if waiting > 0.01 * computing else "computation": computing
+        + waiting,
+        "the ring's transfers": traffic.ring / link,
+        "other transfers": traffic.other / links,
+        "HBM": hbm_bytes / accelerator.hbm_bandwidth,
+    }
+    slowest = max(seconds, key=lambda name: seconds[name])
+    return useful / accelerator.flops / seconds[slowest], slowest

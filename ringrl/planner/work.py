@@ -1,0 +1,104 @@
+"""FLOPs that a training step executes, counted on its jaxpr: every matrix product as often as it runs, on every device.
+
+Recomputation is written out in a jaxpr, and so counts; what the compiler makes of it (a product computed twice to save
+memory) does not. Attention's kernels compute the pairs of blocks in which something is visible; those are counted too.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_KERNELS = {"attention_forward": 2, "attention_backward_dq": 3, "attention_backward_dkv": 4}
+"""Matrix products of a pair of blocks, by the names of the TPU kernels; see `ringrl.attention.kernels.tpu`."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """What decides which pairs of blocks the devices of a ring see."""
+
+    tokens: int  # of a row
+    size: int
+    runs: int  # equal stretches of neighbouring tokens that a device holds: 2 in the zigzag layout
+    halves: bool  # the backward pass takes a device's own keys twice, half of them each time (`ringrl.attention.ring`)
+
+    def share(self, block_q: int, block_k: int, *, backward: bool) -> float:
+        """Pairs of blocks with something visible, of all pairs of all calls of a kernel; one segment a row."""
+        starts = np.arange(self.size * self.runs) * self.run
+        high = np.concatenate([starts + min(end, self.run) - 1 for end in _ends(self.run, block_q)])
+        low = np.sort(np.concatenate([starts + end - block_k for end in _ends(self.run, block_k)]))
+        visible = np.searchsorted(low, high, side="right").sum()
+        calls = (self.size + 1) / self.size if backward and self.halves else 1.0
+        return float(visible) / (len(high) * len(low) * calls)
+
+    @property
+    def run(self) -> int:
+        """Tokens of a stretch."""
+        return self.tokens // (self.size * self.runs)
+
+
+def _ends(length: int, block: int) -> range:
+    return range(block, length + block, block)
+
+
+def executed_flops(jaxpr: Any, ring: Ring) -> float | None:
+    """FLOPs of all devices together, for one segment a row.
+
+    Args:
+        jaxpr: of the step, such as `jitted.trace(...).jaxpr.jaxpr`.
+        ring: over which attention runs.
+
+    Returns:
+        None where a matrix product stands in a loop whose number of turns is not in the program, as in the attention
+        of platforms without a kernel.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        flops = _equation(equation, ring)
+        if flops is None:
+            return None
+        total += flops
+    return total
+
+
+def _equation(equation: Any, ring: Ring) -> float | None:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        return 2.0 * math.prod(equation.outvars[0].aval.shape) * inner
+    if name == "pallas_call":
+        return _kernel(equation, ring)
+    inside = [executed_flops(jaxpr, ring) for value in params.values() for jaxpr in _jaxprs(value)]
+    counted = [flops for flops in inside if flops is not None]
+    if len(counted) < len(inside) or (name == "while" and sum(counted)):
+        return None
+    if name == "cond":
+        return max(counted)
+    times = {"scan": params.get("length"), "shard_map": getattr(params.get("mesh"), "size", None)}.get(name)
+    return (1 if times is None else times) * sum(counted)
+
+
+def _kernel(equation: Any, ring: Ring) -> float | None:
+    """A kernel's products of all pairs of tokens, times the share of pairs of blocks that it computes on average."""
+    name, grid = equation.params["name"], equation.params["grid_mapping"]
+    if name not in _KERNELS:
+        return None
+    arrays = [v.aval.shape for v in equation.invars if len(v.aval.shape) == 4]
+    batch, heads, queries, head_dim = arrays[0]
+    keys = arrays[-1][2]
+    first, last = grid.block_mappings[0].block_shape, grid.block_mappings[grid.num_inputs - 1].block_shape
+    share = ring.share(first[2].block_size, last[-1].block_size, backward=name != "attention_forward")
+    return _KERNELS[name] * 2.0 * batch * heads * queries * keys * head_dim * share
+
+
+def _jaxprs(value: Any) -> Iterator[Any]:
+    if hasattr(value, "eqns"):
+        yield value
+    elif hasattr(getattr(value, "jaxpr", None), "eqns"):
+        yield value.jaxpr
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _jaxprs(each)
