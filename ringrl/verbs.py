@@ -45,28 +45,46 @@ class Train:
     """The run directory; default runs/NAME-seedN."""
     resume: Path | None = None
     """Continue this run from its newest checkpoint, under its own configuration."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where many processes train together and no launcher that JAX knows has started them."""
+    processes: int | None = None
+    """How many processes train together; 1 trains alone whatever the launcher says."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+    silence: float = 60.0
+    """Seconds without a sign of life after which a process is taken for dead, and the run ends."""
 
     def run(self) -> None:
         """Train."""
+        from ringrl.training.processes import from_first, is_first, joined
+
+        if self.resume is not None and (self.config is not None or self.overrides):
+            raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG and no overrides")
+        if self.resume is None and self.config is None:
+            raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
+        with joined(self.coordinator, self.processes, self.process, self.silence):
+            from ringrl.config import parse_config
+            from ringrl.training.loop import train
+
+            values, run = from_first("config", self._settings)
+            train(parse_config(values, str(run)), Path(run))
+            if is_first():
+                print(f"run: {run}")
+
+    def _settings(self) -> tuple[dict, str]:
+        """The configuration, as plain values, and the run directory; read by process 0 for all."""
         from ringrl.config import load_config
-        from ringrl.training.loop import resume, train
+        from ringrl.training.loop import find_run
 
         if self.resume is not None:
-            if self.config is not None or self.overrides:
-                raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG and no overrides")
-            resume(self.resume)
-            print(f"run: {self.resume}")
-            return
-        if self.config is None:
-            raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
-        config = load_config(self.config, self.overrides)
-        run = self.out or Path("runs") / f"{Path(self.config).stem}-seed{config.seed}"
+            return find_run(self.resume).model_dump(mode="json"), str(self.resume)
+        config = load_config(self.config or "", self.overrides)
+        run = self.out or Path("runs") / f"{Path(self.config or '').stem}-seed{config.seed}"
         if (run / "config.yaml").exists():
             raise UserError(
                 f"{run}: there is a run already; continue it with --resume {run}, or name another with --out"
             )
-        train(config, run)
-        print(f"run: {run}")
+        return config.model_dump(mode="json"), str(run)
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,8 @@ class Evaluate:
     """Return to ask for, of agents that are told one; default the best of the data set."""
     seed: int | None = None
     """Of the environments and the drawn actions."""
+    checkpoint: str = "latest"
+    """latest, best (the lowest training loss of those that are kept), or the number of a step."""
     video: Path | None = None
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
 
@@ -99,6 +119,7 @@ class Evaluate:
             "target": self.target,
             "seed": self.seed,
             "video": self.video,
+            "checkpoint": self.checkpoint,
         }
         print(f"returns: {evaluate(self.run_directory, **settings)}")
 

@@ -1,4 +1,4 @@
-"""`ringrl evaluate`: a run's newest checkpoint in its own task, beside a random policy in the same environments."""
+"""`ringrl evaluate`: a run's checkpoint in its own task, beside a random policy in the same environments."""
 
 import csv
 import io
@@ -39,9 +39,11 @@ def evaluate(
     seed: int | None = None,
     reference: bool = True,
     video: Path | None = None,
+    checkpoint: str = "latest",
 ) -> Path:
-    """Roll the run's newest checkpoint out; None takes the run's own setting. Returns the path of returns.csv.
+    """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
+    `checkpoint` is `latest`, `best` (the lowest training loss of those that are kept), or the number of a step.
     `trials` trials in each of `envs` environments, all in one context where the agent's file says so, of at most
     `context` tokens. `target` is the return asked for (agents that are told one). With `reference`, the uniform random
     policy is rolled out in environments of the same seeds, under the agent name `random`. With `video`, the first
@@ -53,7 +55,7 @@ def evaluate(
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
-    model, step = load_model(run, config, card)
+    model, step = load_model(run, config, card, checkpoint)
     policies: dict[str, Callable[[int], Policy]] = {
         agent_label(config): partial(_trained, run, config, card, model, setting)
     }
@@ -106,12 +108,12 @@ def agent_label(config: RunConfig) -> str:
     return Path(config.agent.name).stem
 
 
-def load_model(run: Path, config: RunConfig, card: dict) -> tuple[Transformer, int]:
-    """The newest checkpoint's model on one device, and the optimiser steps it was trained for."""
+def load_model(run: Path, config: RunConfig, card: dict, checkpoint: str = "latest") -> tuple[Transformer, int]:
+    """A checkpoint's model on one device, and the optimiser steps it was trained for. Errors as `Checkpoints`."""
     single = config.model_copy(update={"mesh": type(config.mesh)()})
     graph, abstract = abstract_state(single, load_agent(config.agent.name), card["sizes"], make_mesh(single.mesh))
     with Checkpoints(run, read_only=True) as checkpoints:
-        state = checkpoints.restore(abstract)
+        state, _ = checkpoints.restore(abstract, checkpoint)
     return merge_model(graph, state.params), int(state.step)
 
 

@@ -104,6 +104,22 @@ class Metrics:
             )
 
 
+class Silence:
+    """What the processes other than the first do with metrics: nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self) -> None:
+        """As `Metrics.advance`."""
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """As `Metrics.log`."""
+
+
 def check_finite(step: int, values: Mapping[str, jax.Array]) -> None:
     """Raise FloatingPointError when the loss or its gradient is not finite: nothing after it could be."""
     for name in ("loss", "grad_norm"):

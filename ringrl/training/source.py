@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -13,8 +14,7 @@ from ringrl.errors import UserError
 from ringrl.experience.loader import Normalizer, make_loader
 from ringrl.experience.store import Store, open_store
 from ringrl.files import write_text
-
-Shard = tuple[int, int]  # (index, count): part `index` of `count` equal parts
+from ringrl.training.processes import Shard, from_first
 
 
 @runtime_checkable
@@ -32,7 +32,10 @@ class Source(Protocol):
         ...
 
     def prepare(self, run: Path) -> None:
-        """Measure the data, or read what the run in `run` measured. UserError where its data were others."""
+        """Measure the data, or read what the run in `run` measured. UserError where its data were others.
+
+        All processes call this; process 0 does the reading.
+        """
         ...
 
     def write(self, run: Path) -> None:
@@ -67,12 +70,20 @@ class EpisodeSource:
 
     def prepare(self, run: Path) -> None:
         """The scales of a run that there is already, if its data are what they were; else those of the store."""
+        if from_first("card", lambda: self.card) != self.card:
+            raise UserError(f"{self._config.data.store}: not the store that process 0 reads; give all hosts the same")
+        scales = from_first(
+            "scales", lambda: {k: np.asarray(v).tolist() for k, v in asdict(self._measure(run)).items()}
+        )
+        mean, std = (np.array(scales[f"observation_{name}"], np.float32) for name in ("mean", "std"))
+        self._normalizer = Normalizer(mean, std, scales["return_scale"], scales["reward_scale"])
+
+    def _measure(self, run: Path) -> Normalizer:
         data = self._config.data
         if not (run / "config.yaml").exists():
-            self._normalizer = Normalizer.fit(self._store, data.task, action_repeat=data.action_repeat)
-            return
+            return Normalizer.fit(self._store, data.task, action_repeat=data.action_repeat)
         refuse_changed(self.card, run, str(data.store), but=("store",))
-        self._normalizer = Normalizer.load(run / "normalizer.json")
+        return Normalizer.load(run / "normalizer.json")
 
     def write(self, run: Path) -> None:
         """normalizer.json and dataset.json."""
@@ -82,8 +93,10 @@ class EpisodeSource:
     def batches(self, start_step: int, row_shard: Shard, step_shard: Shard) -> Iterator[dict[str, np.ndarray]]:
         """See `Source`; the fields of `ringrl.episode.Batch`, the steps in ring order."""
         config, data, training = self._config, self._config.data, self._config.training
+        # Where processes share a row, each reads its slice of it and keeps nothing, not even of a store that would fit.
+        store = self._store if step_shard[1] == 1 else open_store(data.store, memory_limit=0)
         loader = make_loader(
-            self._store,
+            store,
             self._agent.planner(config.agent, self._store, data.task, data.action_repeat),
             data.task,
             self._scales,

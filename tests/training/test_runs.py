@@ -93,7 +93,8 @@ def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, 
     _, like = init_state(config, load_agent("agentic_transformer"), SIZES, make_mesh(config.mesh))
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.latest_step == 5
-        ring = checkpoints.restore(like)
+        ring, about = checkpoints.restore(like)
+    assert about["mesh"]["seq"] == 4 and about["loader"] == {"seed": 0, "next_batch": 5}
     assert {len(x.sharding.device_set) for x in jax.tree.leaves(ring)} == {4}
     model, step = load_model(run, config, {"sizes": SIZES})
     _, params = split_model(model)
@@ -134,7 +135,7 @@ def test_a_killed_run_goes_on_to_the_same_end(tiny_config, tmp_path):
     np.testing.assert_allclose(losses(killed), losses(whole), rtol=1e-6)
     assert metrics(killed)[-1]["tokens"] == metrics(whole)[-1]["tokens"] == 400 * 4 * 24
     kept = {path.name for path in (killed / "checkpoints").iterdir()}
-    assert kept == {path.name for path in (whole / "checkpoints").iterdir()} == {"375", "400"}
+    assert kept == {path.name for path in (whole / "checkpoints").iterdir()} >= {"375", "400"}
 
 
 @pytest.fixture(scope="module")

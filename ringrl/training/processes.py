@@ -1,0 +1,191 @@
+"""Many processes, one run: how they find each other, agree, divide the data, and end together."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+# The coordination service's key-value store has no public name; Orbax, too, takes it from here.
+from jax._src.distributed import global_state
+from jax.sharding import Mesh
+
+from ringrl.errors import UserError
+from ringrl.model.sharding import BATCH_AXES, SEQUENCE_AXES
+from ringrl.training import lifeline
+
+T = TypeVar("T")
+Shard = tuple[int, int]  # (index, count): part `index` of `count` equal parts
+
+JOIN_SECONDS = 300
+AGREE_SECONDS = 3600  # process 0 may have to measure a large store meanwhile
+
+
+@contextmanager
+def joined(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, silence: float = 60.0
+) -> Iterator[None]:
+    """Join the other processes of this run, if there are any; JAX must not have touched a device yet.
+
+    With no arguments they are looked for where Slurm, Open MPI, Kubernetes or a TPU pod announces them; else this is
+    a run of one process, and nothing happens. `processes=1` is a run of one process whatever is announced.
+
+    An exception inside ends this process after telling the others, which end too. A process that is killed ends the
+    others as soon as its sockets close; one that says nothing for `silence` seconds is taken for dead.
+
+    Args:
+        coordinator: host:port of process 0, a port that is free there.
+        processes: how many there are.
+        process: which of them this is, from 0.
+        silence: seconds.
+
+    Raises:
+        UserError: the arguments are incomplete, or the others cannot be reached.
+    """
+    if not _initialize(coordinator, processes, process, silence):
+        yield
+        return
+    line = _hold_hands(silence)
+    try:
+        yield
+    except BaseException as error:
+        _end(line, error)
+    line.close()
+
+
+def is_first() -> bool:
+    """Whether this is process 0: the one that prints, and writes what is not sharded."""
+    return global_state.process_id == 0
+
+
+def from_first(name: str, compute: Callable[[], T]) -> T:
+    """What `compute` gives in process 0, in all processes; alone, simply what it gives.
+
+    Args:
+        name: different for every call in the life of a process.
+        compute: called in process 0 only; its result must survive JSON.
+    """
+    if global_state.num_processes == 1:
+        return compute()
+    client: Any = global_state.client
+    if is_first():
+        client.key_value_set(f"ringrl/{name}", json.dumps(compute()))
+    return json.loads(client.blocking_key_value_get(f"ringrl/{name}", AGREE_SECONDS * 1000))
+
+
+def local_shards(mesh: Mesh) -> tuple[Shard, Shard]:
+    """Which part of a batch's rows, and of its steps in ring order, this process's devices hold.
+
+    Raises:
+        UserError: they hold none, or their parts do not make one rectangle of rows x steps.
+    """
+    me = jax.process_index()
+    rows, steps = (int(np.prod([mesh.shape[axis] for axis in axes])) for axes in (BATCH_AXES, SEQUENCE_AXES))
+    order = [mesh.axis_names.index(axis) for axis in (*BATCH_AXES, *SEQUENCE_AXES, "tensor")]
+    owners = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    mine = (owners.transpose(order).reshape(rows, steps, -1) == me).any(axis=2)
+    if not mine.any():
+        raise UserError(
+            f"mesh {dict(mesh.shape)} uses {mesh.size} of {jax.device_count()} devices and none of process {me}: "
+            "make the mesh as large as all processes' devices together"
+        )
+    row_shard, step_shard = _part(mine.any(axis=1)), _part(mine.any(axis=0))
+    if row_shard is None or step_shard is None or mine.sum() * row_shard[1] * step_shard[1] != mine.size:
+        raise UserError(
+            f"process {me}'s devices hold no single block of rows x steps in mesh {dict(mesh.shape)}: choose data x "
+            f"fsdp and seq x heads so that one is a multiple of the number of processes ({jax.process_count()}), or "
+            f"divides it and the other is a multiple of the rest"
+        )
+    return row_shard, step_shard
+
+
+def _part(held: np.ndarray) -> Shard | None:
+    """(index, count) of the run of True values, bool [parts]; None where they are no run, or not one of equal runs."""
+    first, size = int(held.argmax()), int(held.sum())
+    if not held[first : first + size].all() or len(held) % size or first % size:
+        return None
+    return first // size, len(held) // size
+
+
+def _initialize(coordinator: str | None, processes: int | None, process: int | None, silence: float) -> bool:
+    """Whether this is one of many processes; JAX then knows the others."""
+    given = [value is not None for value in (coordinator, processes, process)]
+    launcher = None if any(given) else _launcher()
+    if processes == 1 or not (any(given) or launcher):
+        return False
+    if any(given) and not all(given):
+        raise UserError("--coordinator HOST:PORT, --processes N and --process I go together: give all three or none")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator {coordinator}: write it as HOST:PORT, a free port of process 0's host")
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise UserError(f"--process {process}: give a number from 0 to {processes - 1}")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            cluster_detection_method="deactivate" if coordinator else None,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=int(2 * silence) + 10,  # the lifeline speaks first, and more clearly
+            shutdown_timeout_seconds=60,
+        )
+    except Exception as error:
+        raise UserError(
+            f"cannot join the other processes ({launcher or coordinator}): {' '.join(str(error).split())[:300]}; "
+            "give --coordinator, --processes and --process, or --processes 1 to train alone"
+        ) from error
+    return global_state.num_processes > 1
+
+
+def _launcher() -> str | None:
+    """What has started several processes and tells JAX of them; None on a machine of one's own."""
+    env = os.environ
+    if "SLURM_STEP_NODELIST" in env and env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) != "1":
+        return "Slurm"
+    if "OMPI_MCA_orte_hnp_uri" in env and env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        return "Open MPI"
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        return "Kubernetes"
+    if env.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu") and _on_tpu():
+        return "TPU pod"
+    return None
+
+
+def _on_tpu() -> bool:
+    from jax._src import cloud_tpu_init
+
+    return cloud_tpu_init.running_in_cloud_tpu_vm
+
+
+def _hold_hands(silence: float) -> lifeline.Lifeline:
+    """Connect every process with process 0."""
+    me, count = global_state.process_id, global_state.num_processes
+    if me:
+        peers = lifeline.call(from_first("lifeline", str), me, JOIN_SECONDS)
+    else:
+        host = (global_state.coordinator_address or "localhost").rpartition(":")[0].strip("[]")
+        address, welcome = lifeline.invite(host, count - 1, JOIN_SECONDS)
+        from_first("lifeline", lambda: address)
+        peers = welcome()
+    return lifeline.Lifeline(me, peers, silence)
+
+
+def _end(line: lifeline.Lifeline, error: BaseException) -> None:
+    """Tell the others why, say it here, and leave without JAX's farewell, which would wait for them."""
+    known = isinstance(error, UserError | FloatingPointError | KeyboardInterrupt)
+    if not known:
+        line.wait_for_news(2)
+    message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    message = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(message.split())[:400]
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
+    print(f"ringrl: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    line.fail(message)
+    os._exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)
