@@ -76,15 +76,29 @@ class After(nnx.Module):
     def __call__(self, x: jax.Array, heads: jax.Array, total: Sum) -> jax.Array:
         """The residual stream [B, S, W] after the layer; `heads` [G, B, S, H/G * D] is what attention gave."""
         kernel = self.out.kernel[...].astype(x.dtype).reshape(heads.shape[0], heads.shape[-1], -1)
-        x = x + total(jnp.einsum("gbsd,gdw->bsw", heads, kernel))
+        heads = heads.reshape(heads.shape[0], -1, heads.shape[-1])  # tokens on one axis: see `token_dot`
+        x = x + total(jnp.einsum("gtd,gdw->tw", heads, kernel).reshape(x.shape))
         normed = self.norm(x)
         hidden = jax.nn.gelu(self.up(normed)) if self.gate is None else jax.nn.silu(self.gate(normed)) * self.up(normed)
         return x + total(self.down(hidden))
 
 
+def token_dot(
+    x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"], dimensions: Any, **options: Any
+) -> Float[Array, "*rows outputs"]:
+    """`lax.dot_general` of the last axis and the first, for `nnx.Linear`, with all rows on one axis.
+
+    The kernel's gradient is a sum over all axes of rows. Over two of them, batch and tokens, XLA's CPU backend first
+    copies both factors into another order, element by element: longer work than the product.
+    """
+    del dimensions
+    y = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
+    return y.reshape(*x.shape[:-1], -1)
+
+
 def _linear(config: ModelConfig, rngs: nnx.Rngs) -> Callable[..., nnx.Linear]:
     dtype = jnp.dtype(config.compute_dtype)
-    return partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+    return partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=jnp.float32, dot_general=token_dot, rngs=rngs)
 
 
 class Layer(nnx.Module):
