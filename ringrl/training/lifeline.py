@@ -13,31 +13,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
 
 from ringrl.errors import UserError
 
 PING, END, BYE = b".", b"end ", b"bye"
 _SEND_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 2.0
 
 
 class Lifeline:
     """This process's connections: process 0's with every other, or another's with process 0.
 
     A daemon thread sends pings and listens. When a peer says that it ends, closes without a farewell, or has been
-    silent for `silence` seconds, the news goes to all and `stop` is called with one line.
+    silent for `silence` seconds, the news goes to all, and all end with one line and status 1.
     """
 
-    def __init__(
-        self,
-        me: int,
-        peers: dict[socket.socket, int],
-        silence: float,
-        stop: Callable[[str], object] | None = None,
-    ):
+    def __init__(self, me: int, peers: dict[socket.socket, int], silence: float):
         """Start watching. `peers` maps connected sockets to the other process's number."""
         self._me, self._peers, self._silence = me, peers, silence
-        self._stop = stop or _stop
         self._leaving = threading.Event()  # the end is known; no more news is needed
         self._finished = threading.Event()
         self._parted: set[int] = set()
@@ -49,10 +42,10 @@ class Lifeline:
         """Tell the others that this process ends for `reason`, and give them a moment to hear it."""
         self._leaving.set()
         self._tell(END + f"process {self._me}: {reason}".replace("\n", " ").encode())
-        self._thread.join(2)  # it ends when they have hung up
+        self._thread.join(_LAST_WORDS_SECONDS)  # it ends when they have heard
 
     def wait_for_news(self, seconds: float) -> None:
-        """Wait for `stop` to be called: what breaks first when a peer dies is often something that cannot name it."""
+        """Let the lifeline end this process first: what breaks when a peer dies often cannot say which and why."""
         self._thread.join(seconds)
 
     def close(self) -> None:
@@ -86,7 +79,8 @@ class Lifeline:
                 self._tell(PING)
             for peer, when in heard.items():
                 if now > when + self._silence and self._peers[peer] not in self._parted:
-                    self._spread(f"process {self._peers[peer]} has been silent for {self._silence:.0f} s")
+                    silent = f"process {self._peers[peer]} has been silent for {self._silence:.0f} s"
+                    self._end(f"{silent}: it hangs, or its machine failed; go on with --resume")
 
     def _hear(self, peer: socket.socket, buffer: bytearray) -> bool:
         """Take in what a peer sends; False when its connection is over."""
@@ -101,16 +95,24 @@ class Lifeline:
             if line == BYE:
                 self._parted.add(number)
             elif line.startswith(END):
-                self._spread(line.removeprefix(END).decode(errors="replace"))
+                if self._leaving.is_set():
+                    return False
+                self._end(line.removeprefix(END).decode(errors="replace"))
         if not data and number not in self._parted:
-            self._spread(f"process {number} is gone: it was killed or its machine failed")
+            self._end(f"process {number} is gone: it was killed or its machine failed; go on with --resume")
         return bool(data)
 
-    def _spread(self, news: str) -> None:
+    def _end(self, news: str) -> None:
+        """End this process wherever it is: its main thread may wait in a collective that nothing interrupts."""
         if self._leaving.is_set():
             return
         self._tell(END + news.encode())
-        self._stop(news)
+        print(f"ringrl: {news}", file=sys.stderr, flush=True)
+        if self._me == 0:  # JAX ends those that outlive process 0 in a noisier way
+            deadline = time.monotonic() + _LAST_WORDS_SECONDS
+            for peer in self._peers:
+                _wait_until_closed(peer, deadline)
+        os._exit(1)
 
     def _tell(self, message: bytes) -> None:
         with self._sending:
@@ -121,10 +123,13 @@ class Lifeline:
                     continue  # that it is gone is found where it is listened to
 
 
-def _stop(news: str) -> NoReturn:
-    """End this process wherever it is: its main thread may wait in a collective that nothing interrupts."""
-    print(f"ringrl: {news}; this ends the whole run. Start it again with --resume", file=sys.stderr, flush=True)
-    os._exit(1)
+def _wait_until_closed(peer: socket.socket, deadline: float) -> None:
+    try:
+        peer.settimeout(max(deadline - time.monotonic(), 0.001))
+        while peer.recv(4096):
+            peer.settimeout(max(deadline - time.monotonic(), 0.001))
+    except OSError:
+        return
 
 
 def invite(host: str, count: int, seconds: float) -> tuple[str, Callable[[], dict[socket.socket, int]]]:
