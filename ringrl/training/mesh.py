@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ringrl.config import MeshConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS, partitions
+from ringrl.training.torus import lay_out
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -27,7 +28,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"({devices[0].platform}): "
             "make the mesh smaller, or on a CPU simulate devices with RINGRL_CPU_DEVICES=N"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:needed])
+    types = (AxisType.Auto,) * len(AXES)
+    laid = lay_out(devices, config.data * config.fsdp, config.seq, config.tensor * config.heads)
+    if laid is None or needed < len(devices):
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:needed])
+    laid = laid.reshape(config.data, config.fsdp, config.seq, config.tensor, config.heads)
+    return Mesh(np.moveaxis(laid, 3, 2), AXES, axis_types=types)
 
 
 def parameter_shardings(tree: object, mesh: Mesh) -> object:
