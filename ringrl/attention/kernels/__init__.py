@@ -102,6 +102,12 @@ def platform() -> str:
     return "gpu" if name == "cuda" else name
 
 
+def _device_kind() -> str:
+    """The device's name, such as `TPU v3`, where `platform` looks for it."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def choose_kernel(q: Array, k: Array, segmented: bool) -> Kernel:
     """The fastest implementation that the platform has for these arrays."""
     best: dict[str, Kernel] = {"cpu": "native", "tpu": "tpu", "gpu": "gpu"}
@@ -130,6 +136,8 @@ def _missing(kernel: Kernel, q: Array, k: Array, segmented: bool) -> str | None:
     wanted = {"native": "cpu", "tpu": "tpu"}[kernel]
     if (here := platform()) != wanted:
         return f"it is for {wanted}, this is {here}"
+    if kernel == "tpu" and (kind := _device_kind()) in ("TPU v2", "TPU v3"):
+        return f"Mosaic has no bfloat16 products for {kind}"
     if kernel == "tpu" and (q.shape[-1] > MOST_TPU_HEAD_DIM or (q.shape[-1] > 128 and q.shape[-1] % 128)):
         return f"it takes heads of up to 128 numbers, or of {MOST_TPU_HEAD_DIM}, not {q.shape[-1]}"
     from ringrl.attention.kernels import native
