@@ -8,18 +8,19 @@
 The model is of the field's size: 4 layers, width 256, 4 heads, feed-forward of 4 widths (Decision Transformer: 3 x 128
 in Gym, 6 x 128 in Atari), 4 tokens a step (return-to-go, observation, action, reward), walker's 24 observations and 6
 actions, tanh and mean squared error at the observation. `ringrl` is the training step of `ringrl train` with the
-Agentic Transformer's tokens and synthetic steps. `torch` is a decision transformer of stock modules: an nn.Linear a
-modality, nn.Embedding of step and trial, nn.TransformerEncoder (norm first, causal, no dropout), AdamW. Its flash
-kernel is forced: PyTorch raises if another would run; fused AdamW and GELU by erf are its fastest. Both have the same
-parameters within 1 %: PyTorch's layers have biases and its norms are LayerNorms, ringrl has neither but rotates queries
-and keys. `remat: block`, the one setting of ringrl that is about speed, keeps a layer's input and its attention's output
-and recomputes the rest; PyTorch keeps everything. PyTorch's products come from MKL, which on AMD processors does not use
-AVX-512: on Intel's expect other ratios.
+Agentic Transformer's tokens and synthetic steps; `remat: block`, its one setting about speed, keeps a layer's input and
+its attention's output and recomputes the rest. `torch` is a decision transformer of stock modules: an nn.Linear a
+modality, nn.Embedding of step and trial, nn.TransformerEncoder (norm first, causal, no dropout), AdamW; it keeps
+everything. Its flash kernel is forced (PyTorch raises if another would run); fused AdamW and GELU by erf are its
+fastest. Parameters agree within 1 %: PyTorch's layers have biases and its norms are LayerNorms, ringrl has neither but
+rotates queries and keys. PyTorch's products come from MKL, which on AMD's processors reaches less than half of what
+XLA's do; on other processors expect other ratios.
 
 Every subject lives in a process of its own, which compiles, warms up and waits for its turn; every round has its own
 order. A turn is an untimed step, which wakes the process, and a timed one. All processes are bound to the same cores. A
-figure is the median over the rounds; a ratio is tokens/s of ringrl over tokens/s of PyTorch. Memory is the most that
-was resident during the turns, less what was before there was a model (libraries, not compiled programs).
+figure is the median over the rounds, the spread that of their middle half; where it is large, other work was running,
+which PyTorch's spinning threads suffer from most: measure again. A ratio is tokens/s of ringrl over tokens/s of PyTorch.
+Memory is the most that was resident during the turns, less what was before there was a model.
 
 The last line is one JSON object: `vs_torch_1k`, `vs_torch_4k`, `vs_torch_16k` (above 1: ringrl is faster), and for each
 subject tokens/s, seconds a step and MiB by length.
