@@ -18,12 +18,12 @@ XLA's do; on other processors expect other ratios.
 
 Every subject lives in a process of its own, which compiles, warms up and waits for its turn; every round has its own
 order. A turn is an untimed step, which wakes the process, and a timed one. All processes are bound to the same cores. A
-figure is the median over the rounds, the spread that of their middle half; where it is large, other work was running,
-which PyTorch's spinning threads suffer from most: measure again. A ratio is tokens/s of ringrl over tokens/s of PyTorch.
-Memory is the most that was resident during the turns, less what was before there was a model.
+figure is the median over the rounds; where the fastest step is far below it, other work was running, from which
+PyTorch's spinning threads suffer most: measure again. A ratio is tokens/s of ringrl over tokens/s of PyTorch. Memory is
+the most that was resident during the turns, less what was before there was a model.
 
 The last line is one JSON object: `vs_torch_1k`, `vs_torch_4k`, `vs_torch_16k` (above 1: ringrl is faster), and for each
-subject tokens/s, seconds a step and MiB by length.
+subject tokens/s, seconds a step (median, fastest) and MiB by length.
 """
 
 import importlib.util
@@ -94,7 +94,7 @@ class Figures:
 
     parameters: int
     seconds: float  # a step, median
-    spread: float  # of the middle half of the steps, relative to the median
+    fastest: float  # seconds
     mebibytes: float  # at most resident, beyond the libraries
 
     def tokens_per_second(self, length: int) -> float:
@@ -132,10 +132,10 @@ def measure(subjects: tuple[str, ...], length: int, rounds: int, cores: int) -> 
         for worker in workers.values():
             worker.terminate()
             worker.wait()
-    found = {}
-    for name, values in seconds.items():
-        low, middle, high = statistics.quantiles(values, n=4) if rounds > 1 else values * 3
-        found[name] = Figures(parameters[name], middle, (high - low) / middle, memory[name])
+    found = {
+        name: Figures(parameters[name], statistics.median(values), min(values), memory[name])
+        for name, values in seconds.items()
+    }
     print_table(length, cores, found)
     return found
 
@@ -151,10 +151,10 @@ def expect(worker: subprocess.Popen, name: str) -> str:
 def print_table(length: int, cores: int, figures: dict[str, Figures]) -> None:
     """One length: what each subject did, and how it compares with PyTorch."""
     print(f"\n{rows(length)} x {length} tokens, {LAYERS} layers of {WIDTH}, {cores} cores; medians")
-    print(f"{'':<28}{'parameters':>11}{'s a step':>10}{'spread':>8}{'tokens/s':>10}{'vs PyTorch':>12}{'MiB':>8}")
+    print(f"{'':<28}{'parameters':>11}{'s a step':>10}{'fastest':>9}{'tokens/s':>10}{'vs PyTorch':>12}{'MiB':>8}")
     for name, x in figures.items():
         ratio = f"{figures['torch'].seconds / x.seconds:.2f} x" if "torch" in figures else ""
-        numbers = f"{x.parameters:>11,}{x.seconds:>10.3f}{x.spread:>8.1%}{x.tokens_per_second(length):>10,.0f}"
+        numbers = f"{x.parameters:>11,}{x.seconds:>10.3f}{x.fastest:>9.3f}{x.tokens_per_second(length):>10,.0f}"
         print(f"{SUBJECTS[name]:<28}{numbers}{ratio:>12}{x.mebibytes:>8,.0f}", flush=True)
 
 
@@ -180,6 +180,7 @@ def summary(figures: dict[int, dict[str, Figures]]) -> dict[str, Any]:
             label[length]: {
                 "tokens_per_s": round(found[name].tokens_per_second(length)),
                 "seconds": round(found[name].seconds, 4),
+                "fastest": round(found[name].fastest, 4),
                 "mebibytes": round(found[name].mebibytes),
             }
             for length, found in figures.items()
