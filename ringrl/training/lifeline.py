@@ -155,6 +155,8 @@ def invite(host: str, count: int, seconds: float) -> tuple[str, Callable[[], dic
                     if time.monotonic() < deadline:
                         continue
                     missing = sorted(set(range(1, count + 1)) - set(peers.values()))
+                    for peer in peers:
+                        peer.close()
                     raise UserError(f"processes {missing} did not reach process 0 within {seconds:.0f} s") from None
                 if secrets.compare_digest(said, token):
                     peers[peer] = int(number)

@@ -14,15 +14,15 @@ import numpy as np
 # The coordination service's key-value store has no public name; Orbax, too, takes it from here.
 from jax._src.distributed import global_state
 from jax.sharding import Mesh
+from jaxtyping import Bool, Int64
 
 from ringrl.errors import UserError
-from ringrl.model.sharding import BATCH_AXES, SEQUENCE_AXES
 from ringrl.training import lifeline
 
 T = TypeVar("T")
 Shard = tuple[int, int]  # (index, count): part `index` of `count` equal parts
 
-JOIN_SECONDS = 300
+JOIN_SECONDS = 300.0
 AGREE_SECONDS = 3600  # process 0 may have to measure a large store meanwhile
 
 
@@ -85,27 +85,35 @@ def local_shards(mesh: Mesh) -> tuple[Shard, Shard]:
         UserError: they hold none, or their parts do not make one rectangle of rows x steps.
     """
     me = jax.process_index()
-    rows, steps = (int(np.prod([mesh.shape[axis] for axis in axes])) for axes in (BATCH_AXES, SEQUENCE_AXES))
-    order = [mesh.axis_names.index(axis) for axis in (*BATCH_AXES, *SEQUENCE_AXES, "tensor")]
-    owners = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
-    mine = (owners.transpose(order).reshape(rows, steps, -1) == me).any(axis=2)
-    if not mine.any():
+    owners = np.vectorize(lambda device: device.process_index, otypes=[np.int64])(mesh.devices)
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    if me not in owners:
         raise UserError(
-            f"mesh {dict(mesh.shape)} uses {mesh.size} of {jax.device_count()} devices and none of process {me}: "
-            "make the mesh as large as all processes' devices together"
+            f"mesh {sizes}: uses {mesh.size} of {jax.device_count()} devices and none of process {me}'s; "
+            "make it as large as all processes' devices together"
         )
-    row_shard, step_shard = _part(mine.any(axis=1)), _part(mine.any(axis=0))
-    if row_shard is None or step_shard is None or mine.sum() * row_shard[1] * step_shard[1] != mine.size:
+    shards = find_shards(owners, me)
+    if shards is None:
         raise UserError(
-            f"process {me}'s devices hold no single block of rows x steps in mesh {dict(mesh.shape)}: choose data x "
-            f"fsdp and seq x heads so that one is a multiple of the number of processes ({jax.process_count()}), or "
-            f"divides it and the other is a multiple of the rest"
+            f"mesh {sizes}: the devices of process {me} hold no single block of rows x steps; choose data x fsdp "
+            f"a multiple of the number of processes ({jax.process_count()}), or else a divisor of it"
         )
-    return row_shard, step_shard
+    return shards
 
 
-def _part(held: np.ndarray) -> Shard | None:
-    """(index, count) of the run of True values, bool [parts]; None where they are no run, or not one of equal runs."""
+def find_shards(owners: Int64[np.ndarray, "data fsdp tensor seq heads"], me: int) -> tuple[Shard, Shard] | None:
+    """`local_shards` for a mesh whose devices belong to the processes `owners`; None where they make no rectangle."""
+    data, fsdp, tensor, seq, heads = owners.shape
+    mine = (owners.transpose(0, 1, 3, 4, 2).reshape(data * fsdp, seq * heads, tensor) == me).any(axis=2)
+    rows, steps = mine.any(axis=1), mine.any(axis=0)
+    parts = _part(rows), _part(steps)
+    if parts[0] is None or parts[1] is None or mine.sum() != rows.sum() * steps.sum():
+        return None
+    return parts[0], parts[1]
+
+
+def _part(held: Bool[np.ndarray, " parts"]) -> Shard | None:
+    """(index, count) of the one run of True values; None where there are several, or it is not one of equal runs."""
     first, size = int(held.argmax()), int(held.sum())
     if not held[first : first + size].all() or len(held) % size or first % size:
         return None
@@ -131,7 +139,7 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
             processes,
             process,
             cluster_detection_method="deactivate" if coordinator else None,
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=int(JOIN_SECONDS),
             heartbeat_timeout_seconds=int(2 * silence) + 10,  # the lifeline speaks first, and more clearly
             shutdown_timeout_seconds=60,
         )
