@@ -81,15 +81,22 @@ def _create(config: RunConfig, agent: Agent, sizes: dict[str, int]) -> TrainStat
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: Mesh, shardings: object) -> Callable:
-    """The jitted (state, batch) -> (state, metrics); donates the state. Metrics are float32 scalars."""
-    optimizer, schedule = make_optimizer(config.optimizer, config.training.steps)
+def make_loss(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+    """(params, batch) -> the weighted sum of all steps' losses, float32 []; computed as the mesh says."""
     attend = make_attend(mesh, config.mesh.layout, config.model.block, config.mesh.exchange)
 
     def loss_sum(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
         model = merge_model(graph, params)
         loss = partial(agent.loss, config.agent, model.head)
         return jnp.sum(model.losses(batch, loss, attend, mesh) * batch["weight"])
+
+    return loss_sum
+
+
+def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: Mesh, shardings: object) -> Callable:
+    """The jitted (state, batch) -> (state, metrics); donates the state. Metrics are float32 scalars."""
+    optimizer, schedule = make_optimizer(config.optimizer, config.training.steps)
+    loss_sum = make_loss(config, agent, graph, mesh)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
