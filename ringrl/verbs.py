@@ -125,6 +125,30 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write a trained model as model.safetensors and config.json, which need no ringrl to read."""
+
+    run_directory: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """What `ringrl train` made."""
+    out: Path | None = None
+    """The folder; default RUN/export."""
+    step: str = "latest"
+    """The checkpoint: latest, best (the lowest training loss of those that are kept), or the number of a step."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+    def run(self) -> None:
+        """Export."""
+        from ringrl.rollout.evaluate import load_model, read_run
+        from ringrl.training.export import export
+
+        run = self.run_directory
+        config, card = read_run(run)
+        model, step = load_model(run, config, card, self.step)
+        print(f"export: {export(model, config, step, run, self.out or run / 'export', overwrite=self.overwrite)}")
+
+
+@dataclass(frozen=True)
 class Report:
     """Compare evaluated runs on one self-contained page: index.html, figures, summary.json."""
 
@@ -208,4 +232,13 @@ class Copy:
         print(f"copied to {recipes.copy(self.name, self.path)}")
 
 
-VERBS = {"demo": Demo, "train": Train, "evaluate": Evaluate, "report": Report, "plan": Plan, "ls": List, "cp": Copy}
+VERBS = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "export": Export,
+    "report": Report,
+    "plan": Plan,
+    "ls": List,
+    "cp": Copy,
+}

@@ -51,7 +51,7 @@ def evaluate(
     evaluation.json, are replaced whole at the end.
     """
     began = time.perf_counter()
-    config, card = _read_run(run)
+    config, card = read_run(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
@@ -128,7 +128,8 @@ def write_returns(path: Path, results: list[TrialReturn]) -> None:
     write_text(path, text.getvalue())
 
 
-def _read_run(run: Path) -> tuple[RunConfig, dict]:
+def read_run(run: Path) -> tuple[RunConfig, dict]:
+    """A run's configuration, and its dataset.json. Raises UserError where there is no run."""
     for name in ("config.yaml", "dataset.json"):
         if not (run / name).exists():
             raise UserError(f"{run}: not a run directory (it has no {name}); pass the folder that `ringrl train` made")

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from ringrl.config import ModelConfig, RunConfig
 from ringrl.files import write_text
@@ -55,6 +54,8 @@ class Metrics:
     """
 
     def __init__(self, run: Path, steps: int, start: int, label: str):
+        from tensorboardX import SummaryWriter  # slow to import where PyTorch is installed, and for one process only
+
         path = run / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]

@@ -1,0 +1,88 @@
+"""A trained model as two files that need no ringrl to read: `model.safetensors` and `config.json`."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ringrl.agent import load_agent
+from ringrl.config import RunConfig, parse_config
+from ringrl.errors import UserError
+from ringrl.experience.atomic import atomic_folder
+from ringrl.model.transformer import Transformer
+from ringrl.training.mesh import make_mesh
+from ringrl.training.state import abstract_state, merge_model, split_model
+
+WEIGHTS, ABOUT = "model.safetensors", "config.json"
+KEPT = {"normalizer": "normalizer.json", "dataset": "dataset.json"}
+FORMAT = "ringrl export"
+
+
+def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Path, *, overwrite: bool = False) -> Path:
+    """Write the folder `out`: complete or not at all. Returns it.
+
+    `model.safetensors` holds the parameters, float32, named by their place in the model, such as
+    `layers.before.query.kernel`; those of layers are stacked along the first axis. `config.json` holds the resolved
+    `config`, `step` (optimiser steps done), `versions`, and what the run's normalizer.json and dataset.json say, as far
+    as it has them.
+
+    Args:
+        model: what the run trained.
+        config: the run's configuration.
+        step: optimiser steps that made the model.
+        run: the run directory.
+        out: the folder to be.
+        overwrite: replace `out` if it is an export.
+
+    Raises:
+        UserError: `out` is there already.
+    """
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "step": step,
+        "config": config.model_dump(mode="json"),
+        "versions": {name: version(name) for name in ("ringrl", "jax", "flax", "safetensors")},
+    }
+    about |= {name: json.loads((run / file).read_text()) for name, file in KEPT.items() if (run / file).exists()}
+    arrays = {name: np.asarray(x, np.float32) for name, x in _named(split_model(model)[1]).items()}
+    with atomic_folder(out, marker=ABOUT, overwrite=overwrite) as partial:
+        save_file(arrays, partial / WEIGHTS)
+        (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
+    """The model on one device, its run's configuration, and all that config.json says.
+
+    Raises UserError where there is no whole export, or the agent's file makes another model now.
+    """
+    try:
+        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
+        arrays = load_file(path / WEIGHTS)
+        if about["format"] != FORMAT:
+            raise ValueError(f"its {ABOUT} is of another kind")
+        config, sizes = parse_config(about["config"], str(path / ABOUT)), about["dataset"]["sizes"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{path}: not a whole export ({error}); make one with `ringrl export RUN`") from error
+    alone = config.model_copy(update={"mesh": type(config.mesh)()})
+    graph, state = abstract_state(alone, load_agent(config.agent.name), sizes, make_mesh(alone.mesh))
+    expected = {name: x.shape for name, x in _named(state.params).items()}
+    if expected != {name: x.shape for name, x in arrays.items()}:
+        raise UserError(f"{path}: its parameters are not those of the model that its {ABOUT} describes; export again")
+    names, tree = list(expected), jax.tree.structure(state.params)
+    return (
+        merge_model(graph, jax.tree.unflatten(tree, [jax.numpy.asarray(arrays[name]) for name in names])),
+        config,
+        about,
+    )
+
+
+def _named(params: dict) -> dict[str, Any]:
+    """The leaves of nested dicts, in JAX's order, by their keys joined with dots."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {".".join(str(part.key) for part in path): leaf for path, leaf in leaves}

@@ -1,0 +1,119 @@
+"""Checkpoints: which are kept, restored on any mesh, and what is said of those that cannot be."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ringrl.config import MeshConfig
+from ringrl.errors import UserError
+from ringrl.training.checkpoint import Checkpoints, describe
+from ringrl.training.mesh import make_mesh
+
+VALUES = {"step": np.int32(7), "params": {"kernel": np.arange(64, dtype=np.float32).reshape(8, 8)}}
+ONE = MeshConfig()
+
+
+def place(mesh: MeshConfig, values: dict = VALUES) -> dict:
+    """`values` on a mesh, the matrix spread over all of it."""
+    made = make_mesh(mesh)
+    spread = NamedSharding(made, P(("data", "fsdp", "tensor", "seq", "heads")))
+    return jax.tree.map(lambda x: jax.device_put(x, spread if x.ndim else NamedSharding(made, P())), values)
+
+
+def save(checkpoints: Checkpoints, step: int, loss: float = 1.0, mesh: MeshConfig = ONE) -> None:
+    checkpoints.save(step, place(mesh), describe(step, 3, make_mesh(mesh)), loss)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with one checkpoint, of step 7."""
+    run = tmp_path_factory.mktemp("saved")
+    with Checkpoints(run) as checkpoints:
+        save(checkpoints, 7)
+    return run
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2, best=1) as checkpoints:
+        for step, loss in enumerate([5.0, 2.0, 4.0, 3.5, 3.0], start=1):
+            save(checkpoints, step, loss)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+    with Checkpoints(tmp_path, keep=2, best=1) as checkpoints:  # what was best before is known after a restart
+        save(checkpoints, 6, 2.5)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert [checkpoints.find(which) for which in ("best", "latest", "5")] == [2, 6, 5]
+        for which in ("3", "newest", "-1"):
+            with pytest.raises(UserError, match=rf"no checkpoint {which}; give latest, best, or one of \[2, 5, 6\]"):
+                checkpoints.find(which)
+
+
+def test_only_the_newest_are_kept_where_the_best_are_not_asked_for(tmp_path):
+    with Checkpoints(tmp_path, keep=1, best=0) as checkpoints:
+        for step, loss in ((1, 1.0), (2, 2.0)):
+            save(checkpoints, step, loss)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize(
+    "written, read",
+    [
+        (MeshConfig(fsdp=2, seq=4), MeshConfig(seq=2, heads=2)),
+        (MeshConfig(data=2, tensor=2), ONE),
+        (ONE, MeshConfig(fsdp=8)),
+    ],
+    ids=["8 to 4", "4 to 1", "1 to 8"],
+)
+def test_a_checkpoint_is_restored_on_another_mesh(written, read, tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 7, mesh=written)
+    like = place(read, jax.tree.map(np.zeros_like, VALUES))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        state, about = checkpoints.restore(like)
+    jax.tree.map(np.testing.assert_array_equal, state, VALUES)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
+    assert about["mesh"] == written.model_dump(include=set(about["mesh"]))
+    assert (about["step"], about["loader"], about["rng"]) == (7, {"seed": 3, "next_batch": 7}, {"seed": 3})
+
+
+def broken(saved, tmp_path):
+    run = shutil.copytree(saved, tmp_path / "run")
+    return run, run / "checkpoints" / "7"
+
+
+def complaint(run, like=None) -> str:
+    with Checkpoints(run, read_only=True) as checkpoints, pytest.raises(UserError) as caught:
+        checkpoints.restore(place(ONE) if like is None else like)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_named(saved, tmp_path):
+    run, folder = broken(saved, tmp_path)
+    for path in (folder / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    assert f"{folder}: damaged, or of another model" in complaint(run)
+
+
+def test_a_checkpoint_of_another_model_is_refused(saved):
+    like = {"step": jnp.int32(0), "params": {"kernel": jnp.zeros((8, 4))}}
+    assert "damaged, or of another model" in complaint(saved, like)
+    assert "damaged, or of another model" in complaint(saved, {"step": jnp.int32(0), "params": {"other": jnp.zeros(3)}})
+
+
+def test_a_checkpoint_of_an_older_version_is_told(saved, tmp_path):
+    run, folder = broken(saved, tmp_path)
+    shutil.rmtree(folder / "about")
+    assert "not a checkpoint of this version" in complaint(run)
+
+
+def test_a_run_without_checkpoints_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="train the run first"):
+        Checkpoints(tmp_path, read_only=True)
+    (tmp_path / "checkpoints").mkdir()
+    assert "no complete checkpoint; train the run first" in complaint(tmp_path)

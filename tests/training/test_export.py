@@ -1,0 +1,86 @@
+"""Exports: the same model again, to the bit, and nothing half-written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from ringrl.agent import load_agent
+from ringrl.config import dump_config
+from ringrl.errors import UserError
+from ringrl.experience.normalizer import Normalizer
+from ringrl.rollout.evaluate import load_model, read_run
+from ringrl.rollout.policy import SequencePolicy
+from ringrl.training.checkpoint import Checkpoints, describe
+from ringrl.training.export import export, load_export
+from ringrl.training.mesh import make_mesh
+from ringrl.training.source import open_source
+from ringrl.training.state import init_state, split_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_config):
+    """A run that was just begun: its first state is its checkpoint."""
+    config = tiny_config({"name": "decision_transformer", "fused": True, "window": 4}, model={"remat": "none"})
+    agent, mesh, path = load_agent(config.agent.name), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
+    path.mkdir()
+    source = open_source(config, agent)
+    source.prepare(path)
+    source.write(path)
+    (path / "config.yaml").write_text(dump_config(config))
+    _, state = init_state(config, agent, source.sizes, mesh)
+    with Checkpoints(path) as checkpoints:
+        checkpoints.save(3, state._replace(step=state.step + 3), describe(3, config.seed, mesh), 1.0)
+    return path
+
+
+@pytest.fixture
+def exported(run, tmp_path):
+    config, card = read_run(run)
+    model, step = load_model(run, config, card)
+    return model, export(model, config, step, run, tmp_path / "export")
+
+
+def first_actions(model, run) -> np.ndarray:
+    config, card = read_run(run)
+    acting = load_agent(config.agent.name).acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
+    scales = Normalizer.load(run / "normalizer.json")
+    policy = SequencePolicy(model, scales, acting, envs=2, episode_steps=4, trials=1, sizes=card["sizes"], seed=0)
+    policy.begin_trial(np.ones(2, bool))
+    return policy.act(np.arange(10, dtype=np.float32).reshape(2, 5))
+
+
+def test_an_export_is_the_same_model(run, exported):
+    model, path = exported
+    loaded, config, about = load_export(path)
+    jax.tree.map(np.testing.assert_array_equal, split_model(loaded)[1], split_model(model)[1])
+    np.testing.assert_array_equal(first_actions(loaded, run), first_actions(model, run))
+    assert config == read_run(run)[0]
+    assert about["step"] == 3 and set(about["versions"]) == {"ringrl", "jax", "flax", "safetensors"}
+    assert about["normalizer"] == json.loads((run / "normalizer.json").read_text())
+    arrays = load_file(path / "model.safetensors")
+    assert {x.dtype for x in arrays.values()} == {np.dtype(np.float32)} and "layers.before.query.kernel" in arrays
+
+
+def test_an_export_is_not_overwritten_unasked(run, exported, tmp_path):
+    model, path = exported
+    config, _ = read_run(run)
+    with pytest.raises(UserError, match="exists already"):
+        export(model, config, 3, run, path)
+    assert load_export(export(model, config, 4, run, path, overwrite=True))[2]["step"] == 4
+    assert [each.name for each in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_is_no_whole_export_is_refused(exported, tmp_path):
+    _, path = exported
+    with pytest.raises(UserError, match="not a whole export"):
+        load_export(tmp_path)
+    save_file({"output.kernel": np.zeros((2, 2), np.float32)}, path / "model.safetensors")
+    with pytest.raises(UserError, match="not those of the model"):
+        load_export(path)
+    (path / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(UserError, match="not a whole export") as caught:
+        load_export(path)
+    assert "\n" not in str(caught.value)
