@@ -132,6 +132,25 @@ def _wait_until_closed(peer: socket.socket, deadline: float) -> None:
         return
 
 
+def wait_for_host(address: str, seconds: float) -> None:
+    """Return as soon as something listens at host:port; JAX, where nothing does, aborts with a C++ stack trace.
+
+    Raises UserError when nothing does within `seconds`.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"nothing answers at --coordinator {address} ({error}): is process 0 running?"
+                ) from error
+            time.sleep(0.2)
+
+
 def invite(host: str, count: int, seconds: float) -> tuple[str, Callable[[], dict[socket.socket, int]]]:
     """Process 0's side: the address to give to the `count` others, and a function that waits until all have called.
 

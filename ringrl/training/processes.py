@@ -132,6 +132,8 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
         raise UserError(f"--coordinator {coordinator}: write it as HOST:PORT, a free port of process 0's host")
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UserError(f"--process {process}: give a number from 0 to {processes - 1}")
+    if coordinator is not None and process:
+        lifeline.wait_for_host(coordinator, JOIN_SECONDS)
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing about it
     try:
         jax.distributed.initialize(

@@ -195,8 +195,10 @@ def test_a_process_that_dies_ends_the_others(victim, how, silence, message, tiny
     _, complaint = group[1 - victim].communicate(timeout=60)
     assert time.monotonic() - began < 20
     assert group[1 - victim].returncode == 1
-    assert complaint.startswith(f"ringrl: {message}") and "--resume" in complaint.splitlines()[0]
-    assert len(complaint.splitlines()) == 1
+    lines = [line for line in complaint.splitlines() if line.startswith("ringrl: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"ringrl: {message}") and "--resume" in lines[0]
+    # Where process 0 dies, JAX's own runtime notices at the same moment, and may have printed something by then.
+    assert victim == 0 or complaint == f"{lines[0]}\n"
 
 
 def test_what_one_process_cannot_do_ends_all_with_its_reason(tiny_config, tiny_store, ringrl, tmp_path):
@@ -270,6 +272,11 @@ def test_one_process_joins_nobody():
     with processes.joined(processes=1):
         assert processes.is_first()
         assert processes.from_first("anything", lambda: 3) == 3
+
+
+def test_a_coordinator_that_is_not_there_is_told():
+    with pytest.raises(UserError, match="nothing answers at --coordinator 127.0.0.1:.*is process 0 running"):
+        lifeline.wait_for_host(f"127.0.0.1:{free_port()}", 0.3)
 
 
 def test_strangers_are_not_let_in_and_the_missing_are_named():
