@@ -82,7 +82,7 @@ class ModelConfig(Section):
     block: int | None = Field(default=None, ge=1)  # attention block, tokens; None: chosen for the platform
     # What the backward pass finds instead of recomputing it. none: everything; block: a layer's input and its
     # attention's output; full: a layer's input; offload: a layer's input, in host memory.
-    remat: Literal["none", "block", "full", "offload"] = "full"
+    remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
     max_steps: int = Field(default=1000, ge=1)  # longest episode, decisions: rows of the learned time-step embedding
     max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the learned trial embedding

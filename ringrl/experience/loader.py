@@ -51,7 +51,7 @@ def pad_batch(
     """
     if len(chains) % chains_per_row:
         raise UserError(f"{len(chains)} chains do not make whole rows of chains_per_row={chains_per_row}")
-    order = _ring_positions(length, ring_size, layout)
+    order = ring_order(length, ring_size, layout)
     groups = [chains[first : first + chains_per_row] for first in range(0, len(chains), chains_per_row)]
     rows = [_row(group, length, normalizer) for group in groups]
     return Batch(**{name: np.stack([row[name] for row in rows])[:, order] for name in rows[0]})
@@ -71,8 +71,8 @@ def make_loader(
     chains_per_row: int = 1,
     ring_size: int = 1,
     layout: str = "contiguous",
-    row_shard: tuple[int, int] = (0, 1),
-    step_shard: tuple[int, int] = (0, 1),
+    rows: Int64[np.ndarray, " rows"] | None = None,
+    places: Int64[np.ndarray, " places"] | None = None,
     threads: int = 2,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
@@ -91,30 +91,25 @@ def make_loader(
         chains_per_row: chains packed into a row, as its segments 1, 2, ...
         ring_size: devices on the ring.
         layout: which device holds which steps; see `ringrl.attention.layout`.
-        row_shard: (index, count): the rows are split evenly, and this process gets part `index`.
-        step_shard: (index, count): likewise the steps, in ring order. Only trajectories that reach into this process's
-            part are read.
+        rows: which rows of a batch this process wants; None: all.
+        places: which places of a row, counted in ring order, this process wants; None: all. Only trajectories that
+            reach into one of them are read.
         threads: rows read at the same time.
         prefetch: batches held ready.
 
     Returns:
-        An iterator of this process's part of the batches: `batch / row_shard[1]` rows of `steps / step_shard[1]` steps.
+        An iterator of this process's part of the batches.
         Closing it (or dropping it) stops its threads. A chain that does not fit its row raises UserError from `next`.
 
     Raises:
-        UserError: rows or steps do not divide as the shards or the ring need.
+        UserError: the steps do not divide as the ring needs.
     """
-    for what, total, (index, count) in (("batch", batch, row_shard), ("steps", steps, step_shard)):
-        if total % count or not 0 <= index < count:
-            raise UserError(f"{what}={total} cannot be split into {count} parts of which this is number {index}")
-    positions = _ring_positions(steps, ring_size, layout).reshape(step_shard[1], -1)[step_shard[0]]
-    rows = batch // row_shard[1]
-    reader = _RowReader(
-        store, planner, task, normalizer, seed, batch, row_shard, steps, action_repeat, chains_per_row, positions
-    )
-    dataset = grain.MapDataset.range(start_step * rows, ROWS).map(reader)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * rows)
-    return _batches(dataset.to_iter_dataset(options).batch(rows, drop_remainder=True))
+    positions = ring_order(steps, ring_size, layout)[slice(None) if places is None else places]
+    rows = np.arange(batch, dtype=np.int64) if rows is None else rows
+    reader = _RowReader(store, planner, task, normalizer, seed, rows, steps, action_repeat, chains_per_row, positions)
+    dataset = grain.MapDataset.range(start_step * len(rows), ROWS).map(reader)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch * len(rows))
+    return _batches(dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True))
 
 
 def _batches(dataset: grain.IterDataset) -> Iterator[Batch]:
@@ -135,8 +130,7 @@ class _RowReader:
     task: str
     normalizer: Normalizer
     seed: int
-    batch: int
-    row_shard: tuple[int, int]
+    rows: Int64[np.ndarray, " rows"]  # of every batch, that this process holds
     steps: int
     action_repeat: int
     chains_per_row: int
@@ -148,10 +142,8 @@ class _RowReader:
         return np.union1d(self.positions, self.positions - 1)
 
     def __call__(self, element: int) -> dict[str, np.ndarray]:
-        rows = self.batch // self.row_shard[1]
-        step, local = divmod(int(element), rows)
-        row = self.row_shard[0] * rows + local
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, step, row]))
+        step, local = divmod(int(element), len(self.rows))
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, step, int(self.rows[local])]))
         chains, offset = [], 0
         for _ in range(self.chains_per_row):
             plan = self.planner.plan(rng)
@@ -183,7 +175,7 @@ def _among_zeros(part: Chain, present: Bool[np.ndarray, " steps"], trial: Int64[
     return Chain(**(whole | {"trial": trial.astype(np.int32)}))
 
 
-def _ring_positions(length: int, ring_size: int, layout: str) -> Int64[np.ndarray, " length"]:
+def ring_order(length: int, ring_size: int, layout: str) -> Int64[np.ndarray, " length"]:
     """Position in the row of every step in ring order."""
     try:
         return to_ring_order(np.arange(length, dtype=np.int64), ring_size, layout, axis=0)

@@ -11,7 +11,7 @@ from ringrl.files import write_text
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.metrics import Clock, Metrics, Silence, check_finite
-from ringrl.training.processes import is_first, local_shards
+from ringrl.training.processes import held_here, is_first
 from ringrl.training.source import Source, open_source
 from ringrl.training.state import init_state, make_train_step
 
@@ -27,7 +27,7 @@ def train(config: RunConfig, run: Path) -> None:
     step, when the loss or its gradient is not finite.
     """
     t, agent, mesh = config.training, load_agent(config.agent.name), make_mesh(config.mesh)
-    shards = local_shards(mesh)
+    held = held_here(mesh, t.batch, t.row_steps)
     source = open_source(config, agent)
     source.prepare(run)
     graph, state = init_state(config, agent, source.sizes, mesh)
@@ -38,16 +38,15 @@ def train(config: RunConfig, run: Path) -> None:
         if checkpoints.latest_step is not None:
             state, about = checkpoints.restore(state)
             start = _position(about, config, run)
-        batches = source.batches(start, *shards)
+        batches = source.batches(start, held)
         first = next(batches)  # settings that do not fit the data are found out here, before there is a run
         if is_first():
             _write_run(config, run, source)
-        parameters = sum(x.size for x in jax.tree.leaves(state.params))
-        clock = Clock(config, agent.tokens(config.agent).tokens_per_step, parameters, mesh.size)
+        clock = Clock(config, agent.tokens(config.agent).tokens_per_step, state.params, mesh.size)
         with Metrics(run, t.steps, start, config.agent.name) if is_first() else Silence() as metrics:
             for step in range(start + 1, t.steps + 1):
                 with clock.waiting():
-                    batch = place_batch(first if step == start + 1 else next(batches), mesh)
+                    batch = place_batch(first if step == start + 1 else next(batches), mesh, held)
                 state, values = train_step(state, batch)
                 metrics.advance()
                 log, save = (step % every == 0 or step == t.steps for every in (t.log_every, t.checkpoint_every))

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ringrl.config import MeshConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS, partitions
+from ringrl.training.processes import Held
 from ringrl.training.torus import lay_out
 
 
@@ -43,10 +44,31 @@ def parameter_shardings(tree: object, mesh: Mesh) -> object:
     return jax.tree.map(place, partitions(tree, mesh), is_leaf=lambda x: isinstance(x, P))
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, held: Held | None = None) -> dict[str, jax.Array]:
     """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring and its stations.
 
-    With many processes, `batch` is what `ringrl.training.processes.local_shards` says that this one holds.
+    With many processes, `batch` is what `held` says that this one holds; None: all of it.
     """
     sharding = NamedSharding(mesh, TOKENS)
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+
+    def place(x: np.ndarray) -> jax.Array:
+        if held is None or x.shape[:2] == held.shape:
+            return jax.device_put(x, sharding)
+
+        rows, places = held.rows, held.places
+
+        def piece(index: Any) -> np.ndarray:
+            # A device's piece is one run of the whole batch, and so of what is held here.
+            return x[(_within(rows, index[0]), _within(places, index[1]), *index[2:])]
+
+        return jax.make_array_from_callback((*held.shape, *x.shape[2:]), sharding, piece)
+
+    return {name: place(x) for name, x in batch.items()}
+
+
+def _within(held: np.ndarray, part: slice) -> slice:
+    """Where in `held`, an ascending list of indices, stands the run `part`; all of which is there."""
+    first = part.start or 0
+    start = int(np.searchsorted(held, first))
+    last = held[-1] + 1 if part.stop is None else part.stop
+    return slice(start, start + int(last) - first)

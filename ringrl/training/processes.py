@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
@@ -20,7 +21,6 @@ from ringrl.errors import UserError
 from ringrl.training import lifeline
 
 T = TypeVar("T")
-Shard = tuple[int, int]  # (index, count): part `index` of `count` equal parts
 
 JOIN_SECONDS = 300.0
 AGREE_SECONDS = 3600  # process 0 may have to measure a large store meanwhile
@@ -78,11 +78,24 @@ def from_first(name: str, compute: Callable[[], T]) -> T:
     return json.loads(client.blocking_key_value_get(f"ringrl/{name}", AGREE_SECONDS * 1000))
 
 
-def local_shards(mesh: Mesh) -> tuple[Shard, Shard]:
-    """Which part of a batch's rows, and of its steps in ring order, this process's devices hold.
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What of every batch the devices of this process hold: these rows, and of each of them these places.
+
+    Places are counted in ring order. On a slice of TPUs a host's chips are neighbours, but not on the ring, so what it
+    holds of a row may be several pieces.
+    """
+
+    rows: Int64[np.ndarray, " rows"]  # ascending
+    places: Int64[np.ndarray, " places"]  # ascending
+    shape: tuple[int, int]  # rows and steps of the whole batch
+
+
+def held_here(mesh: Mesh, rows: int, steps: int) -> Held:
+    """What this process's devices hold of a batch of so many rows and steps.
 
     Raises:
-        UserError: they hold none, or their parts do not make one rectangle of rows x steps.
+        UserError: they hold none, or not the same places of every row.
     """
     me = jax.process_index()
     owners = np.vectorize(lambda device: device.process_index, otypes=[np.int64])(mesh.devices)
@@ -92,32 +105,28 @@ def local_shards(mesh: Mesh) -> tuple[Shard, Shard]:
             f"mesh {sizes}: uses {mesh.size} of {jax.device_count()} devices and none of process {me}'s; "
             "make it as large as all processes' devices together"
         )
-    shards = find_shards(owners, me)
-    if shards is None:
+    parts = find_parts(owners, me)
+    if parts is None:
         raise UserError(
-            f"mesh {sizes}: the devices of process {me} hold no single block of rows x steps; choose data x fsdp "
-            f"a multiple of the number of processes ({jax.process_count()}), or else a divisor of it"
+            f"mesh {sizes}: the devices of process {me} hold other places of one row than of another; choose "
+            f"data x fsdp a multiple of the number of processes ({jax.process_count()}), or else a divisor of it"
         )
-    return shards
+    shape = owners.shape[0] * owners.shape[1], owners.shape[3] * owners.shape[4]
+    part = lambda n, k, mine: np.arange(n, dtype=np.int64).reshape(k, -1)[mine].reshape(-1)  # noqa: E731
+    return Held(part(rows, shape[0], parts[0]), part(steps, shape[1], parts[1]), (rows, steps))
 
 
-def find_shards(owners: Int64[np.ndarray, "data fsdp tensor seq heads"], me: int) -> tuple[Shard, Shard] | None:
-    """`local_shards` for a mesh whose devices belong to the processes `owners`; None where they make no rectangle."""
+def find_parts(
+    owners: Int64[np.ndarray, "data fsdp tensor seq heads"], me: int
+) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " places"]] | None:
+    """Which parts of the rows and of the steps are process `me`'s, on a mesh of devices that belong to `owners`.
+
+    None where they are not all combinations of some rows and some steps.
+    """
     data, fsdp, tensor, seq, heads = owners.shape
     mine = (owners.transpose(0, 1, 3, 4, 2).reshape(data * fsdp, seq * heads, tensor) == me).any(axis=2)
     rows, steps = mine.any(axis=1), mine.any(axis=0)
-    parts = _part(rows), _part(steps)
-    if parts[0] is None or parts[1] is None or mine.sum() != rows.sum() * steps.sum():
-        return None
-    return parts[0], parts[1]
-
-
-def _part(held: Bool[np.ndarray, " parts"]) -> Shard | None:
-    """(index, count) of the one run of True values; None where there are several, or it is not one of equal runs."""
-    first, size = int(held.argmax()), int(held.sum())
-    if not held[first : first + size].all() or len(held) % size or first % size:
-        return None
-    return first // size, len(held) // size
+    return (rows, steps) if mine.sum() == rows.sum() * steps.sum() else None
 
 
 def _initialize(coordinator: str | None, processes: int | None, process: int | None, silence: float) -> bool:

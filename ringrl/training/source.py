@@ -11,10 +11,12 @@ import numpy as np
 from ringrl.agent import Agent
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
-from ringrl.experience.loader import Normalizer, make_loader
+from ringrl.experience.loader import Normalizer, make_loader, ring_order
 from ringrl.experience.store import Store, open_store
+from ringrl.experience.text import Text, text_batches
 from ringrl.files import write_text
-from ringrl.training.processes import Shard, from_first
+from ringrl.model.text import TokenIds
+from ringrl.training.processes import Held, from_first
 
 
 @runtime_checkable
@@ -42,14 +44,15 @@ class Source(Protocol):
         """Write dataset.json, and what else evaluation needs, into the folder `run`."""
         ...
 
-    def batches(self, start_step: int, row_shard: Shard, step_shard: Shard) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start_step: int, held: Held) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of every batch from `start_step` on, for ever: arrays [rows, steps, ...] by name."""
         ...
 
 
 def open_source(config: RunConfig, agent: Agent) -> Source:
     """The data that `config` names. Raises UserError where there are none."""
-    return EpisodeSource(config, agent)
+    tokens = agent.tokens(config.agent)
+    return TextSource(config, tokens.vocabulary) if isinstance(tokens, TokenIds) else EpisodeSource(config, agent)
 
 
 class EpisodeSource:
@@ -90,11 +93,11 @@ class EpisodeSource:
         self._scales.save(run / "normalizer.json")
         write_text(run / "dataset.json", json.dumps(self.card))
 
-    def batches(self, start_step: int, row_shard: Shard, step_shard: Shard) -> Iterator[dict[str, np.ndarray]]:
+    def batches(self, start_step: int, held: Held) -> Iterator[dict[str, np.ndarray]]:
         """See `Source`; the fields of `ringrl.episode.Batch`, the steps in ring order."""
         config, data, training = self._config, self._config.data, self._config.training
         # Where processes share a row, each reads its slice of it and keeps nothing, not even of a store that would fit.
-        store = self._store if step_shard[1] == 1 else open_store(data.store, memory_limit=0)
+        store = self._store if len(held.places) == training.row_steps else open_store(data.store, memory_limit=0)
         loader = make_loader(
             store,
             self._agent.planner(config.agent, self._store, data.task, data.action_repeat),
@@ -108,8 +111,8 @@ class EpisodeSource:
             chains_per_row=training.chains_per_row,
             ring_size=config.mesh.seq,
             layout=config.mesh.layout,
-            row_shard=row_shard,
-            step_shard=step_shard,
+            rows=held.rows,
+            places=held.places,
             prefetch=data.prefetch,
         )
         return (batch.asdict() for batch in loader)
@@ -119,6 +122,46 @@ class EpisodeSource:
         if self._normalizer is None:
             raise RuntimeError("prepare the source first")
         return self._normalizer
+
+
+class TextSource:
+    """Windows of a file of token ids.
+
+    Attributes:
+        sizes: empty: the vocabulary is the agent's to say.
+        card: what a report says of the data.
+    """
+
+    def __init__(self, config: RunConfig, vocabulary: int):
+        """Open the file; it is read when batches are."""
+        self._config, self._text = config, Text(config.data.store, vocabulary)
+        self.sizes: dict[str, int] = {}
+        about = {"task": config.data.task, "store": str(config.data.store)}
+        self.card = about | {"tokens": len(self._text.ids), "sizes": self.sizes, "returns": []}
+
+    def prepare(self, run: Path) -> None:
+        """Nothing is measured."""
+        if from_first("card", lambda: self.card) != self.card:
+            raise UserError(f"{self._text.path}: not the file that process 0 reads; give all hosts the same")
+        if (run / "config.yaml").exists():
+            refuse_changed(self.card, run, str(self._text.path), but=("store",))
+
+    def write(self, run: Path) -> None:
+        """dataset.json."""
+        write_text(run / "dataset.json", json.dumps(self.card))
+
+    def batches(self, start_step: int, held: Held) -> Iterator[dict[str, np.ndarray]]:
+        """See `Source`; the fields that `text_batches` gives, in ring order."""
+        c = self._config
+        return text_batches(
+            self._text,
+            rows=held.rows,
+            steps=c.training.row_steps,
+            positions=ring_order(c.training.row_steps, c.mesh.seq, c.mesh.layout)[held.places],
+            seed=c.seed,
+            start_step=start_step,
+            prefetch=c.data.prefetch,
+        )
 
 
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:

@@ -125,9 +125,6 @@ def test_ring_order_is_a_permutation_of_finished_rows(layout):
 def test_rows_that_the_ring_cannot_split_are_refused():
     with pytest.raises(UserError, match="rows of 6 steps: .*multiple of 8"):
         pad_batch([chain(3)], 6, unit_normalizer(), ring_size=4, layout="zigzag")
-    store = MemoryStore([3])
-    with pytest.raises(UserError, match="batch=3 cannot be split into 2 parts"):
-        make_loader(store, ascending(store, 1), "any", unit_normalizer(), batch=3, steps=4, seed=0, row_shard=(0, 2))
 
 
 def loader_of(store: MemoryStore, **changes):
@@ -176,7 +173,7 @@ def test_resuming_reads_nothing_of_earlier_steps():
 def test_row_shards_are_the_rows_of_the_whole_batch():
     store = MemoryStore([5, 8, 3, 7, 6, 4])
     whole = take(loader_of(store), 2)
-    parts = [take(loader_of(store, row_shard=(index, 2)), 2) for index in range(2)]
+    parts = [take(loader_of(store, rows=np.arange(2) + 2 * index), 2) for index in range(2)]
     for step in range(2):
         joined = {f.name: np.concatenate([getattr(p[step], f.name) for p in parts]) for f in fields(Batch)}
         assert_same(Batch(**joined), whole[step])
@@ -187,10 +184,18 @@ def test_step_shards_are_the_steps_of_the_whole_batch(layout):
     store = MemoryStore([5, 8, 3, 7, 6, 4])
     ring = {"ring_size": 4, "layout": layout}
     whole = take(loader_of(store, **ring), 2)
-    parts = [take(loader_of(store, step_shard=(index, 4), **ring), 2) for index in range(4)]
+    parts = [take(loader_of(store, places=np.arange(4) + 4 * index, **ring), 2) for index in range(4)]
     for step in range(2):
         joined = {f.name: np.concatenate([getattr(p[step], f.name) for p in parts], axis=1) for f in fields(Batch)}
         assert_same(Batch(**joined), whole[step])
+
+
+def test_a_part_need_not_be_one_piece():
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    whole = take(loader_of(store), 1)[0]
+    rows, places = np.array([0, 3]), np.array([1, 2, 9, 15])
+    part = take(loader_of(store, rows=rows, places=places), 1)[0]
+    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[rows][:, places] for f in fields(Batch)}))
 
 
 def test_a_step_shard_reads_only_the_trajectories_that_it_holds():
@@ -199,7 +204,7 @@ def test_a_step_shard_reads_only_the_trajectories_that_it_holds():
     for index in range(6):
         store.spans.clear()
         loader = make_loader(
-            store, ascending(store, 6), "any", unit_normalizer(), seed=0, step_shard=(index, 6), **options
+            store, ascending(store, 6), "any", unit_normalizer(), seed=0, places=np.arange(8) + 8 * index, **options
         )
         take(loader, 1)
         # Its own, and the one before it for the first step's `previous_*`.

@@ -19,6 +19,7 @@ from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.store import Source, build
 from ringrl.training import lifeline, processes
+from ringrl.training.mesh import _within
 
 STEPS, EVERY, TRAJECTORIES, LENGTH = 4, 2, 32, 4
 AGENT = {"name": "agentic_transformer", "fused": True, "trajectories": TRAJECTORIES}
@@ -221,17 +222,28 @@ def grid(*shape: int, devices: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "owners, expected",
     [
-        (grid(1, 1, 1, 4, 1, devices=2), [((0, 1), (0, 2)), ((0, 1), (1, 2))]),  # a ring over processes
-        (grid(2, 2, 1, 1, 1, devices=2), [((0, 2), (0, 1)), ((1, 2), (0, 1))]),
-        (grid(2, 1, 1, 2, 2, devices=2), [((0, 2), (0, 2)), ((0, 2), (1, 2)), ((1, 2), (0, 2)), ((1, 2), (1, 2))]),
-        (grid(1, 1, 2, 2, 1, devices=2), [((0, 1), (0, 1)), ((0, 1), (0, 1))]),  # both hold all, for their heads
-        (grid(2, 1, 1, 2, 1, devices=4), [((0, 1), (0, 1))]),
+        (grid(1, 1, 1, 4, 1, devices=2), [("1", "1100"), ("1", "0011")]),  # a ring over processes
+        (grid(2, 2, 1, 1, 1, devices=2), [("1100", "1"), ("0011", "1")]),
+        (grid(2, 1, 1, 2, 2, devices=2), [("10", "1100"), ("10", "0011"), ("01", "1100"), ("01", "0011")]),
+        (grid(1, 1, 2, 2, 1, devices=2), [("1", "11"), ("1", "11")]),  # both hold all, for their heads
+        (grid(2, 1, 1, 2, 1, devices=4), [("11", "11")]),
+        (np.array([0, 1, 1, 0], np.int64).reshape(1, 1, 1, 4, 1), [("1", "1001"), ("1", "0110")]),  # hosts on a torus
         (grid(1, 3, 1, 2, 1, devices=3), [None, None]),  # one row and a half
-        (np.array([0, 1, 0, 1], np.int64).reshape(1, 1, 1, 4, 1), [None, None]),
     ],
 )
 def test_which_part_of_a_batch_a_process_holds(owners, expected):
-    assert [processes.find_shards(owners, me) for me in range(len(expected))] == expected
+    for me, parts in enumerate(expected):
+        found = processes.find_parts(owners, me)
+        digits = found and tuple("".join(str(int(x)) for x in part) for part in found)
+        assert digits == parts
+
+
+def test_a_device_finds_its_run_among_the_pieces():
+    held = np.array([2, 3, 8, 9, 10, 11])
+    for part in (slice(2, 4), slice(8, 10), slice(10, 12), slice(8, 12)):
+        np.testing.assert_array_equal(held[_within(held, part)], np.arange(12)[part])
+    everything = np.arange(4)
+    assert _within(everything, slice(None)) == slice(0, 4)
 
 
 @pytest.mark.parametrize(
