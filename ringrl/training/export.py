@@ -53,6 +53,7 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     with atomic_folder(out, marker=ABOUT, overwrite=overwrite) as partial:
         save_file(arrays, partial / WEIGHTS)
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        (partial / WEIGHTS).chmod((partial / ABOUT).stat().st_mode)  # safetensors lets nobody else read it
     return out
 
 
