@@ -5,76 +5,110 @@ of a large vocabulary needs it as much.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def blockwise(
-    f: Callable[[Any, Any, Any], jax.Array],
+    f: Callable[[Any, Any, Any], Any],
     weights: Any,
     tokens: Any,
     block: int,
     *,
     axes: Any = 1,
     constants: Any = None,
-) -> jax.Array:
-    """`f(weights, tokens, constants)` for `block` tokens after the other, recomputed in the backward pass.
+) -> Any:
+    """`f(weights, tokens, constants)` for at most `block` tokens after the other, recomputed in the backward pass.
 
     Args:
-        f: works token by token; gives an array with the tokens on axis 1.
+        f: works token by token; gives arrays with the tokens on axis 1.
         weights: arrays; their gradients are summed over blocks in float32, and rounded once to their dtype.
-        tokens: arrays with as many tokens each. What is left of whole blocks is computed at the end.
+        tokens: arrays with as many tokens each.
         block: tokens at once; where there are no more than that, `f` is called as it is.
         axes: on which axis of `tokens` the tokens stand: a number, or as `in_axes` of `jax.vmap`.
         constants: more such arrays, on axis 1; they get no gradient.
     """
-    token_axes = jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis, part), axes, tokens)
-    length = jax.tree.leaves(jax.tree.map(lambda x, axis: x.shape[axis], tokens, token_axes))[0]
-    whole = length // block
-    if whole == 0 or (whole == 1 and length == block):
+    where = jax.tree.leaves(jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis, part), axes, tokens))
+    length = jax.tree.leaves(tokens)[0].shape[where[0]]
+    if length <= block:
         return f(weights, tokens, constants)
+    return _in_turn(_Blocks(f, tuple(where), length, even_block(length, block)), weights, tokens, constants)
 
-    def cut(x: jax.Array, axis: int) -> jax.Array:
-        x = jax.lax.slice_in_dim(x, 0, whole * block, axis=axis)
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], whole, block, *x.shape[axis + 1 :]), axis, 0)
 
-    def rest(x: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.slice_in_dim(x, whole * block, length, axis=axis)
+def even_block(length: int, longest: int) -> int:
+    """The longest block, of at least half of `longest`, that cuts `length` evenly; else `longest`."""
+    return next((size for size in range(longest, longest // 2, -1) if length % size == 0), longest)
 
-    # Inside the loop the tokens' axis is where it was.
-    parts = jax.tree.map(cut, tokens, token_axes), jax.tree.map(lambda x: cut(x, 1), constants)
-    done = jnp.moveaxis(_map(f, weights, *parts), 0, 1)
-    done = done.reshape(done.shape[0], whole * block, *done.shape[3:])
-    if length % block == 0:
-        return done
-    last = f(weights, jax.tree.map(rest, tokens, token_axes), jax.tree.map(lambda x: rest(x, 1), constants))
-    return jnp.concatenate([done, last], axis=1)
+
+@dataclass(frozen=True)
+class _Blocks:
+    """The static side. Blocks are sliced out where they are needed and written in place: no second copy of anything."""
+
+    f: Callable
+    axes: tuple[int, ...]  # of the tokens' leaves
+    length: int
+    block: int
+
+    def walk(self, one: Callable[[Any, Any, int], Any], carry: Any) -> Any:
+        """`carry` after `one(carry, start, size)` for every block; what is left of whole blocks comes last."""
+        whole = self.length // self.block
+        starts = jnp.arange(whole, dtype=jnp.int32) * self.block
+        carry, _ = lax.scan(lambda carry, start: (one(carry, start, self.block), None), carry, starts)
+        rest = self.length - whole * self.block
+        return one(carry, whole * self.block, rest) if rest else carry
+
+    def take(self, tokens: Any, start: Any, size: int) -> Any:
+        """The block of every one of the tokens' leaves."""
+        leaves, tree = jax.tree.flatten(tokens)
+        cut = (lax.dynamic_slice_in_dim(x, start, size, axis) for x, axis in zip(leaves, self.axes, strict=True))
+        return jax.tree.unflatten(tree, cut)
+
+    def put(self, whole: Any, part: Any, start: Any) -> Any:
+        """The tokens' leaves with a block of them replaced."""
+        leaves, tree = jax.tree.flatten(whole)
+        zipped = zip(leaves, jax.tree.leaves(part), self.axes, strict=True)
+        return jax.tree.unflatten(tree, (lax.dynamic_update_slice_in_dim(x, y, start, axis) for x, y, axis in zipped))
+
+
+def _slice(x: Any, start: Any, size: int) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size, 1), x)
+
+
+def _zeros(x: Any, dtype: Any = None) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype or leaf.dtype), x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _map(f: Callable, weights: Any, blocks: Any, constants: Any) -> jax.Array:
-    return jax.lax.map(lambda part: f(weights, *part), (blocks, constants))
+def _in_turn(blocks: _Blocks, weights: Any, tokens: Any, constants: Any) -> Any:
+    def one(out: Any, start: Any, size: int) -> Any:
+        part = blocks.f(weights, blocks.take(tokens, start, size), _slice(constants, start, size))
+        return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, 1), out, part)
+
+    return blocks.walk(one, _zeros(jax.eval_shape(blocks.f, weights, tokens, constants)))
 
 
-def _map_forward(f: Callable, weights: Any, blocks: Any, constants: Any) -> tuple[jax.Array, tuple]:
-    return _map(f, weights, blocks, constants), (weights, blocks, constants)
+def _forward(blocks: _Blocks, weights: Any, tokens: Any, constants: Any) -> tuple[Any, tuple]:
+    return _in_turn(blocks, weights, tokens, constants), (weights, tokens, constants)
 
 
-def _map_backward(f: Callable, residuals: tuple, gradients: jax.Array) -> tuple:
-    weights, blocks, constants = residuals
+def _backward(blocks: _Blocks, residuals: tuple, gradients: Any) -> tuple:
+    weights, tokens, constants = residuals
 
-    def one(total: Any, part: tuple) -> tuple[Any, Any]:
-        block, constant, gradient = part
-        _, backward = jax.vjp(lambda w, x: f(w, x, constant), weights, block)
-        d_weights, d_block = backward(gradient)
-        return jax.tree.map(lambda sum_, more: sum_ + more.astype(sum_.dtype), total, d_weights), d_block
+    def one(carry: tuple[Any, Any], start: Any, size: int) -> tuple[Any, Any]:
+        total, d_tokens = carry
+        constant = _slice(constants, start, size)
+        _, backward = jax.vjp(lambda w, x: blocks.f(w, x, constant), weights, blocks.take(tokens, start, size))
+        d_weights, d_block = backward(_slice(gradients, start, size))
+        total = jax.tree.map(lambda sum_, more: sum_ + more.astype(sum_.dtype), total, d_weights)
+        return total, blocks.put(d_tokens, d_block, start)
 
-    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    total, d_blocks = jax.lax.scan(one, zeros, (blocks, constants, gradients))
-    return jax.tree.map(lambda sum_, w: sum_.astype(w.dtype), total, weights), d_blocks, None
+    total, d_tokens = blocks.walk(one, (_zeros(weights, jnp.float32), _zeros(tokens)))
+    return jax.tree.map(lambda sum_, w: sum_.astype(w.dtype), total, weights), d_tokens, None
 
 
-_map.defvjp(_map_forward, _map_backward)
+_in_turn.defvjp(_forward, _backward)

@@ -120,8 +120,10 @@ class Layer(nnx.Module):
         def after(weights: Any, parts: tuple[jax.Array, jax.Array], _: None) -> jax.Array:
             return nnx.merge(graph, weights)(*parts, total)
 
-        block = x.shape[1] if self.config.remat == "none" else self.config.feed_forward_block
-        return blockwise(after, weights, (x, heads), block, axes=(1, 2))
+        return blockwise(after, weights, (x, heads), self._block(x), axes=(1, 2))
+
+    def _block(self, x: jax.Array) -> int:
+        return x.shape[1] if self.config.remat == "none" else self.config.feed_forward_block
 
     def attention(self, tokens: Tokens, attend: Attend) -> Float[Array, "groups batch length width"]:
         """Attention's output of all heads here, for `head_groups` groups of them one after the other.
@@ -132,8 +134,13 @@ class Layer(nnx.Module):
         groups = self.config.head_groups
         graph, weights = nnx.split(self.before)
 
+        def before(weights: Any, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+            return nnx.merge(graph, weights)(x, positions)
+
+        block = tokens.x.shape[1] if groups == 1 else self._block(tokens.x)
+
         def group(weights: Any) -> jax.Array:
-            q, k, v = nnx.merge(graph, weights)(tokens.x, tokens.positions)
+            q, k, v = blockwise(before, weights, tokens.x, block, constants=tokens.positions)
             out = attend(q, k, v, tokens.segment_ids)
             return out.reshape(*out.shape[:2], -1)
 
