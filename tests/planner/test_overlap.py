@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from ringrl.attention import compiler_options, ring_attention
+from ringrl.config import MeshConfig
 from ringrl.planner.schedule import read_transfers
 from ringrl.planner.topology import find_devices
+from ringrl.training.mesh import make_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
@@ -23,7 +24,7 @@ SHARD, HEADS, KV_HEADS, DIM = 4096, 8, 4, 128
 def compile_ring(topology, kernel=None, layers=None):
     """Attention, forward and backward, on a ring of all devices, or a scan over layers of it; and the ring's size."""
     devices = find_devices(topology)
-    mesh = jax.make_mesh((len(devices),), ("seq",), axis_types=(AxisType.Auto,), devices=devices)
+    mesh = make_mesh(MeshConfig(seq=len(devices)), devices)
     spec = P(None, "seq")
     attend = jax.shard_map(
         partial(ring_attention, axis_name="seq", kernel=kernel), mesh=mesh, in_specs=spec, out_specs=spec
@@ -56,6 +57,7 @@ def compile_ring(topology, kernel=None, layers=None):
     [
         ("v4:2x2x2", None),
         ("v5e:2x4", None),
+        ("v5e:4x8", None),  # in rows, as JAX would lay it, none of this ring's transfers hides
         ("v5p:2x2x2", None),
         ("v6e:2x4", None),
         pytest.param("v5e:2x4", "xla", marks=pytest.mark.slow),
