@@ -1,4 +1,4 @@
-"""The command line: `ringrl demo | data | train | evaluate | report | plan | ls | cp`."""
+"""The command line: `ringrl demo | data | train | evaluate | report | export | plan | ls | cp`."""
 
 import io
 import os
