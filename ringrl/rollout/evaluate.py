@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ringrl.agent import load_agent
+from ringrl.agent import Acting, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
 from ringrl.envs import make_vector
 from ringrl.episode import COLUMNS, TrialReturn
@@ -55,9 +55,10 @@ def evaluate(
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
+    acting = _acting(config, card, setting)
     model, step = load_model(run, config, card, checkpoint)
     policies: dict[str, Callable[[int], Policy]] = {
-        agent_label(config): partial(_trained, run, config, card, model, setting)
+        agent_label(config): partial(_trained, run, acting, card, model, setting)
     }
     if reference:
         policies["random"] = lambda _: RandomPolicy(setting.envs, card["sizes"]["action"], setting.seed)
@@ -72,7 +73,7 @@ def evaluate(
     write_text(folder / "evaluation.json", json.dumps(about, indent=1) + "\n")
     write_returns(folder / "returns.csv", results)
     if video is not None:
-        alone = partial(_trained, run, config, card, model, setting.model_copy(update={"envs": 1}))
+        alone = partial(_trained, run, acting, card, model, setting.model_copy(update={"envs": 1}))
         record(
             video, alone, config.data.task, setting.trials, seed=setting.seed, action_repeat=config.data.action_repeat
         )
@@ -136,21 +137,26 @@ def read_run(run: Path) -> tuple[RunConfig, dict]:
     return load_config(run / "config.yaml"), json.loads((run / "dataset.json").read_text())
 
 
-def _trained(
-    run: Path, config: RunConfig, card: dict, model: Transformer, setting: EvaluationConfig, decisions: int
-) -> Policy:
-    """The trained agent as its file says to roll it out, with what the user asked for instead."""
-    acting = load_agent(config.agent.name).acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
+def _acting(config: RunConfig, card: dict, setting: EvaluationConfig) -> Acting:
+    """How the agent's file says to roll it out, with what the user asked for instead."""
+    agent = load_agent(config.agent.name)
+    acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
     if setting.target is not None and acting.target is not None:
         acting = replace(acting, target=setting.target)
-    if setting.context is not None:
-        steps = setting.context // model.layout.tokens_per_step
-        if steps < 1:
-            raise UserError(
-                f"--context {setting.context}: a step of this agent takes "
-                f"{model.layout.tokens_per_step} tokens; give at least that"
-            )
-        acting = replace(acting, context_steps=steps)
+    if setting.context is None:
+        return acting
+    tokens_per_step = agent.tokens(config.agent).tokens_per_step
+    if setting.context < tokens_per_step:
+        raise UserError(
+            f"--context {setting.context}: a step of this agent takes {tokens_per_step} tokens; give at least that"
+        )
+    return replace(acting, context_steps=setting.context // tokens_per_step)
+
+
+def _trained(
+    run: Path, acting: Acting, card: dict, model: Transformer, setting: EvaluationConfig, decisions: int
+) -> Policy:
+    """The trained agent."""
     return SequencePolicy(
         model,
         Normalizer.load(run / "normalizer.json"),
