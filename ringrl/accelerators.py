@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One device as JAX counts them: a chip, or on TPU v2, v3 and 7x one of a chip's two cores, with half its figures."""
+    """One device as JAX counts them: a chip, or one of its two cores (TPU v2, v3 and 7x) with half its figures."""
 
     flops: float  # dense bfloat16, 1/s
     hbm_bandwidth: float  # bytes/s

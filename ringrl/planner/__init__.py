@@ -1,5 +1,6 @@
 """What fits on which devices: the paper's closed form, and the TPU compiler's own answer."""
 
-from ringrl.planner.compiled import CompiledPlan, plan_training_step
+from ringrl.planner.compiled import CompiledPlan, CompilerError, plan_training_step
+from ringrl.planner.max_context import Attempt, MaxContext, find_max_context
 
-__all__ = ["CompiledPlan", "plan_training_step"]
+__all__ = ["Attempt", "CompiledPlan", "CompilerError", "MaxContext", "find_max_context", "plan_training_step"]

@@ -8,6 +8,8 @@ fills a device; `ringrl.planner.compiled` asks the compiler for that.
 from dataclasses import dataclass
 from typing import Literal
 
+from ringrl.accelerators import Accelerator
+
 Scheme = Literal["vanilla", "memory_efficient", "blockwise", "ring"]
 
 KEY_VALUE_BLOCKS = 6
@@ -70,33 +72,48 @@ class Chip:
         return KEY_VALUE_BLOCKS * self.minimal_block
 
 
-CHIPS: dict[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        Chip("A100 NVLink", 312e12, 80e9, 300e9),
-        Chip("A100 InfiniBand", 312e12, 80e9, 12.5e9),
-        Chip("v3", 123e12, 16e9, 112e9),
-        Chip("v4", 275e12, 32e9, 268e9),
-        Chip("v5e", 196e12, 16e9, 186e9),
-    )
-}
-"""The paper's chips; TPUs under the names that topologies begin with."""
+PAPER_CHIPS = (
+    Chip("A100 NVLink", 312e12, 80e9, 300e9),
+    Chip("A100 InfiniBand", 312e12, 80e9, 12.5e9),
+    Chip("v3", 123e12, 16e9, 112e9),
+    Chip("v4", 275e12, 32e9, 268e9),
+    Chip("v5e", 196e12, 16e9, 186e9),
+)
+# Bandwidths as in the paper: one way, all links of a chip together. TPUs: Cloud TPU's page of TPU7x (peak, HBM, and
+# half of the bandwidth that it gives for both ways). NVIDIA: data sheets of H100 SXM, H200 and HGX B200 (dense
+# bfloat16; half of NVLink's 900 and 1800 GB/s for both ways); InfiniBand NDR has 400 Gbit/s, one port a GPU.
+LATER_CHIPS = (
+    Chip("v5p", 459e12, 95e9, 600e9),
+    Chip("v6e", 918e12, 32e9, 400e9),
+    Chip("tpu7x", 2307e12, 192e9, 600e9),
+    Chip("H100 NVLink", 989.4e12, 80e9, 450e9),
+    Chip("H100 InfiniBand", 989.4e12, 80e9, 50e9),
+    Chip("H200 NVLink", 989.4e12, 141e9, 450e9),
+    Chip("H200 InfiniBand", 989.4e12, 141e9, 50e9),
+    Chip("B200 NVLink", 2250e12, 180e9, 900e9),
+    Chip("B200 InfiniBand", 2250e12, 180e9, 50e9),
+)
+CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*PAPER_CHIPS, *LATER_CHIPS)}
+"""The paper's chips and those that came after it; TPUs under the names that topologies begin with."""
 
-LINKS: dict[str, Chip] = {
-    chip.name: chip
-    for chip in (
-        Chip("v3", 140e12, 32e9, 100e9),
-        Chip("v4", 275e12, 32e9, 45e9),
-        Chip("v5p", 459e12, 96e9, 90e9),
-        Chip("v5e", 197e12, 16e9, 45e9),
-        Chip("v6e", 920e12, 32e9, 90e9),
-    )
-}
-"""What one link of a chip carries one way (Austin et al., How to Scale Your Model, 2025, chapter 2), which is all that
-a ring uses: several times less than the paper's figures, which are those of all links together."""
+
+def layer_flops(*, batch: int, width: int, length: int) -> float:
+    """FLOPs of one layer, forward: 24 b s h^2 + 4 b s^2 h (paper, section on scaling the context's FLOPs).
+
+    As the paper counts: a feed-forward of four widths, keys for every head, and the whole square, not the causal half.
+    """
+    return 24.0 * batch * length * width**2 + 4.0 * batch * length**2 * width
 
 
-def hidden_from(chip: Chip, *, group: int = 1, causal: bool = True, backward: bool = False) -> float:
+def dataset_flops_ratio(width: int, short: int, long: int) -> float:
+    """How many times the FLOPs a data set costs in contexts of `long` tokens, by those in contexts of `short`.
+
+    (6 h + s2) / (6 h + s1): a context s2 / s1 times as long is met s1 / s2 times as often (paper, same section).
+    """
+    return (6.0 * width + long) / (6.0 * width + short)
+
+
+def hidden_from(chip: Chip | Accelerator, *, group: int = 1, causal: bool = True, backward: bool = False) -> float:
     """Tokens a device from which a hop of ringrl's own ring computes for longer than it sends.
 
     Forward, a hop of c tokens computes 2 products of 2 c^2 d FLOPs a query head (half of that where causality is
@@ -105,7 +122,8 @@ def hidden_from(chip: Chip, *, group: int = 1, causal: bool = True, backward: bo
     gradients: 12 c d bytes a key head.
 
     Args:
-        chip: one of `LINKS`, or of `CHIPS` for the paper's bandwidths.
+        chip: one of `ringrl.accelerators`, whose bandwidth is that of the one link that a hop uses: several times less
+            than that of a chip of `CHIPS`, which is that of all its links.
         group: query heads that share a key head.
         causal: half of the pairs are computed, as in the zigzag and striped layouts.
         backward: of the backward pass instead of the forward.

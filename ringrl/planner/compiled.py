@@ -13,6 +13,7 @@ from ringrl.accelerators import Accelerator, find_accelerator
 from ringrl.attention import compiler_options
 from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
+from ringrl.errors import UserError
 from ringrl.model.flops import model_flops
 from ringrl.model.sharding import AXES
 from ringrl.planner.bound import Traffic, mfu_bound, read_traffic
@@ -21,6 +22,10 @@ from ringrl.planner.schedule import read_transfers
 from ringrl.planner.step import AbstractStep, make_step
 from ringrl.planner.topology import bytes_in, device_hbm_bytes
 from ringrl.planner.work import Ring, executed_flops
+
+
+class CompilerError(UserError):
+    """The compiler cannot compile the step, whatever the memory."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class CompiledPlan:
     host_bytes_per_device: int  # memory of the host that is taken by what was offloaded
     host_bytes_available: int | None  # a device's share of its host; None where unknown
     memory: dict[str, int]  # `bytes_per_device` by kind at the moment when most is needed
-    largest: list[dict]  # temporaries at that moment: bytes, shape, operation
+    largest: list[dict]  # temporaries at that moment: bytes, shape, made_by (a function here)
     parameters: int
     model_flops: float  # useful: causal attention once, no recomputation (`ringrl.model.flops`)
     executed_flops: float | None  # recomputation too (`ringrl.planner.work`); None where they cannot be counted
@@ -63,7 +68,7 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
 
     Raises:
         UserError: no such slice, libtpu missing, or the slice, the mesh and the row do not divide.
-        jax.errors.JaxRuntimeError: the compiler failed, but not because HBM is too small.
+        CompilerError: the compiler failed, but not because HBM is too small.
     """
     abstract = make_step(config, topology)
     device = abstract.mesh.devices.flat[0]
@@ -90,7 +95,7 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
         host_bytes_per_device=memory.host,
         host_bytes_available=None if host is None else int(host),
         memory=kinds_of(memory, arguments, c.model.layers, abstract.layer_shapes()),
-        largest=[asdict(buffer) for buffer in memory.temporaries[:8]],
+        largest=[buffer.card() for buffer in memory.temporaries[:8]],
         parameters=sum(x.size for x in jax.tree.leaves(abstract.state.params)),
         **_speed(abstract, traced, compilation, accelerator),
         compile_seconds=round(time.perf_counter() - start, 2),
@@ -110,11 +115,10 @@ def _compile(traced: Any) -> _Compilation:
         options = compiler_options("tpu") | {"xla_dump_to": folder}
         try:
             program, reason = traced.lower().compile(compiler_options=options).as_text(), None
-        except jax.errors.JaxRuntimeError as error:
-            message = " ".join(str(error).split())
-            if "RESOURCE_EXHAUSTED" not in message or not re.search(r"\bhbm\b", message, re.IGNORECASE):
-                raise
-            program, reason = None, re.split(r"\.\s", message, maxsplit=1)[0][:300]
+        except Exception as error:  # Mosaic's is no JaxRuntimeError; whatever is raised here, the compiler raised
+            program, reason = None, " ".join(str(error).split())
+            if "RESOURCE_EXHAUSTED" not in reason or "hbm" not in reason.lower():
+                raise CompilerError(f"the TPU compiler failed: {_first_sentence(reason)}") from error
         memory = read_memory(Path(folder))
     if memory is None:
         # Some single buffer was too large, and the compiler gave up before it assigned any.
@@ -122,7 +126,11 @@ def _compile(traced: Any) -> _Compilation:
         if required is None:
             raise RuntimeError(f"libtpu says nothing of the program's memory: {reason}")
         memory = Memory(required, 0, ())
-    return _Compilation(memory, program, reason)
+    return _Compilation(memory, program, None if reason is None else _first_sentence(reason))
+
+
+def _first_sentence(message: str) -> str:
+    return re.split(r"\.\s", message, maxsplit=1)[0][:300]
 
 
 def _speed(abstract: AbstractStep, traced: Any, compilation: _Compilation, accelerator: Accelerator | None) -> dict:
@@ -140,7 +148,7 @@ def _speed(abstract: AbstractStep, traced: Any, compilation: _Compilation, accel
         traffic = read_traffic(read_transfers(compilation.program))
         if accelerator is not None and executed is not None:
             # Each argument is read and, but for the batch, written.
-            passing = 2 * sum(abstract.argument_bytes().values())
+            passing = 2.0 * sum(abstract.argument_bytes().values())
             shares = {"useful": useful / devices, "executed": executed / devices}
             bound = mfu_bound(accelerator, **shares, traffic=traffic, hbm_bytes=passing)
     return {

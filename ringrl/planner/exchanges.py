@@ -12,14 +12,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
+from ringrl.accelerators import Accelerator, find_accelerator
 from ringrl.agent import load_agent
 from ringrl.attention import Exchange, compiler_options, ring_attention
 from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
-from ringrl.planner.closed_form import LINKS
 from ringrl.planner.schedule import read_transfers
-from ringrl.planner.topology import find_devices, generation_of
+from ringrl.planner.topology import find_devices
 
 PRODUCTS = 9
 """Matrix products of one layer's attention, forward and backward, as the TPU kernels compute them (2, 3 and 4)."""
@@ -52,8 +52,9 @@ def plan_exchanges(config: RunConfig, topology: str) -> list[ExchangePlan]:
     """
     devices = find_devices(topology)
     others = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
-    if generation_of(topology) not in LINKS:
-        raise UserError(f"{topology}: exchanges are compared for {', '.join(LINKS)}; other chips have no figures here")
+    accelerator = find_accelerator(devices[0].device_kind)
+    if accelerator is None:
+        raise UserError(f"{topology}: {devices[0].device_kind} has no figures in ringrl/accelerators.py to compare by")
     if len(devices) % others or len(devices) == others:
         raise UserError(
             f"{topology} has {len(devices)} devices, of which data x fsdp x tensor = {others} must leave some for "
@@ -65,7 +66,7 @@ def plan_exchanges(config: RunConfig, topology: str) -> list[ExchangePlan]:
             f"training.row_steps {config.training.row_steps} divides over {len(devices) // others} devices in no way: "
             "it must be a multiple of them, and of twice the ring in the zigzag layout"
         )
-    plans = [_compile(config, topology, devices, *way) for way in ways]
+    plans = [_compile(config, accelerator, devices, *way) for way in ways]
     return sorted(plans, key=lambda plan: (not plan.fits, plan.estimate_ms or 0.0))
 
 
@@ -83,7 +84,9 @@ def _ways(config: RunConfig, devices: int) -> Iterator[tuple[str, int, int]]:
                 yield gathered, seq, heads
 
 
-def _compile(config: RunConfig, topology: str, devices: list[Any], exchange: str, seq: int, heads: int) -> ExchangePlan:
+def _compile(
+    config: RunConfig, accelerator: Accelerator, devices: list[Any], exchange: str, seq: int, heads: int
+) -> ExchangePlan:
     c, m = config.mesh, config.model
     rows = config.training.batch // config.optimizer.accumulation
     length = config.training.row_steps * load_agent(config.agent.name).tokens(config.agent).tokens_per_step
@@ -118,21 +121,23 @@ def _compile(config: RunConfig, topology: str, devices: list[Any], exchange: str
 
     step = jax.jit(train, compiler_options=compiler_options("tpu"))
     flops = PRODUCTS * rows * m.width * length**2 / len(devices)  # 2 for a multiply-add, half for causality
-    computing = flops / LINKS[generation_of(topology)].flops
+    computing = flops / accelerator.flops
     try:
         compiled = step.lower(shape(m.heads), shape(m.kv_heads), shape(m.kv_heads), shape(m.heads)).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return ExchangePlan(exchange, seq, heads, False, None, None, None, computing * 1e3, None, None)
-    return _read(compiled, topology, exchange, seq, heads, computing)
+    return _read(compiled, accelerator, exchange, seq, heads, computing)
 
 
-def _read(compiled: Any, topology: str, exchange: str, seq: int, heads: int, computing: float) -> ExchangePlan:
+def _read(
+    compiled: Any, accelerator: Accelerator, exchange: str, seq: int, heads: int, computing: float
+) -> ExchangePlan:
     transfers = read_transfers(compiled.as_text())
     sent = sum(t.sent_bytes * t.times for t in transfers)
     waited = sum(t.sent_bytes * t.times for t in transfers if not t.hidden_by)
-    bandwidth = LINKS[generation_of(topology)].link_bandwidth
+    bandwidth = accelerator.link_bandwidth
     estimate = max(computing, (sent - waited) / bandwidth) + waited / bandwidth
     return ExchangePlan(
         exchange=exchange,

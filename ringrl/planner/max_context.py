@@ -3,15 +3,13 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
-import jax
+from dataclasses import dataclass, field
 
 from ringrl.agent import load_agent
 from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
-from ringrl.planner.compiled import CompiledPlan, plan_training_step
+from ringrl.planner.compiled import CompiledPlan, CompilerError, plan_training_step
 from ringrl.planner.step import change, fit_mesh
 from ringrl.planner.topology import find_devices
 
@@ -112,7 +110,7 @@ class _Search:
         self.plan: CompiledPlan | None = None  # of the longest row that fits
         self.hbm: int | None = None
 
-    def round(self, steps: float) -> int:
+    def round(self, steps: int | float) -> int:
         """The nearest row below that the mesh and the layout can cut evenly, and above the smallest whole blocks."""
         unit = self.unit if steps >= self.unit else self.smallest
         return max(int(steps // unit) * unit, self.smallest)
@@ -124,8 +122,8 @@ class _Search:
         try:
             plan = plan_training_step(_with_row(self.config, steps, self.topology), self.topology)
             reason = plan.reason
-        except jax.errors.JaxRuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
+        except CompilerError as error:
+            reason = str(error)
         fits = plan is not None and plan.fits
         if plan is not None:
             self.hbm = plan.hbm_bytes

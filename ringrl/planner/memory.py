@@ -7,18 +7,21 @@ compiler decides by.
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ringrl.planner.sources import Sources
+
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(\{[\d,]*\})? (?:\(phi\) )?@\d+> \(size=(\d+),offset=(\d+)\): (\S+?)[{ ]")
 _LIFE = re.compile(r"^\s*(\S+\{[\d,]*\}):(\d+)-(\d+)$", re.MULTILINE)
 _SPACE = re.compile(r"^Memory Space: .*\(color=(\d+)\)\nTotal bytes: (\d+)", re.MULTILINE)
-_OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', re.MULTILINE)
 _HBM, _HOST = "0", "5"  # memory spaces of XLA:TPU
 _SMALL = 2**16
 """Buffers below this many bytes are left out: they are thousands, and together a few MiB."""
+
+_Place = tuple[int, int]  # offset and size in the one allocation of temporaries
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,12 @@ class Buffer:
 
     bytes: int
     shape: str  # dtype and dimensions on one device, such as bf16[24,1,64000,1024]
-    operation: str  # of the program, with the names of its parts, such as jit(train_step)/jvp()/while/body/attention
+    made_by: tuple[str, ...]  # the functions of the source that make it, `file:function`, the innermost first
+
+    def card(self) -> dict:
+        """Bytes, shape and the function of this project that makes it, for JSON."""
+        ours = next((name for name in self.made_by if name.startswith(("ringrl/", "agents/"))), None)
+        return {"bytes": self.bytes, "shape": self.shape, "made_by": ours}
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -53,41 +61,52 @@ def read_memory(folder: Path) -> Memory | None:
     spaces: dict[str, int] = defaultdict(int)
     for color, total in _SPACE.findall(usage):
         spaces[color] += int(total)
-    operations = dict(_OPERATION.findall(program))
-    return Memory(spaces[_HBM], spaces[_HOST], tuple(_at_peak(assignment, lives, operations)))
+    return Memory(spaces[_HBM], spaces[_HOST], tuple(_at_peak(assignment, lives, Sources(program))))
 
 
 _REPORTS = ("-memory-usage-report.txt", "-buffer-assignment.txt", "-live-range.txt", ".txt")
 
 
-def _at_peak(assignment: str, lives: str, operations: dict[str, str]) -> list[Buffer]:
+def _at_peak(assignment: str, lives: str, sources: Sources) -> list[Buffer]:
     """The temporaries at the moment of the program's schedule at which they take most bytes."""
     values = dict(_temporaries(assignment))
+    spans = {name: (int(begin), int(end)) for name, begin, end in _LIFE.findall(lives) if name in values}
     begins, ends = defaultdict(list), defaultdict(list)
-    for name, begin, end in _LIFE.findall(lives):
-        if name in values:
-            begins[int(begin)].append(name)
-            ends[int(end) + 1].append(name)
-    alive: dict[tuple[int, int], list[str]] = {}  # values that share a place are one buffer
-    size, most, found = 0, 0, []
+    for name, (begin, end) in spans.items():
+        begins[begin].append(name)
+        ends[end + 1].append(name)
+    alive: Counter[_Place] = Counter()  # values that share a place are one buffer
+    size, most, peak, found = 0, 0, 0, []
     for moment in sorted({*begins, *ends}):
         for name in ends[moment]:
-            place, _ = values[name]
-            alive[place].remove(name)
-            if not alive[place]:
-                del alive[place]
-                size -= place[1]
+            alive[values[name][0]] -= 1
         for name in begins[moment]:
-            place, _ = values[name]
-            size += 0 if place in alive else place[1]
-            alive.setdefault(place, []).append(name)
+            alive[values[name][0]] += 1
+        alive = +alive
+        size = sum(length for _, length in alive)
         if size > most:
-            most, found = size, [(place[1], names[0]) for place, names in alive.items()]
-    buffers = [Buffer(bytes_, values[name][1], _operation(name, operations)) for bytes_, name in found]
+            most, peak, found = size, moment, list(alive)
+    residents = defaultdict(list)
+    for name, (begin, end) in spans.items():
+        residents[values[name][0]].append((max(begin - peak, peak - end, 0), name))
+    buffers = [_describe(place, sorted(residents[place]), values, sources) for place in found]
     return sorted(buffers, key=lambda buffer: -buffer.bytes)
 
 
-def _temporaries(assignment: str) -> Iterator[tuple[str, tuple[tuple[int, int], str]]]:
+def _describe(place: _Place, residents: list[tuple[int, str]], values: dict, sources: Sources) -> Buffer:
+    """The buffer at a place. What a loop hands on is nobody's: then it is whose that stood or will stand here next.
+
+    Args:
+        place: offset and size.
+        residents: the values that are ever there, by their distance in time from the moment that counts.
+        values: place and shape by name.
+        sources: of the program.
+    """
+    makers = (sources.of(name.partition("{")[0]) for _, name in residents)
+    return Buffer(place[1], values[residents[0][1]][1], next(filter(None, makers), ()))
+
+
+def _temporaries(assignment: str) -> Iterator[tuple[str, tuple[_Place, str]]]:
     """name{index} -> ((offset, size), shape) of the values in HBM's one allocation of temporaries."""
     inside = False
     for line in assignment.splitlines():
@@ -97,10 +116,6 @@ def _temporaries(assignment: str) -> Iterator[tuple[str, tuple[tuple[int, int], 
             name, index, size, offset, shape = found.groups()
             if int(size) >= _SMALL:
                 yield name + (index or "{}"), ((int(offset), int(size)), shape)
-
-
-def _operation(value: str, operations: dict[str, str]) -> str:
-    return operations.get(value.partition("{")[0], "")
 
 
 def kinds_of(memory: Memory, arguments: dict[str, int], layers: int, gradients: set[tuple[int, ...]]) -> dict[str, int]:
@@ -124,6 +139,20 @@ def _kind(buffer: Buffer, layers: int, gradients: set[tuple[int, ...]]) -> str:
         return "gradients"
     if layers > 1 and buffer.dimensions[:1] == (layers,) and math.prod(buffer.dimensions[1:]) > 1:
         return "kept for the backward pass"
-    scopes = {"attention": "attention", "feed_forward": "feed-forward", "embed": "embedding", "read": "head and loss"}
-    inside = re.split(r"[/()]", buffer.operation)
-    return next((kind for scope, kind in scopes.items() if scope in inside), "other")
+    for function in buffer.made_by:
+        for pattern, kind in _KINDS:
+            if re.search(pattern, function):
+                return kind
+    return "other"
+
+
+_KINDS = (
+    (r"^ringrl/attention/|:Layer\.attention|:Before\.|:rotate", "attention"),
+    (r":Layer\.close|:After\.", "feed-forward"),
+    (r"^ringrl/model/sharding.py:(gather|_whole)", "gathered parameters"),
+    (r"^ringrl/model/(tokens|text).py:", "embedding"),
+    (r"^ringrl/model/heads.py:|:Reader\.|:Transformer\.losses\.", "head and loss"),
+    (r":Transformer\._features", "residual stream"),
+    (r"^optax/", "optimiser"),
+)
+"""Function that makes a buffer -> what it belongs to. The innermost function that says something counts."""

@@ -76,9 +76,9 @@ def _equation(equation: Any, ring: Ring) -> float | None:
     if len(counted) < len(inside) or (name == "while" and sum(counted)):
         return None
     if name == "cond":
-        return max(counted)
+        return max(counted, default=0.0)
     times = {"scan": params.get("length"), "shard_map": getattr(params.get("mesh"), "size", None)}.get(name)
-    return (1 if times is None else times) * sum(counted)
+    return float(1 if times is None else times) * sum(counted)
 
 
 def _kernel(equation: Any, ring: Ring) -> float | None:

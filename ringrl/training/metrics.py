@@ -8,34 +8,32 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ringrl.config import ModelConfig, RunConfig
+from ringrl.accelerators import find_accelerator
+from ringrl.config import RunConfig
 from ringrl.files import write_text
-
-PEAK_FLOPS = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}  # bfloat16, a chip
-
-
-def model_flops(config: ModelConfig, parameters: int, rows: int, tokens: int) -> float:
-    """FLOPs of one step, forward and backward, recomputation not counted: 6 a parameter and token, and attention.
-
-    Attention's two products cost 2 x 2 x tokens x width a token, over half the square (causal), thrice with backward.
-    """
-    return rows * tokens * (6.0 * parameters + 6.0 * config.layers * config.width * tokens)
+from ringrl.model.flops import model_flops
 
 
 @cache
-def peak_flops() -> float:
-    """FLOP/s of one device: the published bfloat16 peak where known, else that of a float32 matrix product, timed."""
-    kind = jax.devices()[0].device_kind
-    if kind in PEAK_FLOPS:
-        return PEAK_FLOPS[kind]
-    size = 1536
-    a = jnp.ones((size, size), jnp.float32)
+def peak_flops() -> tuple[float, bool]:
+    """FLOP/s of one device, and whether they were measured here.
+
+    Published bfloat16 peaks (`ringrl.accelerators`) where known; else those of a matrix product that is timed, in
+    float32 on a CPU and in bfloat16 elsewhere. Simulated CPU devices share the machine's cores, and so its peak.
+    """
+    known = find_accelerator(jax.devices()[0].device_kind)
+    if known is not None:
+        return known.flops, False
+    cpu = jax.default_backend() == "cpu"
+    size, dtype = (1536, jnp.float32) if cpu else (8192, jnp.bfloat16)
+    a = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
     seconds = []
@@ -43,8 +41,7 @@ def peak_flops() -> float:
         start = time.perf_counter()
         product(a, a).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    # Simulated CPU devices share the machine's cores, and so its peak.
-    return 2.0 * size**3 / min(seconds) / (jax.device_count() if jax.default_backend() == "cpu" else 1)
+    return 2.0 * size**3 / min(seconds) / (jax.device_count() if cpu else 1), True
 
 
 class Metrics:
@@ -139,13 +136,18 @@ def _step(line: str) -> int:
 
 
 class Clock:
-    """Turns seconds into tokens a second, model FLOPs utilisation and the share of time spent waiting for data."""
+    """Turns seconds into tokens a second, model FLOPs utilisation and the share of time spent waiting for data.
 
-    def __init__(self, config: RunConfig, tokens_per_step: int, parameters: int, devices: int):
-        rows, tokens = config.training.batch, config.training.row_steps * tokens_per_step
-        self._tokens = rows * tokens
-        self._flops = model_flops(config.model, parameters, rows, tokens)
-        self._peak = peak_flops() * devices
+    Every line also says by which peak its utilisation is reckoned: `peak_flops` of all devices, and `peak_measured`, 1
+    where a matrix product was timed on this machine and 0 where the peak is the maker's (see `peak_flops`).
+    """
+
+    def __init__(self, config: RunConfig, tokens_per_step: int, params: Mapping[str, Any], devices: int):
+        rows, steps = config.training.batch, config.training.row_steps
+        self._tokens = rows * steps * tokens_per_step
+        self._flops = model_flops(config.model, params, rows=rows, steps=steps, tokens_per_step=tokens_per_step)
+        peak, measured = peak_flops()
+        self._peak, self._measured = peak * devices, float(measured)
         self._started, self._waited, self._done = time.perf_counter(), 0.0, 0
 
     @contextmanager
@@ -163,6 +165,8 @@ class Clock:
             "tokens": float(step * self._tokens),
             "tokens_per_s": steps * self._tokens / seconds,
             "mfu": steps * self._flops / seconds / self._peak,
+            "peak_flops": self._peak,
+            "peak_measured": self._measured,
             "loader_wait": self._waited / seconds,
         }
         self._started, self._waited, self._done = now, 0.0, done

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.planner.closed_form import CHIPS, LINKS, hidden_from, layer_activation_bytes
+from ringrl.accelerators import find_accelerator
+from ringrl.planner.closed_form import CHIPS, dataset_flops_ratio, hidden_from, layer_activation_bytes, layer_flops
 
 SIZES = {"batch": 2, "width": 4096, "heads": 32, "length": 65536}
 # Thousands of tokens as printed in Table 2: block, sequence.
@@ -61,4 +62,19 @@ def test_where_a_hop_hides_what_it_sends():
     assert hidden_from(chip, causal=False) == chip.minimal_block
     # 4 heads share a key head: a quarter is sent. Balanced causal work: half is computed.
     assert hidden_from(chip, group=4) == chip.minimal_block * 2 / 4
-    assert hidden_from(LINKS["v5e"], backward=True) == pytest.approx(1.2 * hidden_from(LINKS["v5e"]))
+    one_link = find_accelerator("TPU v5 lite")
+    assert one_link is not None
+    assert hidden_from(one_link, backward=True) == pytest.approx(1.2 * hidden_from(one_link))
+
+
+def test_later_chips_by_hand():
+    # 918e12 / 400e9 and 2250e12 / 50e9.
+    assert (CHIPS["v6e"].minimal_block, CHIPS["B200 InfiniBand"].minimal_block) == (2295, 45000)
+
+
+def test_flops_of_longer_contexts():
+    # 24 b s h^2 + 4 b s^2 h by hand, and its ratio for a data set: twice as long, met half as often.
+    assert layer_flops(batch=2, width=8, length=10) == 24 * 2 * 10 * 64 + 4 * 2 * 100 * 8
+    ratio = layer_flops(batch=1, width=512, length=8192) / (2 * layer_flops(batch=1, width=512, length=4096))
+    assert dataset_flops_ratio(512, 4096, 8192) == pytest.approx(ratio)
+    assert dataset_flops_ratio(4096, 4096, 4096) == 1

@@ -8,19 +8,24 @@ import jax
 import numpy as np
 import pytest
 
+from ringrl.agent import load_agent
 from ringrl.config import MeshConfig, parse_config
 from ringrl.episode import Batch, Episode
 from ringrl.errors import UserError
 from ringrl.experience.store import Source, build
 from ringrl.model.sharding import partition
 from ringrl.planner import plan_training_step
-from ringrl.planner.compiled import _abstract_batch, fit_mesh, model_sizes
+from ringrl.planner.step import abstract_batch, fit_mesh, model_sizes
 from ringrl.planner.table import to_json, to_table
 from ringrl.training.mesh import make_mesh
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
 )
+
+
+AGENT = load_agent("agentic_transformer")
+LONG = {"row_steps": 4096}
 
 
 @pytest.fixture
@@ -66,28 +71,40 @@ def test_a_row_that_does_not_divide_over_the_ring():
 
 
 def test_sizes_come_from_the_environment_until_there_is_a_store(tmp_path):
-    assert model_sizes(make_config()) == {"observation": 5, "action": 1}
+    assert model_sizes(make_config(), AGENT) == {"observation": 5, "action": 1}
     store = tmp_path / "some.store"
     rows = {"discount": np.ones(3, np.float32), "physics": np.zeros((3, 4))}
     columns = {name: np.zeros((3, n), np.float32) for name, n in (("observation", 7), ("action", 2), ("reward", 1))}
     source = Source("cartpole/test", "test")
     facts = {"domain": "cartpole", "tasks": ["cartpole_swingup"], "sources": [source], "provenance": {}}
     build(store, [(Episode(**columns, **rows), 0)], **facts)
-    assert model_sizes(make_config(store)) == {"observation": 7, "action": 2}
+    assert model_sizes(make_config(store), AGENT) == {"observation": 7, "action": 2}
 
 
 def test_an_unknown_task_is_named():
     with pytest.raises(UserError, match="unknown task 'cartpole_swing'.*cartpole_swingup"):
-        model_sizes(make_config(data={"task": "cartpole_swing"}))
+        model_sizes(make_config(data={"task": "cartpole_swing"}), AGENT)
 
 
 def test_the_planned_batch_is_the_loaders_batch():
     mesh = make_mesh(MeshConfig(seq=2), jax.devices()[:2])
-    batch = _abstract_batch(make_config(), {"observation": 5, "action": 1}, mesh)
+    batch = abstract_batch(make_config(), AGENT, {"observation": 5, "action": 1}, mesh)
     assert set(batch) == {field.name for field in fields(Batch)}
     for field in fields(Batch):
         assert list(field.type.dtypes) == [batch[field.name].dtype.name]
         assert len(field.type.dims) == batch[field.name].ndim
+
+
+def test_the_planned_batch_of_a_language_model():
+    mesh, agent = make_mesh(MeshConfig(seq=2), jax.devices()[:2]), load_agent("language_model")
+    values = make_config().model_dump(mode="json") | {"agent": {"name": "language_model"}}
+    config = parse_config(values, "test")
+    assert model_sizes(config, agent) == {}
+    batch = abstract_batch(config, agent, {}, mesh)
+    assert {name: x.dtype.name for name, x in batch.items()} == {
+        name: "float32" if name == "weight" else "int32"
+        for name in ("token", "target", "position", "segment_ids", "weight")
+    }
 
 
 def test_parameters_are_spread_over_the_ring_as_well():
@@ -100,16 +117,28 @@ def test_parameters_are_spread_over_the_ring_as_well():
 @needs_libtpu
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_a_small_step_fits(standard_promotion):
-    config = make_config(mesh={"fsdp": 2, "seq": 2}, model={"compute_dtype": "bfloat16"})
-    plan = plan_training_step(config, "v5e:2x2")
+    model = {"compute_dtype": "bfloat16", "width": 256}  # heads of 128, so that nothing is padded
+    plan = plan_training_step(make_config(mesh={"fsdp": 2, "seq": 2}, model=model, training=LONG), "v5e:2x2")
     assert plan.fits and plan.reason is None and plan.mesh_note is None
     assert plan.mesh == {"data": 1, "fsdp": 2, "tensor": 1, "seq": 2, "heads": 1}
-    assert (plan.tokens, plan.row_tokens, plan.devices) == (128, 64, 4)
+    assert (plan.tokens, plan.row_tokens, plan.devices) == (2 * 4096, 4096, 4)
     assert plan.bytes_per_device == plan.argument_bytes + plan.temporary_bytes < plan.hbm_bytes
     assert plan.argument_bytes < 3 * 4 * plan.parameters  # parameters and AdamW's moments are spread
     answer = json.loads(to_json(plan))
     assert {"fits", "tokens", "bytes_per_device", "hbm_bytes", "mesh", "compile_seconds"} <= set(answer)
-    assert to_table(plan, "a title").row_count == 9
+    assert to_table(plan, "a title").row_count == 12
+    assert sum(plan.memory.values()) == plan.bytes_per_device
+    assert {"parameters", "optimiser state", "batch"} <= set(plan.memory)
+    assert plan.memory["parameters"] + plan.memory["optimiser state"] < 4 * plan.parameters  # of 12 bytes, a quarter
+    assert plan.largest and all(buffer["made_by"].startswith("ringrl/") for buffer in plan.largest[:3])
+    # Layers are computed twice, their feed-forward again block by block; attention's scores once more in the kernels.
+    assert 1.4 < plan.executed_flops / plan.model_flops < 2.2
+    # Keys and values, a row's half on each device, go one hop in each of: forward, recomputed, backward; their float32
+    # gradients two. All in both layers; segment ids go with them.
+    keys = 2 * 2048 * 256 * 2
+    assert 2 * (3 * keys + 2 * 2 * keys) <= plan.traffic["ring"] < 1.1 * 2 * (3 * keys + 2 * 2 * keys)
+    assert plan.traffic["other"] >= plan.traffic["other_waited"] > 0
+    assert 0 < plan.mfu_bound < plan.model_flops / plan.executed_flops
 
 
 @needs_libtpu
@@ -117,7 +146,8 @@ def test_a_small_step_fits(standard_promotion):
 def test_a_step_that_does_not_fit_says_by_how_much(standard_promotion):
     config = make_config(training={"row_steps": 2**25, "batch": 1}, model={"layers": 1, "block": 1024})
     plan = plan_training_step(config, "v5e:1x1")
-    assert not plan.fits and plan.argument_bytes is None
+    assert not plan.fits and plan.traffic is None and plan.mfu_bound is None
     assert plan.bytes_per_device > plan.hbm_bytes == round(15.75 * 2**30)
+    assert sum(plan.memory.values()) == plan.bytes_per_device and plan.largest  # what it would need
     assert plan.reason and "memory" in plan.reason
     assert any("compiler" in cell for cell in to_table(plan, "a title").columns[0].cells)

@@ -9,11 +9,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ringrl.agent import load_agent
-from ringrl.config import MeshConfig, ModelConfig, OptimizerConfig
+from ringrl.config import MeshConfig, OptimizerConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import partition
 from ringrl.training.mesh import make_mesh
-from ringrl.training.metrics import Metrics, check_finite, model_flops
+from ringrl.training.metrics import Metrics, check_finite
 from ringrl.training.state import build_model, init_state, make_optimizer, merge_model, split_model
 
 
@@ -63,12 +63,6 @@ def test_matrices_alone_decay():
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["layers"]["kernel"], -0.05, rtol=1e-5)
     assert not np.any(updates["layers"]["bias"]) and not np.any(updates["norm"]["scale"])
-
-
-def test_model_flops_of_a_known_case():
-    # 6 N a token; attention, forward: 2 products x 2 FLOPs x width x half of tokens^2 a layer; with backward thrice.
-    config = ModelConfig(layers=2, width=64, heads=2, kv_heads=2)
-    assert model_flops(config, 1000, 3, 10) == 3 * (6 * 1000 * 10 + 3 * 2 * (2 * 2 * 64 * 10 * 10 / 2))
 
 
 def test_metrics_of_a_resumed_run_hold_every_step_once(tmp_path):
