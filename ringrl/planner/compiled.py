@@ -17,7 +17,7 @@ from ringrl.errors import UserError
 from ringrl.model.flops import model_flops
 from ringrl.model.sharding import AXES
 from ringrl.planner.bound import Traffic, mfu_bound, read_traffic
-from ringrl.planner.memory import Memory, kinds_of, read_memory
+from ringrl.planner.memory import Memory, is_kept, kinds_of, read_memory
 from ringrl.planner.schedule import read_transfers
 from ringrl.planner.step import AbstractStep, make_step
 from ringrl.planner.topology import bytes_in, device_hbm_bytes
@@ -147,8 +147,9 @@ def _speed(abstract: AbstractStep, traced: Any, compilation: _Compilation, accel
     if compilation.program is not None:
         traffic = read_traffic(read_transfers(compilation.program))
         if accelerator is not None and executed is not None:
-            # Each argument is read and, but for the batch, written.
-            passing = 2.0 * sum(abstract.argument_bytes().values())
+            # Each argument is read and written, and so is what is kept for the backward pass.
+            kept = sum(buffer.bytes for buffer in compilation.memory.temporaries if is_kept(buffer, c.model.layers))
+            passing = 2.0 * (sum(abstract.argument_bytes().values()) + kept)
             shares = {"useful": useful / devices, "executed": executed / devices}
             bound = mfu_bound(accelerator, **shares, traffic=traffic, hbm_bytes=passing)
     return {

@@ -105,7 +105,11 @@ class _Search:
         self.tokens_per_step = load_agent(config.agent.name).tokens(config.agent).tokens_per_step
         self.smallest = pieces
         self.unit = pieces * WHOLE_BLOCK // math.gcd(WHOLE_BLOCK, self.tokens_per_step)
-        self.config, _ = fit_mesh(_with_row(config, pieces, topology), topology, self.devices)
+        # The first row must divide over the config's own mesh as well, until `fit_mesh` has changed that.
+        first = math.lcm(
+            pieces, config.mesh.seq * runs_per_shard(config.mesh.seq, config.mesh.layout) * config.mesh.heads
+        )
+        self.config, _ = fit_mesh(_with_row(config, first, topology), topology, self.devices)
         self.attempts: list[Attempt] = []
         self.plan: CompiledPlan | None = None  # of the longest row that fits
         self.hbm: int | None = None

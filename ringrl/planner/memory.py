@@ -134,10 +134,15 @@ def kinds_of(memory: Memory, arguments: dict[str, int], layers: int, gradients: 
     return dict(sorted(kinds.items(), key=lambda item: -item[1]))
 
 
+def is_kept(buffer: Buffer, layers: int) -> bool:
+    """Whether it holds something of every layer: what one pass through them keeps for the other, or matrices."""
+    return layers > 1 and buffer.dimensions[:1] == (layers,) and math.prod(buffer.dimensions[1:]) > 1
+
+
 def _kind(buffer: Buffer, layers: int, gradients: set[tuple[int, ...]]) -> str:
     if buffer.dimensions in gradients:
         return "gradients"
-    if layers > 1 and buffer.dimensions[:1] == (layers,) and math.prod(buffer.dimensions[1:]) > 1:
+    if is_kept(buffer, layers):
         return "kept for the backward pass"
     for function in buffer.made_by:
         for pattern, kind in _KINDS:

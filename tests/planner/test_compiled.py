@@ -117,7 +117,7 @@ def test_parameters_are_spread_over_the_ring_as_well():
 @needs_libtpu
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_a_small_step_fits(standard_promotion):
-    model = {"compute_dtype": "bfloat16", "width": 256}  # heads of 128, so that nothing is padded
+    model = {"compute_dtype": "bfloat16", "width": 256, "remat": "full"}  # heads of 128, so that nothing is padded
     plan = plan_training_step(make_config(mesh={"fsdp": 2, "seq": 2}, model=model, training=LONG), "v5e:2x2")
     assert plan.fits and plan.reason is None and plan.mesh_note is None
     assert plan.mesh == {"data": 1, "fsdp": 2, "tensor": 1, "seq": 2, "heads": 1}
