@@ -19,8 +19,8 @@ class Accelerator:
 # page's 1200 GB/s both ways over six links. Host memory: the same pages, RAM of a 4-chip VM over its devices.
 _TPUS = {
     "TPU v2": Accelerator(22.5e12, 350e9, 62.5e9, 4),
-    "TPU v3": Accelerator(61.5e12, 450e9, 100e9, 4),
-    "TPU v4": Accelerator(275e12, 1200e9, 45e9, 6),
+    "TPU v3": Accelerator(61.5e12, 450e9, 100e9, 4, host_bytes=42.5e9),
+    "TPU v4": Accelerator(275e12, 1200e9, 45e9, 6, host_bytes=100e9),
     "TPU v5 lite": Accelerator(197e12, 819e9, 45e9, 4, host_bytes=48e9),
     "TPU v5": Accelerator(459e12, 2765e9, 90e9, 6, host_bytes=112e9),
     "TPU v6 lite": Accelerator(918e12, 1638e9, 90e9, 4, host_bytes=180e9),
