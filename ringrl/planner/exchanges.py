@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
@@ -18,8 +18,10 @@ from ringrl.attention import Exchange, compiler_options, ring_attention
 from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
+from ringrl.model.sharding import TOKENS
 from ringrl.planner.schedule import read_transfers
 from ringrl.planner.topology import find_devices
+from ringrl.training.mesh import make_mesh
 
 PRODUCTS = 9
 """Matrix products of one layer's attention, forward and backward, as the TPU kernels compute them (2, 3 and 4)."""
@@ -90,14 +92,8 @@ def _compile(
     c, m = config.mesh, config.model
     rows = config.training.batch // config.optimizer.accumulation
     length = config.training.row_steps * load_agent(config.agent.name).tokens(config.agent).tokens_per_step
-    mesh = jax.make_mesh(
-        (c.data * c.fsdp, c.tensor, seq, heads),
-        ("rows", "tensor", "seq", "heads"),
-        axis_types=(AxisType.Auto,) * 4,
-        devices=devices,
-    )
-    sequence = ("seq", "heads") if heads > 1 else ("seq",)
-    spec = P("rows", sequence, "tensor")
+    mesh = make_mesh(c.model_copy(update={"seq": seq, "heads": heads}), devices)
+    spec = P(*TOKENS, "tensor")
     attend = jax.shard_map(
         partial(
             ring_attention,
