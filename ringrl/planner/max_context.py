@@ -67,8 +67,9 @@ def find_max_context(
 ) -> MaxContext:
     """Compile `config` for ever longer rows, then between the longest that fits and the shortest that does not.
 
-    Memory is nearly a straight line over the row's length, so the next row to try is where the line through the last
-    two sizes meets the device's memory. A row that ends in any other error of the compiler counts as too long.
+    Memory is nearly a straight line over the row's length, so the next row to try is where the line through the
+    last two sizes meets the device's memory, or its host's. A row that ends in any other error of the compiler counts
+    as too long, and so does one whose offloaded arrays are more than the host is known to hold.
 
     Args:
         config: whose `training.row_steps` is changed; all else stays, `training.batch` too.
@@ -113,6 +114,7 @@ class _Search:
         self.attempts: list[Attempt] = []
         self.plan: CompiledPlan | None = None  # of the longest row that fits
         self.hbm: int | None = None
+        self.host: int | None = None  # memory of a host, a device's share
 
     def round(self, steps: int | float) -> int:
         """The nearest row below that the mesh and the layout can cut evenly, and above the smallest whole blocks."""
@@ -130,7 +132,12 @@ class _Search:
             reason = str(error)
         fits = plan is not None and plan.fits
         if plan is not None:
-            self.hbm = plan.hbm_bytes
+            self.hbm, self.host = plan.hbm_bytes, plan.host_bytes_available
+            if fits and self.host is not None and plan.host_bytes_per_device > self.host:
+                fits = False
+                reason = (
+                    f"offloading takes {plan.host_bytes_per_device:,} bytes a device of a host that has {self.host:,}"
+                )
             if fits and (self.plan is None or plan.row_tokens > self.plan.row_tokens):
                 self.plan = plan
         sizes = (plan.bytes_per_device, plan.host_bytes_per_device) if plan else (None, None)
@@ -174,15 +181,11 @@ class _Search:
         return len(self.attempts) > 4
 
     def _expected(self) -> float | None:
-        """Steps at which memory is full, by the line through the two attempts nearest to full."""
-        known = [(a.row_steps, a.bytes_per_device) for a in self.attempts if a.bytes_per_device is not None]
-        if self.hbm is None or len(known) < 2:
-            return None
-        hbm = self.hbm
-        (x1, y1), (x2, y2) = sorted(sorted(known, key=lambda point: abs(point[1] - hbm))[:2])
-        if y2 <= y1:
-            return None
-        return x1 + (hbm - y1) * (x2 - x1) / (y2 - y1)
+        """Steps at which a device's memory, or its host's, is full."""
+        hbm = [(a.row_steps, a.bytes_per_device) for a in self.attempts if a.bytes_per_device is not None]
+        host = [(a.row_steps, a.host_bytes_per_device) for a in self.attempts if a.host_bytes_per_device]
+        full = (_meeting(hbm, self.hbm), _meeting(host, self.host))
+        return min((steps for steps in full if steps is not None), default=None)
 
     def result(self, precision: float, seconds: float) -> MaxContext:
         """What was found."""
@@ -211,3 +214,11 @@ class _Search:
 
 def _with_row(config: RunConfig, steps: int, topology: str) -> RunConfig:
     return change(config, "training", "row_steps", steps, f"{topology} with training.row_steps={steps}")
+
+
+def _meeting(points: list[tuple[int, int]], limit: int | None) -> float | None:
+    """Where the line through the two points nearest to `limit` meets it; None where no line rises to it."""
+    if limit is None or len(points) < 2:
+        return None
+    (x1, y1), (x2, y2) = sorted(sorted(points, key=lambda point: abs(point[1] - limit))[:2])
+    return None if y2 <= y1 else x1 + (limit - y1) * (x2 - x1) / (y2 - y1)

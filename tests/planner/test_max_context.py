@@ -34,7 +34,7 @@ def make_config(row_steps=4096, **sections):
 @pytest.fixture
 def compiler(monkeypatch):
     """A compiler whose programs take `fixed` + `slope` x tokens bytes; `fails` may raise instead."""
-    line = SimpleNamespace(fixed=100_000, slope=2.0, fails=lambda tokens: None, tried=[])
+    line = SimpleNamespace(fixed=100_000, slope=2.0, host=None, fails=lambda tokens: None, tried=[])
 
     def plan(config, topology):
         tokens = config.training.row_steps
@@ -44,8 +44,14 @@ def compiler(monkeypatch):
         facts = {field.name: None for field in fields(CompiledPlan)}
         facts |= {"topology": topology, "device_kind": "TPU v5 lite", "devices": 8, "mesh": {"seq": 8}}
         facts |= {"tokens": tokens, "row_tokens": tokens, "bytes_per_device": size, "hbm_bytes": HBM}
-        facts |= {"argument_bytes": 0, "temporary_bytes": size, "host_bytes_per_device": 5, "parameters": 7}
-        facts |= {"memory": {"other": size}, "largest": [], "model_flops": 1.0, "compile_seconds": 0.0}
+        facts |= {"argument_bytes": 0, "temporary_bytes": size, "host_bytes_per_device": tokens, "parameters": 7}
+        facts |= {
+            "host_bytes_available": line.host,
+            "memory": {"other": size},
+            "largest": [],
+            "model_flops": 1.0,
+            "compile_seconds": 0.0,
+        }
         return CompiledPlan(**facts | {"fits": size <= HBM, "reason": None if size <= HBM else "too much"})
 
     monkeypatch.setattr(max_context, "plan_training_step", plan)
@@ -93,6 +99,14 @@ def test_another_error_of_the_compiler_counts_as_too_long(compiler):
     assert 100_000 / 1.125 - 16384 <= found.max_context <= 100_000 < found.too_long
     assert seen == found.attempts and any(a.reason and "tired" in a.reason for a in seen)
     assert "tired" in attempt_line(next(a for a in seen if a.reason))
+
+
+def test_a_host_can_be_full_too(compiler):
+    compiler.host = 200_000
+    found = find_max_context(make_config(), "v5e:2x4")
+    assert found.max_context <= 200_000 < found.too_long <= 1.125 * found.max_context
+    assert len(compiler.tried) <= 8
+    assert any(a.reason and "of a host that has 200,000" in a.reason for a in found.attempts)
 
 
 def test_the_mesh_is_fitted_once_and_rows_divide_over_it(compiler):
