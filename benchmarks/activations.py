@@ -85,8 +85,14 @@ def temporaries(case: Case, devices: list[Any]) -> int | None:
     """Peak temporaries of the layer's forward and backward pass, bytes on one device; None where they do not fit."""
     mesh = make_mesh(MeshConfig(seq=case.ring), devices)
     block = case.feed_forward_block if case.scheme in ("blockwise", "ring") else case.length
-    shape = {"width": case.width, "heads": case.heads, "kv_heads": case.heads, "feed_forward_block": block}
-    config = ModelConfig(layers=1, **shape, compute_dtype="bfloat16")
+    config = ModelConfig(
+        layers=1,
+        width=case.width,
+        heads=case.heads,
+        kv_heads=case.heads,
+        feed_forward_block=block,
+        compute_dtype="bfloat16",
+    )
     graph, parameters = nnx.split(nnx.eval_shape(lambda: Layer(config, rngs=nnx.Rngs(0))))
     attend = _dense if case.scheme == "vanilla" else make_attend(mesh, "zigzag", None)
 
