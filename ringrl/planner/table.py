@@ -52,6 +52,8 @@ def attempt_line(attempt: Attempt) -> str:
     """A line of progress."""
     known = attempt.bytes_per_device is not None
     size = f"{format_bytes(attempt.bytes_per_device or 0)} a device" if known else attempt.reason
+    if attempt.host_bytes_per_device:
+        size = f"{size} and {format_bytes(attempt.host_bytes_per_device)} of its host"
     verdict = "fits" if attempt.fits else "does not fit"
     return f"{attempt.row_tokens:>13,} tokens: {verdict}, {size}, {attempt.seconds:.0f} s"
 
