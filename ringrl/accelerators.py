@@ -16,8 +16,8 @@ class Accelerator:
 
 # TPU v2 to v4: peak and HBM from Cloud TPU's pages of each version; links from Austin et al., How to Scale Your Model
 # (2025), chapter 2. v5p, v6e and 7x: the table on Cloud TPU's page of TPU7x, v5e its own page; links as before, 7x: the
-# page's 1200 GB/s both ways over six links. Host memory: the same pages, RAM of a 4-chip VM over its devices; v3 and v4:
-# their VMs of 340 and 400 GB for 4 chips, from memory of those pages.
+# page's 1200 GB/s both ways over six links. Host memory: the same pages, RAM of a 4-chip VM over its devices (v3
+# 340 GB and v4 400 GB: not looked up again).
 _TPUS = {
     "TPU v2": Accelerator(22.5e12, 350e9, 62.5e9, 4),
     "TPU v3": Accelerator(61.5e12, 450e9, 100e9, 4, host_bytes=42.5e9),

@@ -13,6 +13,7 @@ from ringrl.errors import UserError
 from ringrl.experience.chain import Planner
 from ringrl.experience.store import Store
 from ringrl.model.heads import Head
+from ringrl.model.text import TokenIds
 from ringrl.model.tokens import TokenLayout
 
 
@@ -42,12 +43,16 @@ class Agent(Protocol):
         """Which trajectories stand in a context, in which order, with which target returns."""
         ...
 
-    def tokens(self, config: AgentConfig) -> TokenLayout:
+    def tokens(self, config: AgentConfig) -> TokenLayout | TokenIds:
         """What a step looks like to the transformer."""
         ...
 
     def loss(self, config: AgentConfig, head: Head, prediction: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
-        """Loss of each step, float32 [batch, steps]; the training loop weights and averages it."""
+        """Loss of each step, float32 [batch, steps]; the training loop weights and averages it.
+
+        Each step's must come from that step alone: what is given are some steps of some rows, in any order, for a long
+        row is computed block by block and spread over devices.
+        """
         ...
 
     def acting(self, config: AgentConfig, row_steps: int, returns: np.ndarray) -> Acting:

@@ -1,5 +1,6 @@
 """A file of token ids -> batches for a language model: windows of the text, at places drawn anew for every row."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,17 +25,24 @@ class Text:
         self.path, self._vocabulary = path, vocabulary
         try:
             self.ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: no file of token ids: {error}; write one with numpy.save") from error
+        if not isinstance(self.ids, np.ndarray):
+            raise UserError(f"{path}: an archive of arrays; token ids are a single one, written with numpy.save")
         if self.ids.ndim != 1 or self.ids.dtype.kind not in "iu":
             raise UserError(f"{path}: holds {self.ids.dtype} {self.ids.shape}; token ids are whole numbers on one axis")
+
+    def checksum(self) -> int:
+        """CRC-32 of the dtype and of some thousand ids spread over the text, to tell texts of one length apart."""
+        some = np.ascontiguousarray(self.ids[:: max(len(self.ids) // 4096, 1)])
+        return zlib.crc32(some.tobytes(), zlib.crc32(some.dtype.str.encode()))
 
     def window(self, start: int, positions: Int64[np.ndarray, " steps"]) -> dict[str, np.ndarray]:
         """The tokens at `positions` of the window that begins at `start`, and those that follow them; int32 [steps].
 
         Raises UserError where an id is not in the vocabulary.
         """
-        token, target = (self.ids[start + positions + shift].astype(np.int32) for shift in (0, 1))
+        token, target = (self.ids[start + positions + shift] for shift in (0, 1))
         for ids in (token, target):
             if ids.size and not 0 <= ids.min() <= ids.max() < self._vocabulary:
                 raise UserError(
@@ -43,6 +51,7 @@ class Text:
                 )
         ones = np.ones(len(positions))
         numbers = {"position": positions.astype(np.int32), "segment_ids": ones.astype(np.int32)}
+        token, target = token.astype(np.int32), target.astype(np.int32)
         return {"token": token, "target": target, **numbers, "weight": ones.astype(np.float32)}
 
 
@@ -83,4 +92,11 @@ def text_batches(
 
     dataset = grain.MapDataset.range(start_step * len(rows), ROWS).map(read)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch * len(rows))
-    return iter(dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True))
+    return _closing(iter(dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True)))
+
+
+def _closing(iterator: grain.DatasetIterator) -> Iterator[dict[str, np.ndarray]]:
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -43,12 +43,23 @@ def make_attend(mesh: Mesh | None, layout: Layout, block: int | None, exchange: 
     return lambda q, k, v, segment_ids: local(q, k, v, segment_ids=segment_ids)
 
 
+def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """A policy that keeps everything but gathered parameters: they would be a copy of the model on every device.
+
+    JAX's own `save_anything_except_these_names` keeps the value that was named all the same. So gathering is refused as
+    a whole, and with it reshapes and casts, which cost nothing to do again.
+    """
+    if primitive.name == "custom_vjp_call":
+        inside = parameters["call_jaxpr"].eqns
+        return not any(equation.params.get("name") == GATHERED for equation in inside)
+    return primitive.name not in ("reshape", "convert_element_type")
+
+
 def rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"]) -> Callable:
     """`f` of a scan over layers, which keeps for the backward pass what the policy `remat` says (`ModelConfig`)."""
     policies = jax.checkpoint_policies
     policy = {
-        # Even so, no layer's gathered parameters: they would be a copy of the model on every device.
-        "none": policies.save_anything_except_these_names(GATHERED),
+        "none": _all_but_gathered,
         "block": policies.save_only_these_names(*ATTENTION_NAMES),
         "full": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(

@@ -93,7 +93,8 @@ class Checkpoints:
         except Exception as error:  # whatever Orbax and TensorStore make of what they find
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{folder}: damaged, or of another model ({reason}); remove that folder to go on from an earlier one"
+                f"{folder}: cannot be read ({reason}); try again, and if it is damaged or of another model, "
+                "move that folder away to go on from an earlier one"
             ) from error
         if about.get("format") != FORMAT:
             raise UserError(f"{folder}: checkpoint format {about.get('format')}, this ringrl reads {FORMAT}")

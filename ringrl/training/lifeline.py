@@ -169,7 +169,7 @@ def invite(host: str, count: int, seconds: float) -> tuple[str, Callable[[], dic
                 try:
                     peer, _ = server.accept()
                     peer.settimeout(_SEND_SECONDS)
-                    said, _, number = peer.recv(128).decode(errors="replace").strip().partition(" ")
+                    said, _, number = peer.recv(128).strip().partition(b" ")
                 except TimeoutError:
                     if time.monotonic() < deadline:
                         continue
@@ -177,7 +177,9 @@ def invite(host: str, count: int, seconds: float) -> tuple[str, Callable[[], dic
                     for peer in peers:
                         peer.close()
                     raise UserError(f"processes {missing} did not reach process 0 within {seconds:.0f} s") from None
-                if secrets.compare_digest(said, token):
+                except OSError:  # a stranger that hung up
+                    continue
+                if secrets.compare_digest(said, token.encode()):
                     peers[peer] = int(number)
                 else:
                     peer.close()

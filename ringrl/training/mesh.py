@@ -52,7 +52,7 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, held: Held | None = No
     sharding = NamedSharding(mesh, TOKENS)
 
     def place(x: np.ndarray) -> jax.Array:
-        if held is None or x.shape[:2] == held.shape:
+        if held is None or sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
 
         rows, places = held.rows, held.places

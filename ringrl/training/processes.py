@@ -1,6 +1,7 @@
 """Many processes, one run: how they find each other, agree, divide the data, and end together."""
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -47,6 +48,8 @@ def joined(
     Raises:
         UserError: the arguments are incomplete, or the others cannot be reached.
     """
+    if not 1 <= silence < math.inf:
+        raise UserError(f"--silence {silence}: give seconds, 1 or more")
     if not _initialize(coordinator, processes, process, silence):
         yield
         return

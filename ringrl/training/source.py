@@ -137,7 +137,8 @@ class TextSource:
         self._config, self._text = config, Text(config.data.store, vocabulary)
         self.sizes: dict[str, int] = {}
         about = {"task": config.data.task, "store": str(config.data.store)}
-        self.card = about | {"tokens": len(self._text.ids), "sizes": self.sizes, "returns": []}
+        self.card = about | {"tokens": len(self._text.ids), "sum": self._text.checksum()}
+        self.card |= {"sizes": self.sizes, "returns": []}
 
     def prepare(self, run: Path) -> None:
         """Nothing is measured."""

@@ -52,6 +52,15 @@ def test_what_is_no_text_is_refused(path, tmp_path):
     np.save(tmp_path / "floats.npy", np.zeros(5))
     with pytest.raises(UserError, match="floats.npy: holds float64"):
         Text(tmp_path / "floats.npy", 100)
+    np.savez(tmp_path / "two.npz", a=np.arange(3), b=np.arange(3))
+    with pytest.raises(UserError, match="two.npz: an archive"):
+        Text(tmp_path / "two.npz", 100)
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(UserError, match="empty.npy: no file of token ids"):
+        Text(tmp_path / "empty.npy", 100)
+    np.save(tmp_path / "large.npy", np.full(20, 2**32 + 1))
+    with pytest.raises(UserError, match="ids from 4294967297"):
+        Text(tmp_path / "large.npy", 100).window(0, PLACES)
     with pytest.raises(UserError, match="ids from .* do not fit a vocabulary of 4; set agent.bins"):
         Text(path, 4).window(50, np.arange(8))
     with pytest.raises(UserError, match="100 tokens do not make a row of 100"):

@@ -97,13 +97,13 @@ def test_a_damaged_checkpoint_is_named(saved, tmp_path):
     for path in (folder / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    assert f"{folder}: damaged, or of another model" in complaint(run)
+    assert f"{folder}: cannot be read (" in complaint(run)
 
 
 def test_a_checkpoint_of_another_model_is_refused(saved):
     like = {"step": jnp.int32(0), "params": {"kernel": jnp.zeros((8, 4))}}
-    assert "damaged, or of another model" in complaint(saved, like)
-    assert "damaged, or of another model" in complaint(saved, {"step": jnp.int32(0), "params": {"other": jnp.zeros(3)}})
+    assert "cannot be read (" in complaint(saved, like)
+    assert "cannot be read (" in complaint(saved, {"step": jnp.int32(0), "params": {"other": jnp.zeros(3)}})
 
 
 def test_a_checkpoint_of_an_older_version_is_told(saved, tmp_path):

@@ -45,6 +45,6 @@ def test_another_text_is_refused(run):
     text = run / "text.npy"
     kept = text.read_bytes()
     np.save(text, np.arange(2000, dtype=np.uint16) % 10)
-    with pytest.raises(UserError, match=r"text.npy: not the data that .* began with \(tokens changed\)"):
+    with pytest.raises(UserError, match=r"text.npy: not the data that .* began with \(tokens, sum changed\)"):
         resume(run / "run")
     text.write_bytes(kept)

@@ -103,6 +103,19 @@ def test_a_layer_is_gathered_when_it_is_computed():
     assert "f32[3,4,48]" in text and "f32[3,32,48]" not in text  # the stack is spread over eight devices
 
 
+@pytest.mark.parametrize("remat", POLICIES)
+def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
+    config = make_config((1, 8, 1, 1, 1), remat=remat, layers=3, head_groups=2)
+    agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
+    graph, state = init_state(config, agent, {}, mesh)
+    program = str(
+        jax.make_jaxpr(jax.grad(make_loss(config, agent, graph, mesh)))(state.params, place_batch(batch(), mesh))
+    )
+    # A stack of layers' matrices, whole on each of eight devices, would be one of these.
+    kept = [shape for shape in ("3,256,32]", "3,256,48]", "3,384,32]") if shape in program]
+    assert kept == []
+
+
 def test_bfloat16_gradients_are_summed_in_float32():
     config = make_config((1, 8, 1, 1, 1), compute_dtype="bfloat16")
     agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
