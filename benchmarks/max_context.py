@@ -86,7 +86,9 @@ def configure(slice_: str, model: str, remat: str, tokens: int) -> RunConfig:
     # 3,200 numbers of width divide by 128: the rest of the devices share stations, so that all hold parameters.
     heads = devices // 128 if model == "3b" else 1
     mesh = f"mesh={{seq: {devices // heads}, heads: {heads}}}"
-    groups = HEAD_GROUPS[model] * 2 // max(heads, 2)  # no fewer than two heads a device: one takes minutes to compile
+    groups = HEAD_GROUPS[model]
+    if heads > 2 and remat == "offload":
+        groups //= 2  # one head a device takes minutes to compile, and here two fit
     shape = (f"model.preset={model}", f"model.remat={remat}", f"model.head_groups={groups}", mesh)
     return load_config("llama_7b", (*shape, f"training.row_steps={tokens}"))
 
