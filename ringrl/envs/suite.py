@@ -1,64 +1,23 @@
-"""dm_control's suite under Gymnasium's API: flat float32 observations in ExoRL's order, actions in [-1, 1]."""
+"""dm_control under Gymnasium's API: flat float32 observations in ExoRL's order, actions in [-1, 1]."""
 
-import difflib
-import logging
 import math
 from typing import Any
 
 import gymnasium
 import numpy as np
+from dm_control.rl.control import PhysicsError
 from gymnasium.error import ResetNeeded
 from jaxtyping import Float32, Float64, UInt8
 
-from ringrl.envs.graphics import choose_backend
+from ringrl.envs.tasks import load, split_task
 from ringrl.errors import UserError
 
-choose_backend()  # dm_control binds its renderer when it is imported
-
-from dm_control import suite  # noqa: E402
-from dm_control.rl.control import Environment, PhysicsError  # noqa: E402
-
-# The suite's lqr tasks run for ever; a trial must end, so they get the length of the others.
-_UNLIMITED_TASK_STEPS = 1000
 _UNBOUNDED = 1e10
 _RENDERING_ADVICE = "Install EGL (libegl1) or set MUJOCO_GL to egl, osmesa or glfw"
-_TASKS = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
-
-
-def domains() -> tuple[str, ...]:
-    """The names of all domains, in alphabetical order."""
-    return tuple(suite.TASKS_BY_DOMAIN)
-
-
-def tasks(domain: str) -> tuple[str, ...]:
-    """The task ids of a domain, for example `cartpole_swingup`, in the suite's order.
-
-    Raises:
-        UserError: if there is no such domain.
-    """
-    if domain not in suite.TASKS_BY_DOMAIN:
-        raise UserError(f"unknown domain {domain!r}: {_suggest(domain, domains())}")
-    return tuple(f"{domain}_{name}" for name in suite.TASKS_BY_DOMAIN[domain])
-
-
-def split_task(task_id: str) -> tuple[str, str]:
-    """The (domain, task name) of a task id: `ball_in_cup_catch` is (`ball_in_cup`, `catch`).
-
-    Raises:
-        UserError: if there is no such task; it lists the nearest names.
-    """
-    if task_id not in _TASKS:
-        raise UserError(f"unknown task {task_id!r}: {_suggest(task_id, tuple(_TASKS))}")
-    return _TASKS[task_id]
-
-
-def _suggest(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
 class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A task of dm_control's suite.
+    """A task of dm_control's suite or of ExoRL's, or one of Gymnasium's MuJoCo environments (`HalfCheetah-v5`).
 
     The observation is float32 [O], the parts of dm_control's observation in its own order, as ExoRL stores them. The
     action is float32 [A] in [-1, 1], clipped and mapped linearly onto the actuators' bounds, as by dm_control's
@@ -90,7 +49,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.domain, self.task_name = split_task(task_id)
         self.action_repeat = action_repeat
         self.render_mode = render_mode
-        self._env = _load(self.domain, self.task_name, seed)
+        self._env = load(task_id, seed)
         self.control_timestep = float(self._env.control_timestep())
         # dm_control ends an episode at the first step whose count is not below this, possibly fractional, number.
         self.time_limit_steps = math.ceil(self._env._step_limit)
@@ -182,21 +141,6 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._env.close()
 
 
-def _load(domain: str, name: str, seed: int) -> Environment:
-    log = logging.getLogger("absl")
-    level = log.level
-    # MuJoCo finds fault with attributes of the suite's own model files, which is nothing to the user.
-    log.setLevel(logging.ERROR)
-    try:
-        environment = suite.load(domain, name, task_kwargs={"random": seed % 2**32})
-        if math.isfinite(environment._step_limit):
-            return environment
-        limit = _UNLIMITED_TASK_STEPS * environment.control_timestep()
-        return suite.load(domain, name, task_kwargs={"random": seed % 2**32, "time_limit": limit})
-    finally:
-        log.setLevel(level)
-
-
 def _flatten(observation: Any) -> Float32[np.ndarray, " observation"]:
     return np.concatenate([np.asarray(part, np.float32).ravel() for part in observation.values()])
 
@@ -205,7 +149,7 @@ def make(task: str, *, seed: int = 0, action_repeat: int = 1, render_mode: str |
     """The environment of a task id such as `cartpole_swingup`.
 
     Args:
-        task: `{domain}_{task}` of dm_control's suite.
+        task: one of `tasks(domain)`: `{domain}_{task}`, or the id of one of Gymnasium's MuJoCo environments.
         seed: of the initial states; `reset(seed=...)` overrides it.
         action_repeat: control steps for which an action is held.
         render_mode: `rgb_array` or none. Nothing is loaded for rendering before the first `render()`.

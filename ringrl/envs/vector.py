@@ -39,7 +39,7 @@ def make_vector(
     `reset(options={"reset_mask": bool array [count]})`, before the next step.
 
     Args:
-        task: `{domain}_{task}` of dm_control's suite.
+        task: one of `tasks(domain)`.
         count: number of environments, 1 or more.
         seed: of environment 0.
         action_repeat: control steps for which an action is held.

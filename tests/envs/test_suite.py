@@ -110,7 +110,7 @@ def test_names():
     assert envs.split_task("point_mass_easy") == ("point_mass", "easy")
     assert envs.split_task("humanoid_CMU_run") == ("humanoid_CMU", "run")
     assert "cheetah" in envs.domains()
-    assert envs.tasks("walker") == ("walker_stand", "walker_walk", "walker_run")
+    assert envs.tasks("walker") == ("walker_stand", "walker_walk", "walker_run", "walker_flip")
     assert all(envs.split_task(task)[0] == domain for domain in envs.domains() for task in envs.tasks(domain))
 
 

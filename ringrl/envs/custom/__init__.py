@@ -1,0 +1,21 @@
+"""ExoRL's tasks that dm_control's suite does not have (Yarats et al. 2022; URLB, Laskin et al. 2021).
+
+Each module gives `TASKS`: a task's name -> a function that makes its environment from the seed of its initial states.
+All are dm_control's own `Environment`, `Physics` and `Task`, and each reward is a function of state and action alone.
+"""
+
+from collections.abc import Callable
+
+from dm_control.rl.control import Environment
+
+from ringrl.envs.custom import cheetah, hopper, jaco, point_mass_maze, quadruped, walker
+
+CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
+    "cheetah": cheetah.TASKS,
+    "hopper": hopper.TASKS,
+    "jaco": jaco.TASKS,
+    "point_mass_maze": point_mass_maze.TASKS,
+    "quadruped": quadruped.TASKS,
+    "walker": walker.TASKS,
+}
+"""Domain -> task name -> environment of a seed."""

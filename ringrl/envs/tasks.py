@@ -1,0 +1,94 @@
+"""Which tasks there are (dm_control's suite, ExoRL's own, Gymnasium's MuJoCo environments), and how one is loaded."""
+
+import difflib
+import logging
+import math
+
+from ringrl.envs.graphics import choose_backend
+from ringrl.errors import UserError
+
+choose_backend()  # dm_control binds its renderer when it is imported
+
+from dm_control import suite  # noqa: E402
+from dm_control.rl.control import Environment  # noqa: E402
+
+from ringrl.envs.custom import CUSTOM  # noqa: E402
+from ringrl.envs.gymnasium_mujoco import GymnasiumMujoco, gymnasium_tasks  # noqa: E402
+
+# The suite's lqr tasks run for ever; a trial must end, so they get the length of the others.
+_UNLIMITED_TASK_STEPS = 1000
+_DM_CONTROL = {
+    f"{domain}_{name}": (domain, name)
+    for domain in sorted({*suite.TASKS_BY_DOMAIN, *CUSTOM})
+    for name in (*suite.TASKS_BY_DOMAIN.get(domain, ()), *CUSTOM.get(domain, ()))
+}
+_GYMNASIUM = gymnasium_tasks()
+_TASKS = {**_DM_CONTROL, **_GYMNASIUM}
+
+
+def domains() -> tuple[str, ...]:
+    """The names of all domains: dm_control's and ExoRL's in alphabetical order, then Gymnasium's."""
+    return tuple(dict.fromkeys(domain for domain, _ in _TASKS.values()))
+
+
+def tasks(domain: str) -> tuple[str, ...]:
+    """The task ids of a domain, for example `cartpole_swingup`.
+
+    They are in the suite's order, then ExoRL's own; Gymnasium's are the versions of an environment, newest first.
+
+    Raises:
+        UserError: if there is no such domain.
+    """
+    found = tuple(task_id for task_id, (of, _) in _TASKS.items() if of == domain)
+    if not found:
+        raise UserError(f"unknown domain {domain!r}: {_suggest(domain, domains())}")
+    return found
+
+
+def split_task(task_id: str) -> tuple[str, str]:
+    """The (domain, task name) of a task id: `ball_in_cup_catch` is (`ball_in_cup`, `catch`).
+
+    Gymnasium's `Hopper-v5` is (`Hopper`, `v5`).
+
+    Raises:
+        UserError: if there is no such task; it lists the nearest names.
+    """
+    if task_id not in _TASKS:
+        raise UserError(f"unknown task {task_id!r}: {_suggest(task_id, tuple(_TASKS))}")
+    return _TASKS[task_id]
+
+
+def _suggest(name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(known)}"
+
+
+def load(task_id: str, seed: int) -> Environment | GymnasiumMujoco:
+    """The environment of a task with dm_control's interface; its episodes end.
+
+    Args:
+        task_id: such as `cartpole_swingup`.
+        seed: of the initial states.
+
+    Raises:
+        UserError: if there is no such task, or Gymnasium cannot make it here.
+    """
+    domain, name = split_task(task_id)
+    seed %= 2**32
+    custom = CUSTOM.get(domain, {}).get(name)
+    log = logging.getLogger("absl")
+    level = log.level
+    # MuJoCo finds fault with attributes of these model files, which is nothing to the user.
+    log.setLevel(logging.ERROR)
+    try:
+        if task_id in _GYMNASIUM:
+            return GymnasiumMujoco(task_id, seed)
+        if custom is not None:
+            return custom(seed)
+        environment = suite.load(domain, name, task_kwargs={"random": seed})
+        if math.isfinite(environment._step_limit):
+            return environment
+        limit = _UNLIMITED_TASK_STEPS * environment.control_timestep()
+        return suite.load(domain, name, task_kwargs={"random": seed, "time_limit": limit})
+    finally:
+        log.setLevel(level)
