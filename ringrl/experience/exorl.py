@@ -2,9 +2,13 @@
 
 A file is an npz archive of arrays with T + 1 rows: float32 `observation`, `action`, `reward` [rows, tasks] and
 `discount` [rows, 1], float64 `physics`. Other keys are ignored. Its name is `episode_{index:06d}_{T}.npz` (ExoRL,
-Yarats et al. 2022) or `{timestamp}_{index}_{T}.npz` (URLB, Laskin et al. 2021).
+Yarats et al. 2022) or `{timestamp}_{index}_{T}.npz` (URLB, Laskin et al. 2021). The files lie in a folder, or in a zip
+archive that is read as it is.
 """
 
+import functools
+import io
+import math
 import os
 import re
 import zipfile
@@ -18,6 +22,10 @@ import numpy as np
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.experience.archive import Member, episode_members, is_archive
+
+EpisodeFile = Path | Member
+"""An episode file, in a folder or in an archive: it has a `name`, `read_bytes()`, and is small to pickle."""
 
 QUARANTINE = "quarantine"
 
@@ -26,6 +34,8 @@ _DTYPES = {name: np.float32 for name in ("observation", "action", "reward", "dis
 _ACTION_LIMIT = 1 + 1e-5
 # A folder's files are judged by the widths that most of the first ones have, lest an odd first file condemn the rest.
 _FILES_FOR_DIMS = 5
+# Of all arrays of a file together, against archives that blow up: 1000 times a walker episode.
+_MAX_BYTES = 2**28
 
 
 class Dims(NamedTuple):
@@ -46,11 +56,12 @@ def dims_of(episode: Episode) -> Dims:
     return Dims(*(getattr(episode, name).shape[1] for name in Dims._fields))
 
 
-def read_episode(path: Path | str, *, dims: Dims | None = None) -> Episode:
+def read_episode(path: EpisodeFile | str, *, dims: Dims | None = None) -> Episode:
     """Read one file and check all that can be checked about it.
 
     Args:
-        path: the file; its name must tell the length as ExoRL's or URLB's do.
+        path: the file, or one that `list_episodes` found in an archive; its name must tell the length as ExoRL's or
+            URLB's do.
         dims: the widths that the arrays must have; None takes any.
 
     Raises:
@@ -58,7 +69,7 @@ def read_episode(path: Path | str, *, dims: Dims | None = None) -> Episode:
             the wrong dtype or shape; if the rows disagree with each other or with the name; if a value is NaN or
             infinite or an action is outside [-1, 1]; if the widths are not `dims`.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     arrays = _load(path)
     rows = _parse_name(path)[2] + 1
     for name, array in arrays.items():
@@ -79,30 +90,54 @@ def read_episode(path: Path | str, *, dims: Dims | None = None) -> Episode:
     return episode
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such episode file")
-    if not zipfile.is_zipfile(path):
-        raise _bad(path, "it is truncated, or not an npz archive")
+def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
     try:
-        # Opened here, because np.load leaves the file open if the archive's directory is damaged.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            missing = [name for name in _DTYPES if name not in archive]
+        # Whole files are small, and np.load's many small reads take longer than the rest but for the decompression.
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in _DTYPES if name not in members]
             if missing:
-                raise _bad(path, f"it has no {', '.join(missing)}; it has {', '.join(archive.files) or 'nothing'}")
-            return {name: _check_array(path, name, archive[name]) for name in _DTYPES}
+                raise _bad(path, f"it has no {', '.join(missing)}; it has {', '.join(members) or 'nothing'}")
+            if sum(members[name].file_size for name in _DTYPES) > _MAX_BYTES:
+                raise _bad(path, f"its arrays unpack to more than {_MAX_BYTES} bytes")
+            return {name: _check_array(path, name, _parse_npy(archive.read(members[name]))) for name in _DTYPES}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such episode file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
         # A damaged header may ask for anything: a password, an unknown compression, terabytes.
         raise _bad(path, f"it is truncated or damaged ({error})") from error
-    except ValueError as error:  # NumPy's refusal to unpickle, and malformed headers
-        what = "it holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else str(error)
-        raise _bad(path, what) from error
+    except ValueError as error:
+        raise _bad(path, str(error)) from error
 
 
-def _check_array(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[name]:
-        found = getattr(array, "dtype", type(array).__name__)
-        raise _bad(path, f"{name} is {found}, not {np.dtype(_DTYPES[name])}")
+def _parse_npy(content: bytes) -> np.ndarray:
+    """The array of a .npy file (numpy.lib.format); a ValueError says what is wrong with it."""
+    width = {1: 2, 2: 4}.get(content[6] if len(content) > 6 else 0, 0)  # of the header's length, by format version
+    start = 8 + width + int.from_bytes(content[8 : 8 + width], "little")
+    shape, fortran_order, dtype = _parse_header(content[:start])
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never loaded")
+    if math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"an array of shape {shape} and type {dtype} is truncated or damaged")
+    array = np.frombuffer(content, dtype, offset=start).copy()  # what was read is the caller's, to write into
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+@functools.lru_cache(maxsize=64)  # thousands of files have the same few headers, and NumPy parses them as Python
+def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"an array is in version {version} of the .npy format")
+    return {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version](stream)
+
+
+def _check_array(path: EpisodeFile, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype != _DTYPES[name]:
+        raise _bad(path, f"{name} is {array.dtype}, not {np.dtype(_DTYPES[name])}")
     if array.ndim == 1 and name in ("reward", "discount"):
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] == 0:
@@ -110,11 +145,11 @@ def _check_array(path: Path, name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _bad(path: Path, reason: str) -> UserError:
+def _bad(path: EpisodeFile, reason: str) -> UserError:
     return UserError(f"{path}: bad episode file: {' '.join(reason.split())}")
 
 
-def _parse_name(path: Path) -> tuple[str, int, int]:
+def _parse_name(path: EpisodeFile) -> tuple[str, int, int]:
     """(timestamp or "", index, length)."""
     match = _NAME.fullmatch(path.name)
     if match is None:
@@ -154,16 +189,19 @@ def write_episode(folder: Path | str, index: int, episode: Episode) -> Path:
     return path
 
 
-def list_episodes(folder: Path | str) -> list[Path]:
-    """The episode files of a folder, oldest first: by timestamp, if the names have one, then by index.
+def list_episodes(folder: Path | str) -> list[EpisodeFile]:
+    """The episode files of a folder or archive, oldest first: by timestamp, if the names have one, then by index.
 
     Args:
-        folder: the folder of the files, or the one above it that contains `buffer/`.
+        folder: the folder of the files, or the one above it that contains `buffer/`; or a .zip of either.
 
     Raises:
-        UserError: if the folder is missing or has no episode file, or holds an npz file with another kind of name.
+        UserError: if the folder is missing or has no episode file, or holds an npz file with another kind of name;
+            as `ringrl.experience.archive.audit` for an archive.
     """
     folder = Path(folder)
+    if is_archive(folder):
+        return sorted(episode_members(folder), key=_parse_name)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of episodes")
     buffer = folder / "buffer"
@@ -173,11 +211,13 @@ def list_episodes(folder: Path | str) -> list[Path]:
     return sorted(files, key=_parse_name)
 
 
-class read_folder(Iterator[tuple[Path, Episode]]):  # noqa: N801 - used as a function
-    """The episodes of a folder with their paths, one at a time, oldest first.
+class read_folder(Iterator[tuple[EpisodeFile, Episode]]):  # noqa: N801 - used as a function
+    """The episodes of a folder or archive with their files, one at a time, oldest first.
 
     With `skip_bad`, a bad file is moved to `quarantine/` beside it, its reason is appended to `quarantine/reasons.txt`,
-    and the reading goes on; `skipped` counts such files. Widths are judged by those that most of the first files have.
+    and the reading goes on; `skipped` counts such files. From an archive nothing can be moved: the reasons are written
+    to `ARCHIVE.zip.reasons.txt`, and the files are skipped again the next time. Widths are judged by those that most of
+    the first files have.
 
     Attributes:
         files: all files, bad ones included.
@@ -201,7 +241,7 @@ class read_folder(Iterator[tuple[Path, Episode]]):  # noqa: N801 - used as a fun
         """The number of files, bad ones included."""
         return len(self.files)
 
-    def __next__(self) -> tuple[Path, Episode]:
+    def __next__(self) -> tuple[EpisodeFile, Episode]:
         """The next good episode."""
         for path in self._remaining:
             try:
@@ -216,7 +256,7 @@ class read_folder(Iterator[tuple[Path, Episode]]):  # noqa: N801 - used as a fun
         raise StopIteration
 
 
-def _usual_dims(files: list[Path]) -> Dims:
+def _usual_dims(files: list[EpisodeFile]) -> Dims:
     found: Counter[Dims] = Counter()
     errors: list[UserError] = []
     for path in files:
@@ -231,9 +271,13 @@ def _usual_dims(files: list[Path]) -> Dims:
     return found.most_common(1)[0][0]
 
 
-def _quarantine(path: Path, reason: str) -> None:
-    folder = path.parent / QUARANTINE
-    folder.mkdir(exist_ok=True)
-    with (folder / "reasons.txt").open("a", encoding="utf-8") as file:
+def _quarantine(path: EpisodeFile, reason: str) -> None:
+    if isinstance(path, Member):
+        reasons = path.archive.with_name(f"{path.archive.name}.reasons.txt")
+    else:
+        folder = path.parent / QUARANTINE
+        folder.mkdir(exist_ok=True)
+        reasons = folder / "reasons.txt"
+        path.replace(folder / path.name)
+    with reasons.open("a", encoding="utf-8") as file:
         file.write(f"{reason}\n")
-    path.replace(folder / path.name)
