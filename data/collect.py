@@ -1,10 +1,11 @@
-"""Episodes of a dm_control task, in ExoRL's format: random actions, RND's curiosity, or TD3's whole learning history.
+"""Episodes of a task, in ExoRL's format: random actions, RND's curiosity, or TD3's whole learning history.
 
     ringrl data collect --task cartpole_swingup --policy td3 --episodes 60 --out datasets/cartpole/td3
 
 Episodes are written in the order in which they happened, one row a control step of the environment even where an
 action is held for several (`--action-repeat`). The recorded reward is always the task's, also under `rnd`, which learns
-from its intrinsic reward alone, as ExoRL's collectors did (Yarats et al. 2022, section 3). The seed determines it all.
+from its intrinsic reward alone, as ExoRL's collectors did (Yarats et al. 2022, section 3); in point_mass_maze all four
+tasks' rewards are, a column each, as in ExoRL's files. The seed determines it all.
 """
 
 import importlib.metadata
@@ -29,16 +30,20 @@ from ringrl.errors import UserError
 from ringrl.experience.atomic import atomic_folder
 from ringrl.experience.exorl import write_episode
 from ringrl.experience.folders import COLLECT
+from ringrl.experience.relabel import Relabeler
+
+# In ExoRL's files of these domains the reward has a column for each of the domain's tasks.
+_RECORDS_EVERY_TASK = ("point_mass_maze",)
 
 td3: Any = recipes.load("agents", "td3")  # a recipe is found by path, so its types are not known before it runs
 
 
 @dataclass(frozen=True)
 class Args:
-    """Collect episodes of a dm_control task."""
+    """Collect episodes of a task."""
 
     task: str = "cartpole_swingup"
-    """{domain}_{task} of dm_control's suite."""
+    """{domain}_{task} of dm_control's suite or of ExoRL."""
     policy: Literal["random", "rnd", "td3"] = "td3"
     """random: uniform actions; rnd: TD3 on curiosity alone; td3: TD3 on the task's reward."""
     episodes: int = 60
@@ -132,31 +137,40 @@ def main(args: Args) -> None:
     out = args.out or Path("datasets") / env.domain / args.policy
     config = replace(args.learner, reward="rnd" if args.policy == "rnd" else "task")
     policy = _make_policy(args, config, env)
+    tasks = envs.tasks(env.domain) if env.domain in _RECORDS_EVERY_TASK else (args.task,)
+    relabel = Relabeler(tasks) if len(tasks) > 1 else None
     returns, steps = [], 0
     with atomic_folder(out, marker=COLLECT, overwrite=args.overwrite) as partial, _progress(args) as report:
         for index in range(args.episodes):
             episode, decisions = run_episode(env, policy)
-            write_episode(partial / "buffer", index, episode)
+            recorded = replace(episode, reward=relabel(episode)) if relabel else episode
+            write_episode(partial / "buffer", index, recorded)
             policy.learn(decisions)
             returns.append(float(episode.reward.sum(dtype=np.float64)))
             steps += episode.length
             report(returns[-1])
-        description = {
-            "task": args.task,
-            "domain": env.domain,
-            "collector": args.policy,
-            "seed": args.seed,
-            "episodes": args.episodes,
-            "steps": steps,
-            "mujoco": importlib.metadata.version("mujoco"),
-            "dm_control": importlib.metadata.version("dm_control"),
-            "action_repeat": args.action_repeat,
-            "returns": returns,
-            "hyper_parameters": None if args.policy == "random" else asdict(config),
-        }
+        description = _describe(args, tasks, steps, returns, None if args.policy == "random" else asdict(config))
         (partial / COLLECT).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     last = returns[-10:]
     print(f"{out}: {args.episodes} episodes, {steps} steps; mean return of the last {len(last)}: {np.mean(last):.1f}")
+
+
+def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[float], learner: Any) -> dict[str, Any]:
+    """What collect.json holds; `tasks`: of the recorded reward columns, in order."""
+    return {
+        "task": args.task,
+        "tasks": tasks,
+        "domain": envs.split_task(args.task)[0],
+        "collector": args.policy,
+        "seed": args.seed,
+        "episodes": args.episodes,
+        "steps": steps,
+        "mujoco": importlib.metadata.version("mujoco"),
+        "dm_control": importlib.metadata.version("dm_control"),
+        "action_repeat": args.action_repeat,
+        "returns": returns,
+        "hyper_parameters": learner,
+    }
 
 
 def _make_policy(args: Args, config: Any, env: DMControlEnv) -> Policy:

@@ -66,6 +66,7 @@ def test_the_description_tells_what_was_done(random_data):
     np.testing.assert_allclose(returns, [episode.reward.sum() for episode in read(random_data)], rtol=1e-5)
     assert found == {
         "task": "cartpole_swingup",
+        "tasks": ["cartpole_swingup"],
         "domain": "cartpole",
         "collector": "random",
         "seed": 0,
