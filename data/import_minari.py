@@ -1,0 +1,118 @@
+"""Minari data sets -> one episode store: other people's offline data, such as mujoco/hopper/expert-v0.
+
+    ringrl data import_minari mujoco/hopper/medium-v0 mujoco/hopper/expert-v0 --out stores/hopper
+
+A data set is the id of one that `minari download` has fetched, or a folder. Each becomes one source, in the order
+given. The store's task is the environment that the data are of, such as Hopper-v5, in which `ringrl evaluate` rolls a
+trained agent out. Needs `pip install 'ringrl[minari]'`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from ringrl.episode import Episode
+from ringrl.errors import UserError
+from ringrl.experience.minari import (
+    action_bounds,
+    changed_settings,
+    domain_of,
+    open_dataset,
+    read_episodes,
+    task_of,
+)
+from ringrl.experience.store import Source, build, open_store
+
+
+@dataclass(frozen=True)
+class Args:
+    """Build an episode store from Minari data sets."""
+
+    datasets: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Ids of data sets that Minari has downloaded, or their folders. Each becomes one source."""
+    out: Path
+    """The store to make."""
+    task: str | None = None
+    """The task whose rewards these are; default the data sets' environment, such as Hopper-v5."""
+    overwrite: bool = False
+    """Replace a store of that name."""
+
+
+def main(args: Args) -> None:
+    """Build the store.
+
+    Raises:
+        UserError: in one line, for anything wrong with the data sets. No store is left then.
+    """
+    if not args.datasets:
+        raise UserError("no data set given; `minari list local` shows those that are here")
+    datasets = [open_dataset(name) for name in args.datasets]
+    task = args.task or _common_task(datasets)
+    _check_alike(datasets)
+    total = sum(dataset.total_episodes for dataset in datasets)
+    build(
+        args.out,
+        _track(_episodes(datasets), total),
+        domain=domain_of(task),
+        tasks=(task,),
+        sources=[_source(dataset) for dataset in datasets],
+        provenance={"relabel": "recorded", "minari": version("minari"), "gymnasium": version("gymnasium")},
+        overwrite=args.overwrite,
+    )
+    _print_summary(args.out, datasets)
+
+
+def _common_task(datasets: list[Any]) -> str:
+    tasks = [task_of(dataset) for dataset in datasets]
+    if tasks[0] is None or set(tasks) != {tasks[0]}:
+        found = ", ".join(f"{dataset.id} of {task or 'none'}" for dataset, task in zip(datasets, tasks, strict=True))
+        raise UserError(f"the data sets do not tell one environment ({found}); name the task with --task")
+    return tasks[0]
+
+
+def _check_alike(datasets: list[Any]) -> None:
+    bounds = [np.stack(action_bounds(dataset)) for dataset in datasets]
+    for dataset, other in zip(datasets, bounds, strict=True):
+        if not np.array_equal(other, bounds[0]):
+            raise UserError(f"{dataset.id} has other bounds of actions than {datasets[0].id}: build two stores")
+
+
+def _source(dataset: Any) -> Source:
+    metadata = dataset.storage.metadata
+    about = {name: metadata[name] for name in ("description", "code_permalink", "minari_version") if name in metadata}
+    about["changed_settings"] = {name: repr(value) for name, value in changed_settings(dataset).items()}
+    folder = Path(dataset.storage.data_path).resolve().parent.name
+    return Source(dataset.id, folder, metadata.get("algorithm_name"), task_of(dataset), about)
+
+
+def _episodes(datasets: list[Any]) -> Iterator[tuple[Episode, int]]:
+    for source, dataset in enumerate(datasets):
+        for episode in read_episodes(dataset):
+            yield episode, source
+
+
+def _track(episodes: Iterator[tuple[Episode, int]], total: int) -> Iterator[tuple[Episode, int]]:
+    console = Console(stderr=True)  # in a pipe only errors are wanted there
+    yield from track(episodes, "building the store", total=total, console=console, disable=not console.is_terminal)
+
+
+def _print_summary(out: Path, datasets: list[Any]) -> None:
+    store = open_store(out)
+    low, middle, high = np.percentile(store.returns(store.tasks[0]), [0, 50, 100])
+    print(f"{out}: {store.episodes} episodes of {store.domain}, {store.lengths.sum()} steps, ", end="")
+    print(f"from {len(store.sources)} data set(s)")
+    print(f"  {store.tasks[0]}: return {low:.1f} to {high:.1f}, median {middle:.1f}")
+    for dataset in datasets:
+        if changed := changed_settings(dataset):
+            print(f"  {dataset.id} was collected with {changed}: evaluation in {store.tasks[0]} is without that")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
