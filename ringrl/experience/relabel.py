@@ -8,8 +8,8 @@ reward depends on, such as a target's place, cannot be relabelled, and is refuse
 # MuJoCo's functions live in a compiled module that has no type stubs.
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -19,11 +19,16 @@ from jaxtyping import Float32
 from ringrl.envs import DMControlEnv, make, split_task, tasks
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.experience.relabel_physics import Mode, Needs, Recorder, RowByRow, needs_of
 
-Mode = Literal["exact", "exorl"]
+__all__ = ["Mode", "Relabeler", "relabel_episode", "relabelable_tasks"]
 
 # Fields of MjModel that no reward reads: looks, and the gains that point_mass_hard draws.
 _NOT_IN_REWARDS = ("light_", "wrap_prm")
+# Those that are read when things collide, but not for positions and velocities.
+_NOT_IN_KINEMATICS = (*_NOT_IN_REWARDS, "geom_size", "geom_rbound", "geom_aabb", "bvh_")
+# Beyond it mj_checkPos and mj_checkVel call a state bad, and reset it.
+_STATE_LIMIT = mujoco.mjMAXVAL
 
 
 class Relabeler:
@@ -56,7 +61,21 @@ class Relabeler:
         self.tasks = tuple(task_ids)
         self.mode = mode
         self._environments = [_load_for_relabelling(task_id, mode) for task_id in task_ids]
-        self._groups = _share_physics(self._environments)
+        needs = [needs_of(environment, mode) for environment in self._environments]
+        fast = [column for column, need in enumerate(needs) if need is not None]
+        slow = [column for column, need in enumerate(needs) if need is None]
+        self._parts: list[tuple[Recorder | RowByRow, list[int]]] = []
+        for columns in self._share_physics(fast, _NOT_IN_KINEMATICS):
+            need = functools.reduce(Needs.__or__, (each for each in map(needs.__getitem__, columns) if each))
+            self._parts.append((Recorder(self._environments_of(columns), need, mode), columns))
+        for columns in self._share_physics(slow, _NOT_IN_REWARDS):
+            self._parts.append((RowByRow(self._environments_of(columns), mode), columns))
+
+    @property
+    def one_pass(self) -> tuple[str, ...]:
+        """The tasks whose rewards are computed for all rows at once; the others' are computed row by row."""
+        columns = (column for part, columns in self._parts if isinstance(part, Recorder) for column in columns)
+        return tuple(self.tasks[column] for column in sorted(columns))
 
     def __call__(self, episode: Episode) -> Float32[np.ndarray, "rows tasks"]:
         """The reward of every row under every task; 0 in row 0, the dummy.
@@ -69,17 +88,13 @@ class Relabeler:
         """
         self._check_widths(episode)
         rewards = np.zeros((len(episode.physics), len(self.tasks)), np.float32)
-        for physics, columns in self._groups:
-            set_row = self._row_setter(physics, episode)
-            get_rewards = [(column, self._environments[column].task.get_reward) for column in columns]
-            try:
-                with physics.check_invalid_state():
-                    for row in range(1, len(rewards)):
-                        set_row(row)
-                        for column, get_reward in get_rewards:
-                            rewards[row, column] = get_reward(physics)
-            except PhysicsError as error:
-                raise UserError(f"cannot relabel an episode of {self.domain}: {error}") from error
+        states, controls = episode.physics[1:], self._environments[0].control(episode.action)[1:]
+        self._check_states(states)
+        try:
+            for part, columns in self._parts:
+                rewards[1:, columns] = part(states, controls)
+        except PhysicsError as error:
+            raise UserError(f"cannot relabel an episode of {self.domain}: {error}") from error
         return rewards
 
     def _check_widths(self, episode: Episode) -> None:
@@ -91,24 +106,29 @@ class Relabeler:
                     f"{actions}, the episode {episode.physics.shape[1]} and {episode.action.shape[1]}"
                 )
 
-    def _row_setter(self, physics: Any, episode: Episode) -> Callable[[int], None]:
-        model, data = physics.model.ptr, physics.data.ptr
-        states, controls = episode.physics, self._environments[0].control(episode.action)
-        qpos, qvel, act = slice(model.nq), slice(model.nq, model.nq + model.nv), slice(model.nq + model.nv, None)
+    def _check_states(self, states: np.ndarray) -> None:
+        model = self._environments[0].physics.model
+        good = np.abs(states[:, : model.nq + model.nv]) <= _STATE_LIMIT
+        if not good.all():
+            row = int(np.argmin(good.all(axis=1))) + 1
+            raise UserError(f"cannot relabel an episode of {self.domain}: MuJoCo rejects the state of row {row}")
 
-        def exact(row: int) -> None:
-            data.qpos[:], data.qvel[:], data.act[:] = states[row, qpos], states[row, qvel], states[row, act]
-            data.ctrl[:] = controls[row]
-            # What dm_control's Physics.step ends with. A bare change of state would leave derived quantities stale.
-            mujoco.mj_step1(model, data)
+    def _share_physics(self, columns: list[int], ignored: tuple[str, ...]) -> list[list[int]]:
+        """`columns` in groups whose models differ in nothing but `ignored`: each state is computed once a group."""
+        groups: list[list[int]] = []
+        for column in columns:
+            physics = self._environments[column].physics
+            for group in groups:
+                first = self._environments[group[0]].physics
+                if type(first) is type(physics) and not _model_differences(first, physics, ignored):
+                    group.append(column)
+                    break
+            else:
+                groups.append([column])
+        return groups
 
-        def exorl(row: int) -> None:
-            mujoco.mj_resetData(model, data)
-            data.qpos[:], data.qvel[:], data.act[:] = states[row, qpos], states[row, qvel], states[row, act]
-            with physics.model.disable("actuation"):
-                mujoco.mj_forward(model, data)
-
-        return {"exact": exact, "exorl": exorl}[self.mode]
+    def _environments_of(self, columns: list[int]) -> list[DMControlEnv]:
+        return [self._environments[column] for column in columns]
 
 
 def relabel_episode(
@@ -167,10 +187,10 @@ def _examine(task_id: str, mode: Mode) -> tuple[str | None, int]:
     return obstacle, environment.physics.get_state().size
 
 
-def _model_differences(first: Any, second: Any) -> list[str]:
-    """Names of the arrays and options in which two physics' models differ, but for those that no reward reads."""
+def _model_differences(first: Any, second: Any, ignored: tuple[str, ...] = _NOT_IN_REWARDS) -> list[str]:
+    """Names of the arrays in which two physics' models differ, but for looks and those that begin with `ignored`."""
     names = [name for name in dir(first.model.ptr) if isinstance(getattr(first.model.ptr, name), np.ndarray)]
-    relevant = [name for name in names if not name.endswith("_rgba") and not name.startswith(_NOT_IN_REWARDS)]
+    relevant = [name for name in names if not name.endswith("_rgba") and not name.startswith(ignored)]
     return [
         name for name in relevant if not np.array_equal(getattr(first.model.ptr, name), getattr(second.model.ptr, name))
     ]
@@ -191,16 +211,3 @@ def _reads_forces(environment: DMControlEnv) -> bool:
             data.sensordata[start : start + model.sensor_dim[sensor]] = value
         rewards.add(float(environment.task.get_reward(environment.physics)))
     return len(rewards) > 1
-
-
-def _share_physics(environments: list[DMControlEnv]) -> list[tuple[Any, list[int]]]:
-    """(physics, columns of the tasks that it serves): tasks with equal models need each state computed only once."""
-    groups: list[tuple[Any, list[int]]] = []
-    for column, environment in enumerate(environments):
-        for physics, columns in groups:
-            if type(physics) is type(environment.physics) and not _model_differences(physics, environment.physics):
-                columns.append(column)
-                break
-        else:
-            groups.append((environment.physics, [column]))
-    return groups
