@@ -230,10 +230,9 @@ def _refused(error: urllib.error.HTTPError, url: str, partial: Path, known: Remo
         forget(partial)
         raise _Interrupted("the file has changed on the server") from error
     if error.code in _TRANSIENT:
-        wait = error.headers.get("Retry-After", "")
-        raise _Interrupted(
-            f"the server answers {error.code} {error.reason}", min(_LONGEST_PAUSE, float(wait) if wait.isdigit() else 0)
-        ) from error
+        asked = error.headers.get("Retry-After", "")
+        wait = min(_LONGEST_PAUSE, float(asked)) if asked.isdigit() else 0.0
+        raise _Interrupted(f"the server answers {error.code} {error.reason}", wait) from error
     raise UserError(f"{url}: the server answers {error.code} {error.reason}; is the address right?") from error
 
 
