@@ -10,9 +10,11 @@ from ringrl.errors import UserError
 from ringrl.experience.exorl import Dims, dims_of
 from ringrl.experience.zarr import ColumnWriter
 
+_MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 250, 4096
+
 
 class RowWriter:
-    """Appends episodes to the arrays in a store's folder; the first episode decides the widths.
+    """Appends episodes to the arrays in a store's folder; the first episode decides the widths and the chunks.
 
     Attributes:
         dims: widths of the arrays; None before the first episode.
@@ -30,7 +32,7 @@ class RowWriter:
         self._writers: dict[str, ColumnWriter] = {}
 
     def append(self, episode: Episode) -> None:
-        """Add an episode.
+        """Add an episode; one of no physics states has them 0 wide.
 
         Raises:
             UserError: if its widths are not those of the first, or it has not one reward column a task.
@@ -44,9 +46,11 @@ class RowWriter:
             )
         if self.dims is None:
             self.dims = dims
-            self._writers = self._open_writers(dims)
-        for name in ("observation", "action", "discount", "physics"):
-            self._writers[name].append(getattr(episode, name))
+            self._writers = self._open_writers(dims, chunk_rows(len(episode.observation)))
+        together = (episode.observation, episode.action, episode.discount[:, None])
+        self._writers["transition"].append(np.concatenate(together, axis=1))
+        if dims.physics:
+            self._writers["physics"].append(episode.physics)
         for column, task in enumerate(self._tasks):
             self._writers[f"reward/{task}"].append(episode.reward[:, column])
         self.lengths.append(episode.length)
@@ -57,8 +61,21 @@ class RowWriter:
         for writer in self._writers.values():
             writer.flush()
 
-    def _open_writers(self, dims: Dims) -> dict[str, ColumnWriter]:
-        shapes = {"observation": (dims.observation,), "action": (dims.action,), "discount": ()}
-        shapes |= {f"reward/{task}": () for task in self._tasks}
-        writers = {name: ColumnWriter(self._folder / name, shape, np.float32) for name, shape in shapes.items()}
-        return writers | {"physics": ColumnWriter(self._folder / "physics", (dims.physics,), np.float64)}
+    def _open_writers(self, dims: Dims, chunk: int) -> dict[str, ColumnWriter]:
+        def read(name: str, *shape: int) -> ColumnWriter:
+            return ColumnWriter(self._folder / name, shape, np.float32, chunk_rows=chunk)
+
+        writers = {f"reward/{task}": read(f"reward/{task}") for task in self._tasks}
+        writers["transition"] = read("transition", dims.observation + dims.action + 1)
+        if dims.physics:
+            path, shape = self._folder / "physics", (dims.physics,)
+            writers["physics"] = ColumnWriter(path, shape, np.float64, chunk_rows=chunk, purpose="keep")
+        return writers
+
+
+def chunk_rows(rows: int) -> int:
+    """Rows of a chunk: those of the first episode, for most data sets' episodes are all of one length.
+
+    Several times as many where they are few, since every chunk costs the reader a little; never more than 4096.
+    """
+    return min(rows * -(-_MIN_CHUNK_ROWS // rows), _MAX_CHUNK_ROWS)

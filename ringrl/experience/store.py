@@ -1,16 +1,16 @@
 """The episode store: a folder of Zarr v3 arrays, read and written through TensorStore, built once and never half.
 
 `NAME/store.json` tells what is inside. The arrays hold all episodes' rows one after another, ExoRL's dummy rows
-included: `observation`, `action` float32 [rows, width], `discount` float32 [rows], `physics` float64 [rows, state] and
-`reward/TASK` float32 [rows], one array a task; and per episode `offsets` int64 [episodes + 1] (first rows), `source`
-int32 [episodes] (index into the sources) and `return/TASK` float64 [episodes]. Any Zarr v3 reader can open them.
+included: `transition` float32 [rows, observation + action + 1], whose last column is the discount; `reward/TASK`
+float32 [rows], one array a task; and `physics` float64 [rows, state], where there are states. Per episode there are
+`offsets` int64 [episodes + 1] (first rows), `source` int32 [episodes] (index into the sources) and `return/TASK`
+float64 [episodes]. Any Zarr v3 reader can open them. What training reads together lies together, and a chunk is an
+episode where all are of one length.
 """
 
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +22,13 @@ from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.atomic import atomic_folder
 from ringrl.experience.exorl import Dims
+from ringrl.experience.metadata import METADATA, Source, read_metadata, unreadable, write_metadata
 from ringrl.experience.rows import RowWriter
-from ringrl.experience.zarr import open_array, open_context, write_array
+from ringrl.experience.zarr import is_url, open_array, open_context, write_array
 
-FORMAT = "ringrl episode store"
-FORMAT_VERSION = 1
-METADATA = "store.json"
+__all__ = ["Source", "Steps", "Store", "build", "open_store"]
+
 _CACHE_BYTES = 2**27
-
-
-@dataclass(frozen=True)
-class Source:
-    """A folder that episodes came from: one learner's history, in its order.
-
-    Attributes:
-        name: for people, such as `walker/rnd`.
-        path: the folder's own name, without the machine's path.
-        collector: what gathered the data, such as `rnd`; None if unknown.
-        task: the task that the collector was rewarded for; None if unknown or none.
-        collected: all that the collector noted down (`collect.json`).
-        relabelled: the mode in which the files' rewards were computed; None if they are those that were paid live.
-        episodes: their number; filled in by `build`.
-        first: index in the store of the source's first episode; filled in by `build`; None without episodes.
-        last: index of its last.
-    """
-
-    name: str
-    path: str
-    collector: str | None = None
-    task: str | None = None
-    collected: dict[str, Any] = field(default_factory=dict)
-    relabelled: str | None = None
-    episodes: int = 0
-    first: int | None = None
-    last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +39,7 @@ class Steps:
     action: Float32[np.ndarray, "n action"]
     reward: Float32[np.ndarray, " n"]
     discount: Float32[np.ndarray, " n"]
+    earlier: Float32[np.ndarray, " start"]  # the rewards of the episode's steps before these
 
 
 def build(
@@ -114,39 +88,24 @@ def build(
         write_array(partial / "source", source)
         for task, returns in zip(tasks, np.asarray(rows.returns, np.float64).T, strict=True):
             write_array(partial / "return" / task, returns)
-        metadata = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "domain": domain,
-            "tasks": list(tasks),
-            "episodes": len(lengths),
-            "steps": int(lengths.sum()),
-            "dims": rows.dims._asdict(),
-            "sources": [asdict(_count(each, index, source)) for index, each in enumerate(sources)],
-            "provenance": _provenance() | provenance,
-        }
-        (partial / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        write_metadata(
+            partial,
+            domain=domain,
+            tasks=tasks,
+            lengths=lengths,
+            source=source,
+            dims=rows.dims,
+            sources=sources,
+            provenance=provenance,
+        )
     return out
-
-
-def _count(source: Source, index: int, of_episodes: Int32[np.ndarray, " episodes"]) -> Source:
-    mine = np.flatnonzero(of_episodes == index)
-    if not len(mine):
-        return source
-    return replace(source, episodes=len(mine), first=int(mine[0]), last=int(mine[-1]))
-
-
-def _provenance() -> dict[str, str]:
-    libraries = ("ringrl", "mujoco", "dm-control", "numpy", "tensorstore")
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"created": created} | {name.replace("-", "_"): version(name) for name in libraries}
 
 
 class Store:
     """An open store. Open it with `open_store`; it can be pickled, and opens itself again where it arrives.
 
     Attributes:
-        path: its folder.
+        path: its folder or URL.
         domain: such as `walker`.
         tasks: the task ids that it has rewards of.
         episodes: their number.
@@ -157,11 +116,12 @@ class Store:
         provenance: versions, time, relabelling mode.
     """
 
-    def __init__(self, path: Path, memory_limit: int = 0):
-        """Read the metadata and the per-episode arrays; rows are read when asked for. See `open_store`."""
+    def __init__(self, path: Path | str, memory_limit: int = 0):
+        """Read what the arrays are; what is in them is read when asked for. See `open_store`."""
         self.path, self._memory_limit = path, memory_limit
         self._resident: dict[str, np.ndarray] = {}
-        metadata = _read_metadata(path)
+        context = open_context(_CACHE_BYTES)
+        metadata = read_metadata(path, context)
         try:
             self.domain: str = metadata["domain"]
             self.tasks: tuple[str, ...] = tuple(metadata["tasks"])
@@ -169,96 +129,131 @@ class Store:
             self.dims = Dims(**metadata["dims"])
             self.sources = tuple(Source(**source) for source in metadata["sources"])
             self.provenance: dict[str, Any] = metadata["provenance"]
-            self._arrays = _open_arrays(path, self.tasks)
-            self._offsets: Int64[np.ndarray, " episodes_and_end"] = self._arrays["offsets"].read().result()
-            self.source: Int32[np.ndarray, " episodes"] = self._arrays["source"].read().result()
-            self._returns = {task: self._arrays[f"return/{task}"].read().result() for task in self.tasks}
+            self._rows: int = metadata["steps"] + self.episodes
+            shapes = self._shapes()
+            futures = {name: open_array(path, name, context) for name in shapes}
+            self._arrays: dict[str, ts.TensorStore] = {name: future.result() for name, future in futures.items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise _corrupt(path, error) from error
-        self.lengths: Int64[np.ndarray, " episodes"] = np.diff(self._offsets) - 1
-        self._check_shapes()
+            raise unreadable(path, error) from error
+        for name, shape in shapes.items():
+            if tuple(self._arrays[name].shape) != shape:
+                raise unreadable(path, f"{name} has shape {tuple(self._arrays[name].shape)}, not {shape}")
+        if self.dims.reward != len(self.tasks) or not self.episodes:
+            raise unreadable(path, "its episodes, tasks and widths disagree")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        rows, dims = self._rows, self.dims
+        shapes = {"transition": (rows, dims.observation + dims.action + 1)}
+        shapes |= {"offsets": (self.episodes + 1,), "source": (self.episodes,)}
+        shapes |= {"physics": (rows, dims.physics)} if dims.physics else {}
+        shapes |= {f"reward/{task}": (rows,) for task in self.tasks}
+        return shapes | {f"return/{task}": (self.episodes,) for task in self.tasks}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its path."""
         return Store, (self.path, self._memory_limit)
 
-    def _check_shapes(self) -> None:
-        rows, dims = int(self._offsets[-1]), self.dims
-        expected = {"observation": (rows, dims.observation), "action": (rows, dims.action), "discount": (rows,)}
-        expected |= {"physics": (rows, dims.physics), "offsets": (self.episodes + 1,), "source": (self.episodes,)}
-        expected |= {f"reward/{task}": (rows,) for task in self.tasks}
-        expected |= {f"return/{task}": (self.episodes,) for task in self.tasks}
-        for name, shape in expected.items():
-            if tuple(self._arrays[name].shape) != shape:
-                raise _corrupt(self.path, f"{name} has shape {tuple(self._arrays[name].shape)}, not {shape}")
-        if dims.reward != len(self.tasks) or not self.episodes or self.lengths.min() < 1:
-            raise _corrupt(self.path, "its episodes, tasks and widths disagree")
+    @cached_property
+    def _offsets(self) -> Int64[np.ndarray, " episodes_and_end"]:
+        offsets = self._result(self._arrays["offsets"].read())
+        if offsets[0] != 0 or offsets[-1] != self._rows or np.diff(offsets).min() < 2:
+            raise unreadable(self.path, "its offsets are not those of its episodes")
+        return offsets
+
+    @cached_property
+    def lengths(self) -> Int64[np.ndarray, " episodes"]:
+        """Transitions of every episode."""
+        return np.diff(self._offsets) - 1
+
+    @cached_property
+    def source(self) -> Int32[np.ndarray, " episodes"]:
+        """Index into `sources` of every episode."""
+        return self._result(self._arrays["source"].read())
 
     def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
         """Undiscounted return of every episode under a task.
 
         Raises:
-            UserError: if the store has no such task.
+            UserError: if the store has no such task, or cannot be read.
         """
         self._check_task(task)
-        return self._returns[task]
+        return self._whole(f"return/{task}")
 
     def read(self, episode: int, start: int, stop: int, task: str) -> Steps:
         """Steps `start:stop` of one episode, with the rewards of one task; errors as `read_many`."""
         return self.read_many([(episode, start, stop)], task)[0]
 
     def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> list[Steps]:
-        """Steps `start:stop` of each (episode, start, stop), all read at the same time.
+        """Steps `start:stop` of each (episode, start, stop), all read at the same time. The arrays are views.
 
         Raises:
             UserError: if the store has no such task, or a file of it is lost or damaged.
             IndexError: if a span is empty or beyond its episode.
         """
         self._check_task(task)
-        names = ("observation", "action", f"reward/{task}", "discount")
-        rows = []
-        for episode, start, stop in spans:
-            self._check_span(episode, start, stop)
-            first = int(self._offsets[episode]) + start
-            after = slice(first + 1, first + 1 + stop - start)
-            # The observation before the action is in the row before the action's.
-            rows.append((slice(first, first + stop - start), after, after, after))
-        if self._load(names):
-            return [Steps(*(self._resident[name][at] for name, at in zip(names, each, strict=True))) for each in rows]
-        with ts.Batch() as batch:
-            futures = [
-                [self._arrays[name][at].read(batch=batch) for name, at in zip(names, each, strict=True)]
-                for each in rows
-            ]
-        return [Steps(*(self._result(future) for future in each)) for each in futures]
+        for span in spans:
+            self._check_span(*span)
+        if not spans:
+            return []
+        first = self._offsets[[episode for episode, _, _ in spans]].tolist()
+        # The observation before an action is in the row before the action's.
+        rows = [slice(row + start, row + stop + 1) for row, (_, start, stop) in zip(first, spans, strict=True)]
+        paid = [slice(row + 1, row + 1 + stop) for row, (_, _, stop) in zip(first, spans, strict=True)]
+        wanted = {"transition": rows, f"reward/{task}": paid}
+        transitions, rewards = self._resident_rows(wanted) or self._read_rows(wanted)
+        width = self.dims.observation
+        return [
+            Steps(
+                observation=block[:-1, :width],
+                action=block[1:, width:-1],
+                reward=reward[start:],
+                discount=block[1:, -1],
+                earlier=reward[:start],
+            )
+            for block, reward, (_, start, _) in zip(transitions, rewards, spans, strict=True)
+        ]
 
-    def _load(self, names: Sequence[str]) -> bool:
-        """Whether these arrays are in memory, where they are put whole at their first use if they fit."""
-        arrays = [self._arrays[name] for name in names]
+    def _resident_rows(self, wanted: dict[str, list[slice]]) -> list[list[np.ndarray]] | None:
+        """These rows of these arrays, which are kept in memory from their first use on; None where they do not fit."""
+        arrays = [self._arrays[name] for name in wanted]
         if sum(array.size * array.dtype.numpy_dtype.itemsize for array in arrays) > self._memory_limit:
-            return False
-        for name, array in zip(names, arrays, strict=True):
-            if name not in self._resident:
-                whole = self._result(array.read())
-                whole.flags.writeable = False  # spans are views of it
-                self._resident[name] = whole
-        return True
+            return None
+        return [[self._whole(name)[at] for at in rows] for name, rows in wanted.items()]
+
+    def _read_rows(self, wanted: dict[str, list[slice]]) -> list[list[np.ndarray]]:
+        """These rows of these arrays, read from the disk."""
+        with ts.Batch() as batch:
+            # One read of what is to stand together costs half of as many reads as there are spans.
+            joined = [ts.concat([self._arrays[name][at] for at in rows], axis=0) for name, rows in wanted.items()]
+            futures = [array.read(batch=batch) for array in joined]
+        ends = [np.cumsum([at.stop - at.start for at in rows])[:-1] for rows in wanted.values()]
+        return [np.split(self._result(future), end) for future, end in zip(futures, ends, strict=True)]
+
+    def _whole(self, name: str) -> np.ndarray:
+        """All of an array, which is kept in memory from now on."""
+        if name not in self._resident:
+            whole = self._result(self._arrays[name].read())
+            whole.flags.writeable = False  # others hold views of it
+            self._resident[name] = whole
+        return self._resident[name]
 
     def physics(self, episode: int) -> Float64[np.ndarray, "rows state"]:
         """The physics states of one episode, the first one included: [length + 1, state].
 
         Raises:
-            UserError: if a file of the store is lost or damaged.
+            UserError: if the store has none, or a file of it is lost or damaged.
             IndexError: if there is no such episode.
         """
         self._check_span(episode, 0, 1)
+        if not self.dims.physics:
+            raise UserError(f"{self.path} has no physics states: what it was built from had none")
         return self._result(self._arrays["physics"][self._offsets[episode] : self._offsets[episode + 1]].read())
 
     def _result(self, future: Any) -> Any:
         try:
             return future.result()
         except ValueError as error:
-            raise _corrupt(self.path, error) from error
+            raise unreadable(self.path, error) from error
 
     def _check_task(self, task: str) -> None:
         if task not in self.tasks:
@@ -273,44 +268,14 @@ class Store:
 
 
 def open_store(path: Path | str, *, memory_limit: int = 2**29) -> Store:
-    """Open a store for reading.
+    """Open a store for reading. What this costs does not depend on how much is in it.
 
     Args:
-        path: its folder.
+        path: its folder, or its URL: `gs://bucket/walker`, `s3://...`, `https://...`.
         memory_limit: bytes. Where the columns that `read_many` needs take no more than this together, they are kept
             in memory from their first use on; short windows then cost no decoding.
 
     Raises:
-        UserError: if the folder is missing, is no store, is of a newer format, or is damaged.
+        UserError: if there is nothing, or no store, or one of another format, or if it is damaged or out of reach.
     """
-    return Store(Path(path), memory_limit)
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    file = path / METADATA
-    if not file.is_file():
-        what = "is not an episode store (no store.json)" if path.is_dir() else "does not exist"
-        raise UserError(f"{path} {what}; build one with `ringrl data build_store`")
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _corrupt(path, f"store.json: {error}") from error
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is not an episode store: its store.json is of another kind")
-    if metadata.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has store format {metadata.get('version')}, this ringrl reads {FORMAT_VERSION}; build it again"
-        )
-    return metadata
-
-
-def _open_arrays(path: Path, tasks: tuple[str, ...]) -> dict[str, ts.TensorStore]:
-    context = open_context(_CACHE_BYTES)
-    names = ["observation", "action", "discount", "physics", "offsets", "source"]
-    names += [f"{kind}/{task}" for task in tasks for kind in ("reward", "return")]
-    futures = {name: open_array(path / name, context) for name in names}
-    return {name: future.result() for name, future in futures.items()}
-
-
-def _corrupt(path: Path, reason: object) -> UserError:
-    return UserError(f"{path} is damaged, build it again: {' '.join(str(reason).split())}")
+    return Store(path if is_url(path) else Path(path), memory_limit)

@@ -1,25 +1,51 @@
-"""Zarr v3 arrays through TensorStore: sharded, compressed, checksummed, growing along their first axis."""
+"""Zarr v3 arrays through TensorStore: sharded, compressed, checksummed, growing along their first axis.
+
+A place is a folder, or a URL of a kind that TensorStore reads: `gs://`, `s3://`, `http://`, `https://`, `file://`.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorstore as ts
 
-CHUNK_ROWS = 1024  # what a read decompresses at least: an episode of the suite touches two chunks
 _SHARD_BYTES = 2**25  # what a file holds at most before compression, and a writer buffers
-_MAX_SHARD_ROWS = 2**20
+_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
+_CHECKSUM = {"name": "crc32c"}
+# lz4 decodes as fast as memory is copied. zstd makes float64 states a tenth smaller and takes twice the time.
+_COMPRESSORS = {"read": ("lz4", 5), "keep": ("zstd", 5)}
+# TensorStore would try for a quarter of an hour to reach a host that is not there.
+_RETRIES = {"max_retries": 6, "initial_delay": "250ms", "max_delay": "8s"}
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether `place` is a URL and not a folder's path."""
+    return "://" in str(place)
 
 
 def open_context(cache_bytes: int) -> ts.Context:
     """A TensorStore context whose decoded chunks stay in memory up to `cache_bytes`."""
-    return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+    retries = {f"{kind}_request_retries": _RETRIES for kind in ("http", "gcs", "s3")}
+    return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **retries})
 
 
-def open_array(path: Path, context: ts.Context) -> "ts.Future[ts.TensorStore]":
-    """Start opening an array that is never written again; a missing chunk is then an error rather than zeros."""
+def read_bytes(place: Path | str, name: str, context: ts.Context) -> bytes | None:
+    """The file `name` in `place`; None where it is not there.
+
+    Raises:
+        ValueError: it cannot be read, or `place` is a URL of no kind that TensorStore knows.
+    """
+    found = ts.KvStore.open(_kvstore(place), context=context).result().read(name).result()
+    return None if found.state == "missing" else found.value
+
+
+def open_array(place: Path | str, name: str, context: ts.Context) -> "ts.Future[ts.TensorStore]":
+    """Start opening the array `name` in `place`; it is never written again, and a missing chunk is then an error rather
+    than zeros.
+    """
+    store = ts.KvStore.Spec(_kvstore(place)) / f"{name}/"
     return ts.open(
-        {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}, "fill_missing_data_reads": False},
+        {"driver": "zarr3", "kvstore": store.to_json(), "fill_missing_data_reads": False},
         read=True,
         open=True,
         context=context,
@@ -28,24 +54,37 @@ def open_array(path: Path, context: ts.Context) -> "ts.Future[ts.TensorStore]":
     )
 
 
-def shard_rows(row_bytes: int) -> int:
-    """Rows in a file: a power of two times `CHUNK_ROWS`, about 32 MB before compression."""
-    rows = CHUNK_ROWS
-    while 2 * rows <= _MAX_SHARD_ROWS and 2 * rows * row_bytes <= _SHARD_BYTES:
-        rows *= 2
-    return rows
+def _kvstore(place: Path | str) -> Any:
+    return f"{str(place).rstrip('/')}/" if is_url(place) else {"driver": "file", "path": f"{place}/"}
 
 
 class ColumnWriter:
     """Appends rows to a new array, a file at a time, so that memory is bounded by one file."""
 
-    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: type[np.generic]):
-        """Create the array with no rows."""
+    def __init__(
+        self,
+        path: Path,
+        row_shape: tuple[int, ...],
+        dtype: type[np.generic],
+        *,
+        chunk_rows: int,
+        purpose: Literal["read", "keep"] = "read",
+    ):
+        """Create the array with no rows.
+
+        Args:
+            path: its folder.
+            row_shape: of one row.
+            dtype: of the values.
+            chunk_rows: what a read decodes at least.
+            purpose: whether reading shall be fast or the files small.
+        """
         row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self._buffer = np.empty((shard_rows(row_bytes), *row_shape), dtype)
+        self._buffer = np.empty((shard_rows(row_bytes, chunk_rows), *row_shape), dtype)
         self._filled = 0
         self._written = 0
-        self._array = ts.open(_spec(path, row_shape, dtype, len(self._buffer)), create=True).result()
+        spec = _spec(path, self._buffer, chunk_rows, *_COMPRESSORS[purpose])
+        self._array = ts.open(spec, create=True).result()
 
     def append(self, rows: np.ndarray) -> None:
         """Add rows after the last."""
@@ -67,29 +106,37 @@ class ColumnWriter:
         self._written, self._filled = stop, 0
 
 
+def shard_rows(row_bytes: int, chunk_rows: int) -> int:
+    """Rows in a file: whole chunks, about 32 MB before compression."""
+    return chunk_rows * max(1, _SHARD_BYTES // (chunk_rows * row_bytes))
+
+
 def write_array(path: Path, values: np.ndarray) -> None:
-    """Write a whole array at once."""
-    writer = ColumnWriter(path, values.shape[1:], values.dtype.type)
+    """Write a whole array at once, of which a reader will want all."""
+    writer = ColumnWriter(path, values.shape[1:], values.dtype.type, chunk_rows=max(len(values), 1))
     writer.append(values)
     writer.flush()
 
 
-def _spec(path: Path, row_shape: tuple[int, ...], dtype: type[np.generic], shard: int) -> dict[str, Any]:
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
+def _spec(path: Path, buffer: np.ndarray, chunk_rows: int, compressor: str, level: int) -> dict[str, Any]:
+    row_shape = buffer.shape[1:]
+    blosc = {"cname": compressor, "clevel": level, "shuffle": "shuffle", "typesize": buffer.itemsize, "blocksize": 0}
+    # A column of a chunk is one quantity over time, whose bytes resemble each other more than a row's do.
+    transpose = [{"name": "transpose", "configuration": {"order": [1, 0]}}] if row_shape else []
     sharding = {
-        "chunk_shape": [CHUNK_ROWS, *row_shape],
-        "codecs": [little, {"name": "zstd", "configuration": {"level": 3}}, {"name": "crc32c"}],
-        "index_codecs": [little, {"name": "crc32c"}],
+        "chunk_shape": [chunk_rows, *row_shape],
+        "codecs": [*transpose, _LITTLE, {"name": "blosc", "configuration": blosc}, _CHECKSUM],
+        "index_codecs": [_LITTLE, _CHECKSUM],
     }
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(path)},
+        "kvstore": {"driver": "file", "path": f"{path}/"},
         # Else rows of zeros would leave no trace, and a lost file would read as zeros.
         "store_data_equal_to_fill_value": True,
         "metadata": {
             "shape": [0, *row_shape],
-            "data_type": np.dtype(dtype).name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard, *row_shape]}},
+            "data_type": buffer.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(buffer.shape)}},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
     }

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.experience import rows, zarr
 from ringrl.experience import store as stores
-from ringrl.experience import zarr
 from ringrl.experience.reader import EpisodeReader, Steps
 
 TASKS = ["walker_run", "walker_walk"]
@@ -39,8 +40,8 @@ def build(out, episodes, sources=None, **options):
 @pytest.fixture
 def small_files(monkeypatch):
     """Arrays of many chunks and files from little data."""
-    monkeypatch.setattr(zarr, "CHUNK_ROWS", 4)
-    monkeypatch.setattr(zarr, "_SHARD_BYTES", 200)
+    monkeypatch.setattr(rows, "_MIN_CHUNK_ROWS", 4)
+    monkeypatch.setattr(zarr, "_SHARD_BYTES", 300)
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_what_is_built_is_read_back(tmp_path, episodes, small_files):
             assert_steps(steps, episodes[span[0]], *span[1:], column)
     for index, episode in enumerate(episodes):
         np.testing.assert_array_equal(store.physics(index), episode.physics)
-    assert len(list((tmp_path / "walker" / "observation").rglob("c/*/*"))) == 4  # 49 rows, 16 a file
+    assert len(list((tmp_path / "walker" / "transition").rglob("c/*/*"))) == 5  # 49 rows, 12 a file
 
 
 @settings(deadline=None, max_examples=15)
@@ -80,7 +81,7 @@ def test_what_is_built_is_read_back(tmp_path, episodes, small_files):
 def test_any_span_of_any_lengths(tmp_path_factory, lengths, data):
     episodes = [make_episode(length, seed) for seed, length in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zarr, "CHUNK_ROWS", 4)
+        patch.setattr(rows, "_MIN_CHUNK_ROWS", 4)
         patch.setattr(zarr, "_SHARD_BYTES", 100)
         store = stores.open_store(build(tmp_path_factory.mktemp("store") / "s", episodes))
     episode = data.draw(st.integers(0, len(lengths) - 1))
@@ -97,7 +98,7 @@ def test_it_is_what_chains_and_loaders_ask_for(tmp_path, episodes):
 def test_metadata_says_where_the_data_come_from(tmp_path, episodes):
     build(tmp_path / "s", episodes, [0, 1, 1, 1])
     metadata = json.loads((tmp_path / "s" / "store.json").read_text())
-    assert (metadata["version"], metadata["episodes"], metadata["steps"]) == (1, 4, 45)
+    assert (metadata["version"], metadata["episodes"], metadata["steps"]) == (2, 4, 45)
     assert metadata["dims"] == {"observation": 3, "action": 2, "reward": 2, "physics": 4}
     store = stores.open_store(tmp_path / "s")
     assert {"created", "mujoco", "dm_control", "ringrl", "relabel"} <= set(store.provenance)
@@ -191,10 +192,10 @@ def spoil(out, name):
     if name == "broken json":
         (out / "store.json").write_text('{"format"')
         return out, "is damaged.*store.json"
-    if name == "newer":
+    if name == "older":
         text = (out / "store.json").read_text()
-        (out / "store.json").write_text(text.replace('"version": 1', '"version": 9', 1))
-        return out, "store format 9"
+        (out / "store.json").write_text(text.replace('"version": 2', '"version": 1', 1))
+        return out, "store format 1, this ringrl reads 2; build it again"
     if name == "missing key":
         text = (out / "store.json").read_text()
         (out / "store.json").write_text(text.replace('"dims"', '"sizes"'))
@@ -203,17 +204,18 @@ def spoil(out, name):
         (out / "reward" / TASKS[0] / "zarr.json").unlink()
         return out, "is damaged"
     if name == "wrong shape":
-        text = (out / "action" / "zarr.json").read_text()
-        (out / "action" / "zarr.json").write_text(text.replace('"shape":[49,2]', '"shape":[48,2]'))
-        return out, r"is damaged.*action has shape \(48, 2\), not \(49, 2\)"
-    (out / "offsets" / "c" / "0").write_bytes(b"")
-    return out, "is damaged"
+        text = (out / "transition" / "zarr.json").read_text()
+        (out / "transition" / "zarr.json").write_text(text.replace('"shape":[49,6]', '"shape":[48,6]'))
+        return out, r"is damaged.*transition has shape \(48, 6\), not \(49, 6\)"
+    text = (out / "store.json").read_text()
+    (out / "store.json").write_text(text.replace('"reward": 2', '"reward": 1'))
+    return out, "is damaged.*disagree"
 
 
-SPOILT = ["missing folder", "foreign folder", "foreign json", "broken json", "newer", "missing key", "lost array"]
+SPOILT = ["missing folder", "foreign folder", "foreign json", "broken json", "older", "missing key", "lost array"]
 
 
-@pytest.mark.parametrize("name", [*SPOILT, "wrong shape", "cut chunk"])
+@pytest.mark.parametrize("name", [*SPOILT, "wrong shape", "wrong width"])
 def test_damaged_stores_do_not_open(tmp_path, episodes, name):
     path, message = spoil(build(tmp_path / "s", episodes), name)
     with pytest.raises(UserError, match=message) as caught:
@@ -221,17 +223,61 @@ def test_damaged_stores_do_not_open(tmp_path, episodes, name):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_lost_and_damaged_rows_are_errors_not_zeros(tmp_path, episodes):
+@pytest.mark.parametrize("array", ["transition", f"reward/{TASKS[0]}", "offsets", "physics"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "lost"])
+def test_lost_and_damaged_rows_are_errors_not_zeros(tmp_path, episodes, array, damage):
     out = build(tmp_path / "s", episodes)
-    chunk = next((out / "observation").rglob("c/0/0"))
-    content = bytearray(chunk.read_bytes())
+    file = next(path for path in (out / array / "c").rglob("*") if path.is_file())
+    content = bytearray(file.read_bytes())
     content[20] ^= 255
-    chunk.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged"):
-        stores.open_store(out).read(0, 0, 3, TASKS[0])
-    chunk.unlink()
-    with pytest.raises(UserError, match="is damaged"):
-        stores.open_store(out).read(0, 0, 3, TASKS[0])
+    file.write_bytes(content if damage == "flipped" else b"")
+    if damage == "lost":
+        file.unlink()
+    store = stores.open_store(out)
+    with pytest.raises(UserError, match="is damaged, build it again") as caught:
+        store.physics(0) if array == "physics" else store.read(0, 0, 3, TASKS[0])
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_offsets_are_found_out(tmp_path, episodes):
+    out = build(tmp_path / "s", episodes)
+    shutil.rmtree(out / "offsets")
+    zarr.write_array(out / "offsets", np.array([0, 6, 6, 18, 49], np.int64))
+    with pytest.raises(UserError, match="is damaged.*offsets"):
+        _ = stores.open_store(out).lengths
+
+
+def test_opening_reads_nothing_of_the_episodes(tmp_path, episodes):
+    out = build(tmp_path / "s", episodes)
+    for file in out.rglob("c/**/*"):
+        if file.is_file():
+            file.unlink()
+    assert (stores.open_store(out).episodes, stores.open_store(out).tasks) == (4, tuple(TASKS))
+
+
+def test_episodes_without_physics_states(tmp_path):
+    episodes = [make_episode(4, seed, widths=(3, 2, 2, 0)) for seed in range(2)]
+    out = build(tmp_path / "s", episodes)
+    store = stores.open_store(out)
+    assert store.dims.physics == 0 and not (out / "physics").exists()
+    assert_steps(store.read(1, 1, 4, TASKS[0]), episodes[1], 1, 4, 0)
+    with pytest.raises(UserError, match="s has no physics states: what it was built from had none"):
+        store.physics(0)
+
+
+def test_an_episode_may_end_early(tmp_path):
+    ended = dataclasses.replace(make_episode(3), discount=np.array([1, 1, 1, 0], np.float32))
+    store = stores.open_store(build(tmp_path / "s", [make_episode(5), ended]))
+    np.testing.assert_array_equal(store.read(1, 0, 3, TASKS[0]).discount, [1, 1, 0])
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**29])
+def test_a_span_knows_what_was_earned_before_it(tmp_path, episodes, memory_limit):
+    store = stores.open_store(build(tmp_path / "s", episodes), memory_limit=memory_limit)
+    for start in (0, 1, 8):
+        earlier = store.read(2, start, 9, TASKS[1]).earlier
+        np.testing.assert_array_equal(earlier, episodes[2].reward[1 : start + 1, 1])
+    assert store.read_many([], TASKS[0]) == []
 
 
 def test_rows_of_zeros_are_kept(tmp_path):
@@ -240,7 +286,9 @@ def test_rows_of_zeros_are_kept(tmp_path):
     np.testing.assert_array_equal(store.read(0, 0, 4, TASKS[0]).reward, np.zeros(4, np.float32))
 
 
-def test_shards_are_bounded():
-    assert zarr.shard_rows(4) == 2**20
-    assert zarr.shard_rows(24 * 4) == 2**18
-    assert zarr.shard_rows(10**9) == zarr.CHUNK_ROWS
+def test_files_and_chunks_are_bounded():
+    assert zarr.shard_rows(4, 1001) == 1001 * (2**25 // 4004)
+    assert zarr.shard_rows(31 * 4, 1001) * 31 * 4 <= 2**25
+    assert zarr.shard_rows(10**9, 1001) == 1001
+    # One episode of the suite, of jaco, of 100 steps (three of them), of 10,000.
+    assert [rows.chunk_rows(n) for n in (1001, 251, 101, 10_001)] == [1001, 251, 303, 4096]
