@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 from dm_control.rl.control import PhysicsError
 from gymnasium.error import ResetNeeded
@@ -78,6 +79,33 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """What the actuators get for actions in [-1, 1]; actions outside are clipped."""
         unit = np.clip(action.astype(np.float64), -1.0, 1.0)
         return self._low + (self._high - self._low) * (unit + 1.0) / 2.0
+
+    def set_state(self, state: Float64[np.ndarray, " state"], action: Float32[np.ndarray, " action"]) -> None:
+        """Put the physics where a stored row says that it was.
+
+        As after a step, all that follows from positions, velocities and controls is that of `state` and `action`, but
+        the sensors of MuJoCo's acceleration stage (forces, torques, touch, accelerometers) are not computed again: a
+        step leaves in them what held at the start of its last substep, which a state does not tell.
+
+        Raises:
+            UserError: if the state is of another width, or MuJoCo rejects it.
+        """
+        model, data = self.physics.model.ptr, self.physics.data.ptr
+        if state.size != model.nq + model.nv + model.na:
+            raise UserError(f"a state of {self.task_id} has width {model.nq + model.nv + model.na}, not {state.size}")
+        data.qpos[:], data.qvel[:], data.act[:] = np.split(state, [model.nq, model.nq + model.nv])
+        data.ctrl[:] = self.control(action)
+        try:
+            with self.physics.check_invalid_state():
+                # What dm_control's Physics.step ends with.
+                mujoco.mj_step1(model, data)  # pyright: ignore[reportAttributeAccessIssue]
+        except PhysicsError as error:
+            raise UserError(f"MuJoCo rejects a state of {self.task_id}: {error}") from error
+
+    def parts(self) -> dict[str, Float32[np.ndarray, "_"]]:
+        """The parts of the current observation, flat and in their order; not for Gymnasium's environments."""
+        parts = self.task.get_observation(self.physics)
+        return {name: np.asarray(part, np.float32).ravel() for name, part in parts.items()}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
