@@ -1,0 +1,170 @@
+"""Relabelling many files at once, in processes of this machine or of a cluster, through joblib.
+
+    for file, episode in relabelled(files, ["walker_run"], workers=Workers(jobs=4)): ...
+
+gives the files in their order, whatever the number of workers; `data/build_store.py` reads from it. Dask and Ray hand
+the same work to other machines, which must see the files under the same absolute paths. Ray is not tested.
+"""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import joblib
+
+from ringrl.episode import Episode
+from ringrl.errors import UserError
+from ringrl.experience.exorl import Dims, EpisodeFile, read_episode
+from ringrl.experience.relabel import Mode, Relabeler
+
+Backend = Literal["loky", "dask", "ray"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Files in memory at once for each worker: enough that few wait where one batch of files ends and the next begins.
+_AHEAD = 32
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work.
+
+    Attributes:
+        jobs: processes; 1 is this process alone, 0 one for each core. A cluster that `address` names has its own.
+        backend: joblib's: loky are processes of this machine.
+        address: of the Dask scheduler or Ray cluster; None starts one on this machine with `jobs` processes.
+    """
+
+    jobs: int = 1
+    backend: Backend = "loky"
+    address: str | None = None
+
+    def __post_init__(self):
+        """Check the fields."""
+        if self.jobs < 0:
+            raise UserError(f"{self.jobs} jobs: give a number of processes, or 0 for one on each core")
+        if self.address is not None and self.backend == "loky":
+            raise UserError(f"an address ({self.address}) goes with --backend dask or ray, not with loky")
+
+
+class BadFile(NamedTuple):
+    """A file that could not be relabelled.
+
+    Attributes:
+        reason: one line, which names the file.
+        damaged: whether the fault is the file's own, so that it may be skipped; else it does not fit the tasks.
+    """
+
+    reason: str
+    damaged: bool
+
+
+def relabelled(
+    files: Sequence[EpisodeFile],
+    task_ids: Sequence[str],
+    mode: Mode = "exact",
+    *,
+    dims: Dims | None = None,
+    workers: Workers | None = None,
+    on_damaged: Callable[[EpisodeFile, str], None] | None = None,
+) -> Iterator[tuple[EpisodeFile, Episode]]:
+    """Read and relabel files, several at once, and yield them in the order given.
+
+    At most 32 files for each worker are in memory.
+
+    Args:
+        files: from `list_episodes`.
+        task_ids: the tasks, a reward column each.
+        mode: as for `Relabeler`.
+        dims: the widths that the files must have, as for `read_episode`.
+        workers: who does it; None is this process alone.
+        on_damaged: called with each file that `read_episode` refuses and the reason, in place of the error.
+
+    Raises:
+        UserError: naming the file, as `read_episode` and `Relabeler`; and if a backend is not installed.
+    """
+    relabel = functools.partial(relabel_file, task_ids=tuple(task_ids), mode=mode, dims=dims)
+    for file, result in zip(files, parallel_map(relabel, files, workers or Workers(), ahead=_AHEAD), strict=True):
+        if isinstance(result, Episode):
+            yield file, result
+        elif result.damaged and on_damaged is not None:
+            on_damaged(file, result.reason)
+        else:
+            raise UserError(result.reason)
+
+
+def relabel_file(file: EpisodeFile, task_ids: tuple[str, ...], mode: Mode, dims: Dims | None) -> Episode | BadFile:
+    """Read and relabel one file: what a worker does, so that errors are values."""
+    try:
+        episode = read_episode(file, dims=dims)
+    except UserError as error:
+        return BadFile(str(error), damaged=True)
+    try:
+        return replace(episode, reward=_relabeler(task_ids, mode)(episode))
+    except UserError as error:
+        return BadFile(f"{file}: {error}", damaged=False)
+
+
+@functools.lru_cache(maxsize=1)
+def _relabeler(task_ids: tuple[str, ...], mode: Mode) -> Relabeler:
+    """The one of this process."""
+    return Relabeler(task_ids, mode)
+
+
+def parallel_map(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: Workers, *, ahead: int
+) -> Iterator[Result]:
+    """`function` of each item, in order; at most `ahead` results for each worker wait to be taken.
+
+    Raises:
+        UserError: if a backend is not installed.
+        Exception: what `function` raises.
+    """
+    if workers.jobs == 1 and workers.backend == "loky":
+        yield from map(function, items)
+        return
+    with _joblib(workers):
+        # joblib's generator runs on however slowly it is read, so it is given a batch of items at a time. Ray's backend
+        # has none.
+        as_what = "list" if workers.backend == "ray" else "generator"
+        parallel: Any = joblib.Parallel(return_as=as_what, **{"batch_size": 1})
+        at_once = ahead * max(joblib.effective_n_jobs(), 1)
+        for start in range(0, len(items), at_once):
+            yield from parallel(joblib.delayed(function)(item) for item in items[start : start + at_once])
+
+
+@contextmanager
+def _joblib(workers: Workers) -> Iterator[None]:
+    """joblib set up for `workers`; what is started for it ends with it."""
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"n_jobs": workers.jobs or -1}
+        if workers.backend == "dask":
+            distributed = _import("distributed", "dask[distributed]")
+            logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
+            if workers.address is None:
+                cluster = distributed.LocalCluster(
+                    n_workers=workers.jobs or joblib.cpu_count(), threads_per_worker=1, dashboard_address=":0"
+                )
+                stack.enter_context(cluster)
+            client = distributed.Client(workers.address or cluster, set_as_default=False)
+            options |= {"client": stack.enter_context(client)}
+        elif workers.backend == "ray":
+            ray = _import("ray", "ray")
+            ray.init(workers.address, num_cpus=None if workers.address else workers.jobs or None)
+            stack.callback(ray.shutdown)
+            importlib.import_module("ray.util.joblib").register_ray()
+        else:
+            options |= {"inner_max_num_threads": 1}
+        with joblib.parallel_config(backend=workers.backend, **options):
+            yield
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{module} is not installed: pip install '{package}', or take --backend loky") from None
