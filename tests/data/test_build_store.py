@@ -158,7 +158,7 @@ def test_a_killed_build_leaves_no_store_and_the_next_one_cleans_up(tmp_path):
     arguments = [str(folder), "--out", str(tmp_path / "s"), "--tasks", "cartpole_swingup"]
     with subprocess.Popen([sys.executable, str(STEP), *arguments], stderr=subprocess.DEVNULL) as building:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("s.partial-*/observation")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("s.partial-*/transition")) and time.monotonic() < deadline:
             time.sleep(0.01)
         building.send_signal(signal.SIGKILL)
     assert [path.name for path in tmp_path.glob("s*")] == [f"s.partial-{building.pid}"]
