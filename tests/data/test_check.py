@@ -1,0 +1,183 @@
+"""What `ringrl data check` says of collected files, and of files that are not what they should be."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ringrl import recipes
+from ringrl.errors import UserError
+from ringrl.experience.exorl import list_episodes, read_episode, write_episode
+from ringrl.experience.relabel import relabel_episode
+
+collect, check = recipes.load("data", "collect"), recipes.load("data", "check")
+DOMAINS = {
+    "cartpole": "cartpole_swingup",
+    "cheetah": "cheetah_run_backward",
+    "jaco": "jaco_reach_top_left",
+    "point_mass_maze": "point_mass_maze_reach_bottom_right",
+    "quadruped": "quadruped_jump",
+    "walker": "walker_flip",
+}
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory):
+    """A function task -> folder of one random episode of it."""
+    root, made = tmp_path_factory.mktemp("check"), {}
+
+    def make(task):
+        if task not in made:
+            made[task] = root / task
+            collect.main(collect.Args(task=task, policy="random", episodes=1, out=made[task], action_repeat=1))
+        return made[task]
+
+    return make
+
+
+def run(folder, capsys, **options):
+    """(exit status, JSON object, last line on stderr); the folder may have been collected just now, saying so."""
+    status, error = 0, ""
+    try:
+        check.main(check.Args(folder, json=True, **options))
+    except SystemExit as stop:
+        status, error = 1, str(stop)
+    return status, json.loads(capsys.readouterr().out.splitlines()[-1]), error
+
+
+def changed(collected, tmp_path, task, **changes):
+    """A bare folder with the episode of a task, some of its arrays replaced: name -> function of the array."""
+    (path,) = list_episodes(collected(task))
+    episode = read_episode(path)
+    arrays = {name: change(getattr(episode, name).copy()) for name, change in changes.items()}
+    write_episode(tmp_path / "changed", 0, replace(episode, **arrays))
+    return tmp_path / "changed"
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_collected_files_of_every_domain_agree(collected, capsys, domain):
+    task = DOMAINS[domain]
+    status, report, error = run(collected(task), capsys)
+    assert (status, error, report["agrees"], report["domain"]) == (0, "", True, domain)
+    assert report["episodes"] == 1 and report["rows"] == (251 if domain == "jaco" else 1001)
+    checked = [part for part in report["observation"] if part["share"] is not None]
+    assert checked and all(part["largest_difference"] == 0.0 for part in checked)
+    exact = [one for one in report["rewards"] if one["mode"] == "exact" and one["name"] == task]
+    assert any(one["largest_difference"] == 0.0 for one in exact)
+
+
+@pytest.mark.parametrize(
+    "task, unchecked",
+    [
+        ("walker_flip", []),
+        ("jaco_reach_top_left", [("jaco_arm/joints_torque", [12, 18])]),
+        ("quadruped_jump", [("imu", [48, 51]), ("force_torque", [54, 78])]),
+        ("hopper_hop", [("touch", [13, 15])]),
+    ],
+)
+def test_forces_and_accelerations_are_said_not_to_be_checkable(collected, capsys, task, unchecked):
+    status, report, _ = run(collected(task), capsys)
+    parts = [part for part in report["observation"] if part["share"] is None]
+    assert status == 0 and [(part["name"], part["columns"]) for part in parts] == unchecked
+    assert all("not checkable from stored states" in part["note"] for part in parts)
+    assert report["observation"][-1]["columns"][1] == {"w": 24, "j": 42, "q": 78, "h": 15}[task[0]]
+
+
+def test_exact_and_exorl_rewards_are_told_apart(collected, capsys, tmp_path):
+    _, report, _ = run(collected("cartpole_swingup"), capsys)
+    shares = {one["mode"]: one["share"] for one in report["rewards"] if one["name"] == "cartpole_swingup"}
+    assert shares["exact"] == 1.0 and shares["exorl"] < 0.5
+    # The other way round: rewards that ExoRL's relabelling wrote.
+    episode = read_episode(list_episodes(collected("cartpole_swingup"))[0])
+    rewards = relabel_episode(episode, ["cartpole_swingup"], "exorl")
+    folder = changed(collected, tmp_path, "cartpole_swingup", reward=lambda reward: rewards)
+    status, report, _ = run(folder, capsys, domain="cartpole")
+    found = [(one["name"], one["mode"]) for one in report["rewards"] if one["share"] == 1.0]
+    # Balance and swingup are paid alike; they differ in where they start.
+    assert (status, found) == (0, [("cartpole_balance", "exorl"), ("cartpole_swingup", "exorl")])
+
+
+def test_without_a_known_task_it_says_which_fits(collected, capsys, tmp_path):
+    episode = read_episode(list_episodes(collected("point_mass_maze_reach_bottom_right"))[0])
+    rng = np.random.default_rng(0)
+    goals = rng.choice([-0.15, 0.15], (1001, 2))
+    physics = np.concatenate([goals + rng.uniform(-0.02, 0.02, goals.shape), np.zeros((1001, 2))], axis=1)
+    moved = replace(episode, physics=physics, observation=physics.astype(np.float32))
+    names = [f"point_mass_maze_reach_{where}" for where in ("bottom_right", "top_left", "bottom_left", "top_right")]
+    write_episode(tmp_path, 0, replace(moved, reward=relabel_episode(moved, names)))
+    status, report, _ = run(tmp_path, capsys, domain="point_mass_maze")
+    fits = [(one["columns"][0], one["name"], one["mode"]) for one in report["rewards"] if one["share"] == 1.0]
+    assert (status, report["expected_tasks"]) == (0, None)
+    assert sorted(fits) == [(column, name, "exact") for column, name in enumerate(names)]
+
+
+def swap(columns):
+    def change(array):
+        array[:, columns] = array[:, columns[::-1]]
+        return array
+
+    return change
+
+
+def set_row(row, value):
+    def change(array):
+        array[row] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "task, changes, message",
+    [
+        ("walker_flip", {"observation": lambda o: o[:, [*range(15, 24), *range(15)]]}, "stands in columns 9:23"),
+        ("walker_flip", {"observation": swap([3, 7])}, "observation orientations agrees in 0.0% of rows"),
+        ("walker_flip", {"reward": lambda reward: reward * np.float32(0.5)}, "reward column 0 agrees with no task"),
+        ("walker_flip", {"reward": set_row(0, 0.5)}, "dummy row: not so in some episode"),
+        ("walker_flip", {"discount": set_row(3, 0.0)}, "discount: 0, 1, expected 1; 0 only in a last row"),
+        ("jaco_reach_top_left", {"observation": swap([31, 32])}, "observation jaco_arm/jaco_hand/pinch_site_pos"),
+    ],
+)
+def test_it_finds_what_is_wrong(collected, capsys, tmp_path, task, changes, message):
+    status, report, error = run(changed(collected, tmp_path, task, **changes), capsys, domain=task.split("_")[0])
+    assert (status, report["agrees"]) == (1, False)
+    assert message in report["problems"][0] and message in error and len(error.splitlines()) == 1
+
+
+def test_another_task_and_another_domain_are_found(collected, capsys, tmp_path):
+    status, _, error = run(collected("walker_flip"), capsys, task=("walker_walk",))
+    assert status == 1 and "reward column 0 agrees with walker_flip, not with walker_walk" in error
+    folder = changed(collected, tmp_path, "walker_flip")
+    status, report, error = run(folder, capsys, domain="cheetah")  # whose states and actions have the same widths
+    assert (status, report["task"], report["rows"]) == (1, None, 0)
+    assert "widths: observation 24, action 6, physics 18, expected observation 17, action 6, physics 18" in error
+
+
+def test_short_episodes_that_did_not_end_are_found(collected, capsys, tmp_path):
+    episode = read_episode(list_episodes(collected("walker_flip"))[0])
+    names = ("observation", "action", "reward", "discount", "physics")
+    write_episode(tmp_path, 0, replace(episode, **{name: getattr(episode, name)[:51] for name in names}))
+    status, _, error = run(tmp_path, capsys, domain="walker")
+    assert status == 1 and "length: 50, expected 1000" in error
+
+
+def test_the_table_is_the_default(collected, capsys):
+    check.main(check.Args(collected("quadruped_jump")))
+    lines = capsys.readouterr().out.splitlines()
+    assert any("observation: egocentric_state" in line and "100.00%" in line for line in lines)
+    assert any("reward: quadruped_jump exact" in line for line in lines)
+    assert lines[-1] == "Numbers agree if they differ by at most 1e-05 + 1e-05 times their size."
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"task": ("cheetah_run",)}, "cheetah_run is no task of walker"),
+        ({"episodes": -1}, "--episodes is -1"),
+        ({"domain": "cheetah"}, "its domain is walker"),
+    ],
+)
+def test_bad_arguments_are_named(collected, options, message):
+    with pytest.raises(UserError, match=message):
+        check.main(check.Args(collected("walker_flip"), **options))
