@@ -35,11 +35,16 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the experience comes from."""
 
-    store: Path  # an episode store (`ringrl data build_store`)
+    store: str  # an episode store (`ringrl data build_store`): its folder, or a URL such as gs://bucket/walker
     task: str  # "walker_run": rewards of this column train the agent, and this environment evaluates it
     # Native control steps a decision is held for, in the data and in the rollout.
     action_repeat: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=0)  # batches read ahead in the background
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _write_out_path(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
 
 class AgentConfig(Section):

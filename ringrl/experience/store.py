@@ -155,20 +155,24 @@ class Store:
 
     @cached_property
     def _offsets(self) -> Int64[np.ndarray, " episodes_and_end"]:
-        offsets = self._result(self._arrays["offsets"].read())
+        offsets = self._whole("offsets")
         if offsets[0] != 0 or offsets[-1] != self._rows or np.diff(offsets).min() < 2:
             raise unreadable(self.path, "its offsets are not those of its episodes")
         return offsets
 
     @cached_property
-    def lengths(self) -> Int64[np.ndarray, " episodes"]:
-        """Transitions of every episode."""
+    def _lengths(self) -> Int64[np.ndarray, " episodes"]:
         return np.diff(self._offsets) - 1
 
-    @cached_property
+    @property
+    def lengths(self) -> Int64[np.ndarray, " episodes"]:
+        """Transitions of every episode."""
+        return self._lengths
+
+    @property
     def source(self) -> Int32[np.ndarray, " episodes"]:
         """Index into `sources` of every episode."""
-        return self._result(self._arrays["source"].read())
+        return self._whole("source")
 
     def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
         """Undiscounted return of every episode under a task.

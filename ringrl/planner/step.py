@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from ringrl.config import MeshConfig, RunConfig, parse_config
 from ringrl.envs import make
 from ringrl.errors import UserError
 from ringrl.experience.store import open_store
+from ringrl.experience.zarr import is_url
 from ringrl.model.sharding import AXES, TOKENS
 from ringrl.model.text import TokenIds
 from ringrl.planner.topology import find_devices
@@ -104,7 +106,7 @@ def model_sizes(config: RunConfig, agent: Agent) -> dict[str, int]:
     """
     if isinstance(agent.tokens(config.agent), TokenIds):
         return {}
-    if config.data.store.exists():
+    if is_url(config.data.store) or Path(config.data.store).exists():
         dims = open_store(config.data.store).dims
         return {"observation": dims.observation, "action": dims.action}
     env = make(config.data.task)

@@ -134,7 +134,7 @@ class TextSource:
 
     def __init__(self, config: RunConfig, vocabulary: int):
         """Open the file; it is read when batches are."""
-        self._config, self._text = config, Text(config.data.store, vocabulary)
+        self._config, self._text = config, Text(Path(config.data.store), vocabulary)
         self.sizes: dict[str, int] = {}
         about = {"task": config.data.task, "store": str(config.data.store)}
         self.card = about | {"tokens": len(self._text.ids), "sum": self._text.checksum()}
