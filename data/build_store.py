@@ -1,12 +1,13 @@
 """Episode files -> one episode store with rewards of every task: what training reads.
 
-    ringrl data build_store walker/rnd walker/proto --out stores/walker
+    ringrl data build_store walker/rnd walker/proto.zip --out stores/walker --jobs 4
 
-Every folder is one source, in the order given; a learner's history is the episodes of one source, in their order.
-Rewards are computed anew from the physics states (`--relabel exact`), or taken from the files (`--relabel recorded`).
+Every folder or zip archive is one source, in the order given; a learner's history is the episodes of one source, in
+their order. Rewards are computed anew from the physics states (`--relabel exact`), or taken from the files
+(`--relabel recorded`). Archives are read as they are, without unpacking.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,14 +17,14 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from ringrl.envs import split_task
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.exorl import Dims, read_folder
 from ringrl.experience.folders import Description, describe_folder
-from ringrl.experience.relabel import Relabeler, relabelable_tasks
+from ringrl.experience.relabel import relabelable_tasks
+from ringrl.experience.relabel_workers import Backend, Workers, relabelled
 from ringrl.experience.store import build, open_store
-
-Rewards = Callable[[Episode], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Args:
     """Build an episode store from folders of ExoRL's episode files."""
 
     folders: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of episode files, or the ones above that contain buffer/. Each becomes one source."""
+    """Folders of episode files, or the ones above that contain buffer/, or .zip archives. Each becomes one source."""
     out: Path
     """The store to make."""
     domain: str | None = None
@@ -40,6 +41,12 @@ class Args:
     """Task ids, such as walker_run. Default: all of the domain that the states allow; if recorded, those recorded."""
     relabel: Literal["exact", "exorl", "recorded"] = "exact"
     """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action. recorded: as in the files."""
+    jobs: int = 1
+    """Processes that read and relabel; 0 is one for each core."""
+    backend: Backend = "loky"
+    """loky: processes of this machine. dask, ray: of a cluster."""
+    address: str | None = None
+    """Of the Dask scheduler or Ray cluster; default: one started on this machine."""
     skip_bad: bool = False
     """Move bad files to quarantine/ and go on, instead of stopping at the first."""
     overwrite: bool = False
@@ -57,18 +64,15 @@ def main(args: Args) -> None:
     descriptions = [describe_folder(folder, args.domain) for folder in args.folders]
     readers = [read_folder(folder, skip_bad=args.skip_bad) for folder in args.folders]
     _check_alike(args.folders, descriptions, [reader.dims for reader in readers])
+    tasks = args.tasks or _tasks(args, descriptions[0], readers[0])
     if args.relabel == "recorded":
-        tasks = args.tasks or descriptions[0].tasks or ()
-        rewards = [_recorded(tasks, *each) for each in zip(args.folders, descriptions, readers, strict=True)]
+        episodes = [_recorded(tasks, *each) for each in zip(args.folders, descriptions, readers, strict=True)]
     else:
-        tasks = args.tasks or relabelable_tasks(descriptions[0].domain, readers[0].dims.physics, args.relabel)
-        relabel = Relabeler(tasks, args.relabel)
-        if relabel.domain != descriptions[0].domain:
-            raise UserError(f"{args.folders[0]} is of {descriptions[0].domain}, the tasks are of {relabel.domain}")
-        rewards = [relabel] * len(readers)
+        _check_domain(tasks, args.folders[0], descriptions[0].domain)
+        episodes = [_relabelled(args, tasks, reader) for reader in readers]
     build(
         args.out,
-        _track(_episodes(readers, rewards), total=sum(len(reader) for reader in readers)),
+        _track(_numbered(episodes), total=sum(len(reader) for reader in readers)),
         domain=descriptions[0].domain,
         tasks=tasks,
         sources=[description.source for description in descriptions],
@@ -88,8 +92,29 @@ def _check_alike(folders: tuple[Path, ...], descriptions: list[Description], dim
             raise UserError(f"{folder} has widths {widths}, {folders[0]} {dims[0]}: they do not fit into one store")
 
 
-def _recorded(tasks: tuple[str, ...], folder: Path, description: Description, reader: read_folder) -> Rewards:
-    """The columns of the files that hold the rewards of `tasks`."""
+def _tasks(args: Args, description: Description, reader: read_folder) -> tuple[str, ...]:
+    """What is taken where no task is named."""
+    if args.relabel == "recorded":
+        return description.tasks or ()
+    return relabelable_tasks(description.domain, reader.dims.physics, args.relabel)
+
+
+def _check_domain(tasks: tuple[str, ...], folder: Path, domain: str) -> None:
+    for task in tasks:
+        if split_task(task)[0] != domain:
+            raise UserError(f"{folder} is of {domain}, the tasks are of {split_task(task)[0]}")
+
+
+def _relabelled(args: Args, tasks: tuple[str, ...], reader: read_folder) -> Iterator[Episode]:
+    assert args.relabel != "recorded"
+    workers = Workers(args.jobs, args.backend, args.address)
+    skip = reader.skip if args.skip_bad else None
+    files = relabelled(reader.files, tasks, args.relabel, dims=reader.dims, workers=workers, on_damaged=skip)
+    return (episode for _, episode in files)
+
+
+def _recorded(tasks: tuple[str, ...], folder: Path, description: Description, reader: read_folder) -> Iterator[Episode]:
+    """The episodes with those columns of the files that hold the rewards of `tasks`."""
     names = description.tasks or tasks
     if not names:
         raise UserError(f"{folder}: nothing tells which task its rewards are of; name it with --tasks")
@@ -99,17 +124,14 @@ def _recorded(tasks: tuple[str, ...], folder: Path, description: Description, re
     if missing:
         raise UserError(f"{folder}: no recorded rewards of {', '.join(missing)}; it has {', '.join(names)}")
     columns = [names.index(task) for task in tasks]
-    return lambda episode: episode.reward[:, columns]
+    return (replace(episode, reward=episode.reward[:, columns]) for _, episode in reader)
 
 
-def _episodes(readers: list[read_folder], rewards: list[Rewards]) -> Iterator[tuple[Episode, int]]:
-    for source, (reader, rewards_of) in enumerate(zip(readers, rewards, strict=True)):
-        for path, episode in reader:
-            try:
-                relabelled = replace(episode, reward=rewards_of(episode))
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-            yield relabelled, source
+def _numbered(sources: list[Iterator[Episode]]) -> Iterator[tuple[Episode, int]]:
+    """Every episode with the index of its source."""
+    for index, episodes in enumerate(sources):
+        for episode in episodes:
+            yield episode, index
 
 
 def _track(episodes: Iterator[tuple[Episode, int]], total: int) -> Iterator[tuple[Episode, int]]:

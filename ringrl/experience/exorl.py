@@ -249,11 +249,15 @@ class read_folder(Iterator[tuple[EpisodeFile, Episode]]):  # noqa: N801 - used a
             except UserError as error:
                 if not self._skip_bad:
                     raise
-                _quarantine(path, str(error))
-                self.skipped += 1
+                self.skip(path, str(error))
                 continue
             return path, episode
         raise StopIteration
+
+    def skip(self, path: EpisodeFile, reason: str) -> None:
+        """Put a bad file aside, with the reason, as iteration does."""
+        _quarantine(path, reason)
+        self.skipped += 1
 
 
 def _usual_dims(files: list[EpisodeFile]) -> Dims:
