@@ -2,12 +2,14 @@
 
     ringrl data relabel walker/rnd --tasks walker_stand walker_run --out relabelled/walker/rnd
 
-The result is ExoRL's own layout again, with `relabel.json` beside the files. `build_store` relabels by itself; this
-step is for other programs that read ExoRL's files.
+The result is ExoRL's own layout again, under the same names, with `relabel.json` beside the files. `build_store`
+relabels by itself; this step is for other programs that read ExoRL's files.
+
+Files are done several at once (`--jobs`). A run that dies continues where it stopped if the same command is given
+again; given on several machines that share a file system, the command divides the work among them.
 """
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +19,11 @@ from rich.console import Console
 from rich.progress import track
 
 from ringrl.errors import UserError
-from ringrl.experience.atomic import atomic_folder
-from ringrl.experience.exorl import read_folder, write_episode
-from ringrl.experience.folders import RELABEL, describe_folder
+from ringrl.experience.exorl import _quarantine, read_folder
+from ringrl.experience.folders import describe_folder
 from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
+from ringrl.experience.relabel_folder import Job, relabel_folder
+from ringrl.experience.relabel_workers import Backend, Workers
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Args:
     """Rewrite a folder of ExoRL's episode files with rewards of other tasks."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """The folder of episode files, or the one above that contains buffer/."""
+    """The folder of episode files, or the one above that contains buffer/; or a .zip of either."""
     out: Path
     """The folder to make."""
     domain: str | None = None
@@ -37,6 +40,12 @@ class Args:
     """Task ids, such as walker_run, in the order of the columns. Default: all of the domain that the states allow."""
     mode: Mode = "exact"
     """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action."""
+    jobs: int = 0
+    """Processes; 0: one for each core."""
+    backend: Backend = "loky"
+    """loky: processes of this machine. dask, ray: of a cluster, whose machines see the folders under the same names."""
+    address: str | None = None
+    """Of the Dask scheduler or Ray cluster. Default: one that is started here."""
     skip_bad: bool = False
     """Move bad files to quarantine/ and go on, instead of stopping at the first."""
     overwrite: bool = False
@@ -47,10 +56,11 @@ def main(args: Args) -> None:
     """Write the relabelled files.
 
     Raises:
-        UserError: in one line, for anything wrong with the folder, the files or the tasks. Nothing is left then.
+        UserError: in one line, for anything wrong with the folder, the files or the tasks. The folder is not made then.
     """
-    description = describe_folder(args.folder, args.domain)
-    reader = read_folder(args.folder, skip_bad=args.skip_bad)
+    folder, out = args.folder.absolute(), args.out.absolute()
+    description = describe_folder(folder, args.domain)
+    reader = read_folder(folder)
     relabel = Relabeler(args.tasks or relabelable_tasks(description.domain, reader.dims.physics, args.mode), args.mode)
     if relabel.domain != description.domain:
         raise UserError(f"{args.folder} is of {description.domain}, the tasks of {relabel.domain}")
@@ -60,22 +70,20 @@ def main(args: Args) -> None:
         "mode": args.mode,
         "mujoco": version("mujoco"),
         "dm_control": version("dm-control"),
+        "numpy": version("numpy"),
         "collect": description.source.collected,
     }
+    job = Job(tuple(reader.files), reader.dims, about)
+    workers = Workers(args.jobs, args.backend, args.address)
+    finished = relabel_folder(
+        job, out, workers=workers, overwrite=args.overwrite, on_damaged=_quarantine if args.skip_bad else None
+    )
     console = Console(stderr=True)  # in a pipe only errors are wanted there
     label = f"relabelling {args.folder}"
-    progress = track(reader, label, total=len(reader), console=console, disable=not console.is_terminal)
-    index = -1
-    with atomic_folder(args.out, marker=RELABEL, overwrite=args.overwrite) as partial:
-        for index, (path, episode) in enumerate(progress):
-            try:
-                relabelled = replace(episode, reward=relabel(episode))
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-            write_episode(partial, index, relabelled)
-        (partial / RELABEL).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    skipped = f"; {reader.skipped} bad files skipped" if reader.skipped else ""
-    print(f"{args.out}: {index + 1} episodes with rewards of {', '.join(relabel.tasks)}{skipped}")
+    done = list(track(finished, label, total=len(job.files), console=console, disable=not console.is_terminal))
+    skipped = f"; {done.count(False)} bad files skipped" if False in done else ""
+    count = f"{done.count(True)} episodes" if done else "there already: the episodes"
+    print(f"{args.out}: {count} with rewards of {', '.join(relabel.tasks)}{skipped}")
 
 
 if __name__ == "__main__":

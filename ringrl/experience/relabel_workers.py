@@ -130,8 +130,8 @@ def parallel_map(
     with _joblib(workers):
         # joblib's generator runs on however slowly it is read, so it is given a batch of items at a time. Ray's backend
         # has none.
-        as_what = "list" if workers.backend == "ray" else "generator"
-        parallel: Any = joblib.Parallel(return_as=as_what, **{"batch_size": 1})
+        options: dict[str, Any] = {"return_as": "list" if workers.backend == "ray" else "generator", "batch_size": 1}
+        parallel: Any = joblib.Parallel(**options)
         at_once = ahead * max(joblib.effective_n_jobs(), 1)
         for start in range(0, len(items), at_once):
             yield from parallel(joblib.delayed(function)(item) for item in items[start : start + at_once])
