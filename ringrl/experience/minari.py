@@ -19,11 +19,11 @@ from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.atomic import atomic_folder
+from ringrl.experience.episodes import make_episode
 
 if TYPE_CHECKING:
     from minari import MinariDataset
 
-_ACTION_LIMIT = 1 + 1e-5
 _UNBOUNDED = 1e10
 _FORMAT_MARKER = "data/metadata.json"
 
@@ -76,6 +76,8 @@ def changed_settings(dataset: "MinariDataset") -> dict[str, Any]:
     registered = gymnasium.spec(spec.id)
     changed = {name: value for name, value in spec.kwargs.items() if registered.kwargs.get(name) != value}
     changed.pop("render_mode", None)
+    if spec.additional_wrappers:
+        changed["wrappers"] = [wrapper.name for wrapper in spec.additional_wrappers]
     if spec.max_episode_steps != registered.max_episode_steps:
         changed["max_episode_steps"] = spec.max_episode_steps
     return changed
@@ -99,8 +101,9 @@ def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
         where = f"{dataset.id}, episode {index}"
         try:
             data = next(episodes)
-            observation = flatten_observations(dataset.observation_space, data.observations)
-            yield _to_episode(where, data, observation, low, high)
+            yield _to_episode(data, flatten_observations(dataset.observation_space, data.observations), low, high)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
         except (OSError, KeyError, ValueError, TypeError, IndexError, StopIteration) as error:
             raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
 
@@ -139,41 +142,19 @@ def flatten_observations(space: spaces.Space, values: Any) -> Float32[np.ndarray
 
 
 def _to_episode(
-    where: str,
     data: Any,
     observation: Float32[np.ndarray, "rows observation"],
     low: Float64[np.ndarray, " action"],
     high: Float64[np.ndarray, " action"],
 ) -> Episode:
-    steps = len(data.rewards)
     actions = np.asarray(data.actions, np.float64).reshape(len(data.actions), -1)
-    lengths = {"actions": len(actions), "terminations": len(data.terminations), "observations": len(observation) - 1}
-    wrong = [name for name, length in lengths.items() if length != steps]
-    if wrong or not steps:
-        raise UserError(f"{where}: {', '.join(wrong) or 'rewards'}: not as many as {steps} steps need")
-    unit = (actions - (high + low) / 2) / ((high - low) / 2)
-    physics = _physics(data.infos or {}, steps + 1)
-    arrays = {"observations": observation, "actions": unit, "rewards": data.rewards, "infos": physics}
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            raise UserError(f"{where}: a number among its {name} is NaN or infinite")
-    if np.abs(unit).max() > _ACTION_LIMIT:
-        raise UserError(
-            f"{where}: an action is {np.abs(unit).max():g} times as far from the middle as its space's bounds are; "
-            "clip or rescale the actions, as docs/your_own_data.md shows"
-        )
-    return Episode(
-        observation=observation,
-        action=_after_dummy(np.clip(unit, -1.0, 1.0), 0.0),
-        reward=_after_dummy(np.asarray(data.rewards).reshape(steps, 1), 0.0),
-        discount=_after_dummy(1.0 - np.asarray(data.terminations, np.float64).reshape(steps), 1.0),
-        physics=physics,
+    return make_episode(
+        observation,
+        (actions - (high + low) / 2) / ((high - low) / 2),
+        np.asarray(data.rewards),
+        terminated=np.asarray(data.terminations, bool),
+        physics=_physics(data.infos or {}, len(observation)),
     )
-
-
-def _after_dummy(values: np.ndarray, first: float) -> np.ndarray:
-    """Float32 rows of an `Episode`, whose row 0 belongs to no action."""
-    return np.concatenate([np.full((1, *values.shape[1:]), first, np.float32), values.astype(np.float32)])
 
 
 def _physics(infos: dict[str, Any], rows: int) -> Float64[np.ndarray, "rows state"]:
