@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,3 +168,26 @@ def test_a_killed_build_leaves_no_store_and_the_next_one_cleans_up(tmp_path):
     run(*arguments)
     assert [path.name for path in tmp_path.glob("s*")] == ["s"]
     assert open_store(tmp_path / "s").episodes == 100
+
+
+def test_archives_and_several_processes_give_the_same_store(tmp_path):
+    folder = collect(tmp_path / "walker" / "random" / "buffer", "walker_walk", count=5, note=False)
+    archive = Path(shutil.make_archive(str(tmp_path / "random"), "zip", tmp_path, "walker/random/buffer"))
+    damaged = folder / "episode_000002_20.npz"
+    run(folder, "--out", tmp_path / "plain")
+    run(archive, "--out", tmp_path / "shared", "--jobs", "2")
+    plain, shared = open_store(tmp_path / "plain"), open_store(tmp_path / "shared")
+    assert shared.domain == "walker" and shared.sources[0].collector == "random"
+    spans = [(episode, 0, 20) for episode in range(5)]
+    for task in plain.tasks:
+        for one, other in zip(plain.read_many(spans, task), shared.read_many(spans, task), strict=True):
+            np.testing.assert_array_equal(one.reward, other.reward)
+            np.testing.assert_array_equal(one.observation, other.observation)
+
+    damaged.write_bytes(damaged.read_bytes()[:99])
+    with pytest.raises(UserError, match="episode_000002_20.npz"):
+        run(folder, "--out", tmp_path / "whole", "--jobs", "2")
+    assert not (tmp_path / "whole").exists()
+    run(folder, "--out", tmp_path / "rest", "--jobs", "2", "--skip-bad")
+    assert open_store(tmp_path / "rest").episodes == 4
+    assert (folder / "quarantine" / damaged.name).exists()
