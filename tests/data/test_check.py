@@ -12,13 +12,15 @@ from ringrl.experience.exorl import list_episodes, read_episode, write_episode
 from ringrl.experience.relabel import relabel_episode
 
 collect, check = recipes.load("data", "collect"), recipes.load("data", "check")
+# Domain -> task, the widths of its observation, and the parts that no state tells.
 DOMAINS = {
-    "cartpole": "cartpole_swingup",
-    "cheetah": "cheetah_run_backward",
-    "jaco": "jaco_reach_top_left",
-    "point_mass_maze": "point_mass_maze_reach_bottom_right",
-    "quadruped": "quadruped_jump",
-    "walker": "walker_flip",
+    "cartpole": ("cartpole_swingup", 5, []),
+    "cheetah": ("cheetah_run_backward", 17, []),
+    "hopper": ("hopper_hop", 15, [("touch", [13, 15])]),
+    "jaco": ("jaco_reach_top_left", 42, [("jaco_arm/joints_torque", [12, 18])]),
+    "point_mass_maze": ("point_mass_maze_reach_bottom_right", 4, []),
+    "quadruped": ("quadruped_jump", 78, [("imu", [48, 51]), ("force_torque", [54, 78])]),
+    "walker": ("walker_flip", 24, []),
 }
 
 
@@ -57,31 +59,17 @@ def changed(collected, tmp_path, task, **changes):
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_collected_files_of_every_domain_agree(collected, capsys, domain):
-    task = DOMAINS[domain]
+    task, width, unchecked = DOMAINS[domain]
     status, report, error = run(collected(task), capsys)
     assert (status, error, report["agrees"], report["domain"]) == (0, "", True, domain)
     assert report["episodes"] == 1 and report["rows"] == (251 if domain == "jaco" else 1001)
-    checked = [part for part in report["observation"] if part["share"] is not None]
-    assert checked and all(part["largest_difference"] == 0.0 for part in checked)
+    late = [part for part in report["observation"] if part["share"] is None]
+    assert [(part["name"], part["columns"]) for part in late] == unchecked
+    assert all("not checkable from stored states" in part["note"] for part in late)
+    assert all(part["largest_difference"] == 0.0 for part in report["observation"] if part not in late)
+    assert report["observation"][-1]["columns"][1] == width
     exact = [one for one in report["rewards"] if one["mode"] == "exact" and one["name"] == task]
     assert any(one["largest_difference"] == 0.0 for one in exact)
-
-
-@pytest.mark.parametrize(
-    "task, unchecked",
-    [
-        ("walker_flip", []),
-        ("jaco_reach_top_left", [("jaco_arm/joints_torque", [12, 18])]),
-        ("quadruped_jump", [("imu", [48, 51]), ("force_torque", [54, 78])]),
-        ("hopper_hop", [("touch", [13, 15])]),
-    ],
-)
-def test_forces_and_accelerations_are_said_not_to_be_checkable(collected, capsys, task, unchecked):
-    status, report, _ = run(collected(task), capsys)
-    parts = [part for part in report["observation"] if part["share"] is None]
-    assert status == 0 and [(part["name"], part["columns"]) for part in parts] == unchecked
-    assert all("not checkable from stored states" in part["note"] for part in parts)
-    assert report["observation"][-1]["columns"][1] == {"w": 24, "j": 42, "q": 78, "h": 15}[task[0]]
 
 
 def test_exact_and_exorl_rewards_are_told_apart(collected, capsys, tmp_path):
@@ -163,10 +151,11 @@ def test_short_episodes_that_did_not_end_are_found(collected, capsys, tmp_path):
 
 
 def test_the_table_is_the_default(collected, capsys):
-    check.main(check.Args(collected("quadruped_jump")))
+    check.main(check.Args(collected("hopper_hop")))
     lines = capsys.readouterr().out.splitlines()
-    assert any("observation: egocentric_state" in line and "100.00%" in line for line in lines)
-    assert any("reward: quadruped_jump exact" in line for line in lines)
+    assert any("observation: velocity" in line and "100.00%" in line for line in lines)
+    assert any("observation: touch" in line and "not checkable" in line for line in lines)
+    assert any("reward: hopper_hop exact" in line for line in lines)
     assert lines[-1] == "Numbers agree if they differ by at most 1e-05 + 1e-05 times their size."
 
 
