@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ringrl.errors import UserError
-from ringrl.experience.exorl import _quarantine, read_folder
+from ringrl.experience.exorl import _quarantine, list_episodes, read_folder
 from ringrl.experience.folders import describe_folder
 from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
 from ringrl.experience.relabel_folder import Job, relabel_folder
@@ -82,8 +82,8 @@ def main(args: Args) -> None:
     label = f"relabelling {args.folder}"
     done = list(track(finished, label, total=len(job.files), console=console, disable=not console.is_terminal))
     skipped = f"; {done.count(False)} bad files skipped" if False in done else ""
-    count = f"{done.count(True)} episodes" if done else "there already: the episodes"
-    print(f"{args.out}: {count} with rewards of {', '.join(relabel.tasks)}{skipped}")
+    there = "" if done else "; they were there already"
+    print(f"{args.out}: {len(list_episodes(out))} episodes with rewards of {', '.join(relabel.tasks)}{skipped}{there}")
 
 
 if __name__ == "__main__":

@@ -95,9 +95,8 @@ def relabel_folder(
         return
     _check(out, overwrite)
     work, joined = _open_work(job, out)
-    # Whoever joins begins elsewhere than whoever was first, or both would do the same files at the same time.
-    first = random.randrange(len(job.files)) if joined else 0
-    files = job.files[first:] + job.files[:first]
+    # Whoever joins goes another way through the files, or all would do the same ones at the same time.
+    files = random.sample(job.files, len(job.files)) if joined else job.files
     finish = functools.partial(
         _finish_file, work=work, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
     )

@@ -9,6 +9,9 @@ the same work to other machines, which must see the files under the same absolut
 import functools
 import importlib
 import logging
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -127,6 +130,8 @@ def parallel_map(
     if workers.jobs == 1 and workers.backend == "loky":
         yield from map(function, items)
         return
+    if workers.backend == "loky":
+        function = functools.partial(_while_parent_lives, os.getpid(), function)
     with _joblib(workers):
         # joblib's generator runs on however slowly it is read, so it is given a batch of items at a time. Ray's backend
         # has none.
@@ -135,6 +140,22 @@ def parallel_map(
         at_once = ahead * max(joblib.effective_n_jobs(), 1)
         for start in range(0, len(items), at_once):
             yield from parallel(joblib.delayed(function)(item) for item in items[start : start + at_once])
+
+
+def _while_parent_lives(parent: int, function: Callable[[Item], Result], item: Item) -> Result:
+    """`function(item)` in a process that ends soon after `parent`: loky's would wait five minutes for more work."""
+    _end_with(parent)
+    return function(item)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -158,7 +179,7 @@ def _joblib(workers: Workers) -> Iterator[None]:
             stack.callback(ray.shutdown)
             importlib.import_module("ray.util.joblib").register_ray()
         else:
-            options |= {"inner_max_num_threads": 1}
+            options |= {"inner_max_num_threads": 1}  # the cores are taken by the processes
         with joblib.parallel_config(backend=workers.backend, **options):
             yield
 
