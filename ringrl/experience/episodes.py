@@ -14,12 +14,12 @@ _ACTION_LIMIT = 1 + 1e-5
 
 
 def make_episode(
-    observation: Shaped[np.ndarray, "rows observation"],
-    action: Shaped[np.ndarray, "steps action"],
-    reward: Shaped[np.ndarray, " steps"] | Shaped[np.ndarray, "steps tasks"],
+    observation: Shaped[np.ndarray, "_rows observation"],
+    action: Shaped[np.ndarray, "_steps action"],
+    reward: Shaped[np.ndarray, " _steps"] | Shaped[np.ndarray, "_steps tasks"],
     *,
-    terminated: Bool[np.ndarray, " steps"] | bool,
-    physics: Shaped[np.ndarray, "rows_and_last state"] | None = None,
+    terminated: Bool[np.ndarray, " _steps"] | bool,
+    physics: Shaped[np.ndarray, "_rows state"] | None = None,
 ) -> Episode:
     """An episode of T steps: step t observes `observation[t]`, takes `action[t]` and is paid `reward[t]`.
 
@@ -41,7 +41,7 @@ def make_episode(
         observed, taken, paid = (np.asarray(each).astype(np.float32) for each in (observation, action, reward))
     observed = np.concatenate([observed, observed[-1:]]) if len(observed) == steps else observed
     states = np.zeros((steps + 1, 0)) if physics is None else physics.astype(np.float64)
-    _check_lengths(steps, {"observation": observed[1:], "reward": paid, "terminated": ends, "physics": states[1:]})
+    _check_lengths(steps, {"reward": paid, "terminated": ends}, {"observation": observed, "physics": states})
     _check_values({"observation": observed, "action": taken, "reward": paid, "physics": states})
     return Episode(
         observation=observed,
@@ -52,10 +52,12 @@ def make_episode(
     )
 
 
-def _check_lengths(steps: int, arrays: dict[str, np.ndarray]) -> None:
-    wrong = [f"{len(values)} of {name}" for name, values in arrays.items() if len(values) != steps]
+def _check_lengths(steps: int, of_steps: dict[str, np.ndarray], with_last: dict[str, np.ndarray]) -> None:
+    wanted = dict.fromkeys(of_steps, steps) | dict.fromkeys(with_last, steps + 1)
+    found = {name: len(values) for name, values in (of_steps | with_last).items()}
+    wrong = [f"{count} of {name} for {wanted[name]}" for name, count in found.items() if count != wanted[name]]
     if wrong or not steps:
-        raise UserError(f"an episode of {steps} actions has {', '.join(wrong) or 'no steps'}; give one for every step")
+        raise UserError(f"an episode of {steps} actions has {', '.join(wrong) or 'no steps'}")
 
 
 def _check_values(arrays: dict[str, np.ndarray]) -> None:

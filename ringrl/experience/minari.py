@@ -89,7 +89,7 @@ def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
     Observations of Dict and Tuple spaces are flattened in the order of `gymnasium.spaces.flatten`: a Dict's parts by
     name, each part row by row. Actions are mapped from the action space's bounds onto [-1, 1]; where it has none they
     are taken as they are. The discount is 0 where the data set says terminated. `physics` is `infos["physics"]`, else
-    [`infos["qpos"]`, `infos["qvel"]`], else of width 0.
+    [`infos["qpos"]`, `infos["qvel"]`], where they have a row for every observation; else of width 0.
 
     Raises:
         UserError: naming the data set and the episode, if a space is neither a Box nor made of Boxes, an array is
@@ -157,12 +157,10 @@ def _to_episode(
     )
 
 
-def _physics(infos: dict[str, Any], rows: int) -> Float64[np.ndarray, "rows state"]:
+def _physics(infos: dict[str, Any], rows: int) -> Float64[np.ndarray, "rows state"] | None:
     names = ("physics",) if "physics" in infos else ("qpos", "qvel") if {"qpos", "qvel"} <= infos.keys() else ()
     parts = [np.asarray(infos[name], np.float64).reshape(len(infos[name]), -1) for name in names]
-    if any(len(part) != rows for part in parts):
-        return np.zeros((rows, 0))
-    return np.concatenate([np.zeros((rows, 0)), *parts], axis=1)
+    return np.concatenate(parts, axis=1) if parts and all(len(part) == rows for part in parts) else None
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,94 @@
+"""Real environments whose episodes end early: trials of unequal lengths in one context, each environment by itself."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from flax import nnx
+from gymnasium.vector import AutoresetMode
+
+from ringrl.agent import Acting
+from ringrl.config import ModelConfig
+from ringrl.envs import VectorEnv, make
+from ringrl.experience.normalizer import Normalizer
+from ringrl.model.heads import Gaussian
+from ringrl.model.tokens import ORDER, TokenLayout
+from ringrl.model.transformer import Transformer
+from ringrl.rollout.policy import SequencePolicy
+from ringrl.rollout.trials import run_trials
+
+TASK, TRIALS = "Hopper-v5", 3
+SIZES = {"observation": 11, "action": 3}
+NORMALIZER = Normalizer(np.zeros(11, np.float32), np.ones(11, np.float32), 50.0, 2.0)
+TARGET = 30.0
+ACROSS = Acting(context_steps=2000, across_trials=True, target=TARGET, sample=True)
+SHORT = Acting(context_steps=24, across_trials=True, target=TARGET, sample=True)  # the cache fills up
+WINDOW = Acting(context_steps=8, across_trials=False, target=TARGET, sample=True)
+actings = pytest.mark.parametrize("acting", [ACROSS, SHORT, WINDOW], ids=["across", "short", "window"])
+
+
+@cache
+def make_model(max_steps: int = 1000) -> Transformer:
+    config = ModelConfig(layers=1, width=32, heads=2, kv_heads=2, max_steps=max_steps, max_trials=8)
+    return Transformer(config, TokenLayout(ORDER), Gaussian(), SIZES, rngs=nnx.Rngs(0))
+
+
+def make_policy(acting: Acting, envs: int, model: Transformer | None = None) -> SequencePolicy:
+    options = {"envs": envs, "episode_steps": 100, "trials": TRIALS, "sizes": SIZES, "seed": 0}
+    return SequencePolicy(model or make_model(), NORMALIZER, acting, **options)
+
+
+def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
+    builders = [lambda seed=seed: make(TASK, seed=seed, action_repeat=action_repeat) for seed in seeds]
+    return VectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def roll_out(policy: SequencePolicy, seeds: list[int]) -> list[dict[int, tuple[float, int]]]:
+    """Of every environment, trial -> (return, length)."""
+    found = run_trials(policy, make_envs(seeds), TRIALS, agent="a", task=TASK, seed=0, action_repeat=2)
+    assert len(found) == len(seeds) * TRIALS
+    return [{one.trial: (one.return_, one.length) for one in found if one.env == env} for env in range(len(seeds))]
+
+
+@actings
+def test_an_environment_does_as_it_would_in_other_company(acting):
+    mixed, alike = (roll_out(make_policy(acting, 2), seeds) for seeds in ([5, 6], [5, 5]))
+    assert mixed[0] == alike[0] and mixed[1] != alike[1]
+    lengths = [length for trials in mixed for _, length in trials.values()]
+    assert len(set(lengths)) > 3 and max(lengths) < 1000
+
+
+@actings
+def test_the_agent_is_told_what_each_trial_earned_and_when_it_began(acting):
+    policy = make_policy(acting, 2)
+    seen: list[dict[str, np.ndarray]] = []
+    predict = policy._context.predict
+
+    def spy(step):
+        seen.append({name: np.array(value) for name, value in step.items()})
+        return predict(step)
+
+    policy._context.predict = spy
+    results = roll_out(policy, [5, 6])
+    for env, trials in enumerate(results):
+        decisions = [{name: value[env] for name, value in step.items()} for step in seen]
+        starts = [index for index, one in enumerate(decisions) if one["step"] == 0][:TRIALS]
+        assert [-(-length // 2) for _, length in trials.values()][:-1] == np.diff(starts).tolist()
+        for trial, start in enumerate(starts):
+            first = decisions[start]
+            assert first["return_to_go"] == pytest.approx(TARGET / 50.0)
+            across = acting.across_trials
+            assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
+            assert first["segment_ids"] == (1 if across else trial + 1)
+            assert bool(first["previous_action"].any()) == (across and trial > 0)
+            if trial + 1 < TRIALS:
+                last = decisions[starts[trial + 1] - 1]
+                assert last["step"] == starts[trial + 1] - 1 - start
+            if across and trial:
+                reached = trials[trial - 1][0] >= TARGET
+                assert first["previous_completion"] == reached
+
+
+def test_steps_and_trials_beyond_the_embeddings_share_the_last_one():
+    results = roll_out(make_policy(ACROSS, 2, make_model(max_steps=3)), [5, 6])
+    assert all(np.isfinite(earned) and length > 6 for trials in results for earned, length in trials.values())
