@@ -42,12 +42,9 @@ def write_card(store: Path | str, out: Path | None = None, *, seed: int = 0) -> 
     opened = open_store(store, memory_limit=0)
     if out is None:
         out = Path(f"{opened.path}.card") if isinstance(opened.path, Path) else Path(f"{Path(opened.path).name}.card")
-    groups = group_sources(opened)
-    sample = draw_sample(opened, groups.of_episode, len(groups.labels), np.random.default_rng(seed))
-    card = facts(opened, groups, sample)
     now = datetime.now(UTC)
+    card, groups, sample = describe(opened, seed)
     card["written"] = now.isoformat(timespec="seconds")
-    card["notes"] = notes(opened, card, sample)
     page = _page(opened, groups, sample, card, now)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -58,11 +55,23 @@ def write_card(store: Path | str, out: Path | None = None, *, seed: int = 0) -> 
     return out / "index.html"
 
 
+def describe(store: Store, seed: int = 0) -> tuple[dict[str, Any], Groups, Sample]:
+    """All that card.json says but for when; how the page groups the sources; and the sample behind the coverage.
+
+    Raises:
+        UserError: if the store cannot be read.
+    """
+    groups = group_sources(store)
+    sample = draw_sample(store, groups.of_episode, len(groups.labels), np.random.default_rng(seed))
+    card = facts(store, groups, sample)
+    return card | {"notes": notes(store, card, sample)}, groups, sample
+
+
 def _page(store: Store, groups: Groups, sample: Sample, card: dict[str, Any], now: datetime) -> str:
     here = files("ringrl.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((here / "card.html").read_text(encoding="utf-8"))
-    colours = {label: index for index, label in enumerate(groups.labels)}
+    colours = {label: index % len(SERIES_LIGHT) for index, label in enumerate(groups.labels)}
     return template.render(
         style=Markup((here / "style.css").read_text(encoding="utf-8")),
         light=SERIES_LIGHT,
@@ -113,27 +122,28 @@ def _shares(store: Store, groups: Groups) -> list[tuple[str, float]]:
 
 
 def _sources(card: dict[str, Any]) -> dict[str, Any]:
+    shown = card["sources"][:_SHOWN_ROWS]
+    columns = {
+        "Collector": [source["collector"] or "unknown" for source in shown],
+        "Rewarded for": [source["task"] or "\u2013" for source in shown],
+        "Episodes": [f"{source['episodes']:,}" for source in shown],
+        "Steps": [f"{source['steps']:,}" for source in shown],
+        "Share": [f"{source['share']:.1%}" for source in shown],
+        "Coverage": [f"{card['coverage']['cells'][source['group']]:.0%}" for source in shown],
+    }
+    if not any(source["task"] for source in shown):
+        del columns["Rewarded for"]
+    names = [source["name"].removeprefix(f"{card['domain']}/") for source in shown]
+    cells = zip(*columns.values(), strict=True)
     rows = [
-        {
-            "name": source["name"],
-            "group": source["group"],
-            "anchor": None,
-            "cells": [
-                source["collector"] or "unknown",
-                source["task"] or "\u2013",
-                f"{source['episodes']:,}",
-                f"{source['steps']:,}",
-                f"{source['share']:.1%}",
-                f"{card['coverage']['cells'][source['group']]:.0%}",
-            ],
-        }
-        for source in card["sources"][:_SHOWN_ROWS]
+        {"name": name, "group": source["group"], "anchor": None, "cells": each}
+        for name, source, each in zip(names, shown, cells, strict=True)
     ]
     more = len(card["sources"]) - len(rows)
     return {
-        "headings": ["Source", "Collector", "Rewarded for", "Episodes", "Steps", "Share", "Coverage"],
+        "headings": ["Source", *columns],
         "rows": rows,
-        "caption": (f"{more} more sources are in card.json. " if more > 0 else "")
+        "caption": (f"{more} more sources are in card.json. " if more else "")
         + "Coverage: of all cells of the plane below that equally many steps of every source reach together, the share "
         "that this one reaches.",
     }
@@ -178,7 +188,7 @@ def _task(store: Store, groups: Groups, task: str, card: dict[str, Any], colours
     ]
     rows = [
         {
-            "name": store.sources[each["source"]].name,
+            "name": store.sources[each["source"]].name.removeprefix(f"{store.domain}/"),
             "group": groups.labels[groups.of_source[each["source"]]],
             "anchor": None,
             "cells": [f"{each['episodes']:,}", *map(_number, [each["mean"], each["std"], *each["quantiles"].values()]),

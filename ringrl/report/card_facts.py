@@ -16,7 +16,7 @@ from ringrl.report.card_sample import Sample
 FORMAT = "ringrl data-set card"
 FORMAT_VERSION = 1
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-SHOWN_GROUPS = 8  # there are as many colours
+SHOWN_GROUPS = 9  # ExoRL's collectors; the last has the first's colour, and stands far from it
 _BINS = 40
 _RISES = 0.3  # Spearman's rank correlation above which a history may be called a learner's
 
@@ -38,11 +38,8 @@ class Groups:
 
 def group_sources(store: Store) -> Groups:
     """Groups of sources, `SHOWN_GROUPS` at most; the smallest collectors are pooled if there are more."""
-    names = Counter(source.name for source in store.sources)
-    labels = [
-        source.name if names[source.name] == 1 else f"{source.name} #{index + 1}"
-        for index, source in enumerate(store.sources)
-    ]
+    names = [source.name.removeprefix(f"{store.domain}/") for source in store.sources]
+    labels = [name if names.count(name) == 1 else f"{name} #{index + 1}" for index, name in enumerate(names)]
     if len(labels) > SHOWN_GROUPS:
         labels = [source.collector or "unknown collector" for source in store.sources]
     sizes: Counter[str] = Counter()
@@ -140,11 +137,9 @@ def notes(store: Store, card: dict[str, Any], sample: Sample) -> list[str]:
     empty = [source["name"] for source in card["sources"] if not source["episodes"]]
     if empty:
         found.append(f"No episode of {', '.join(empty)} is in the store: all its files were bad.")
-    keys = np.column_stack([store.lengths, *(store.returns(task) for task in store.tasks)])
-    moving = np.ptp(keys[:, 1:], axis=0).any() if store.episodes > 1 else False
-    twice = store.episodes - len(np.unique(keys, axis=0))
-    if moving and twice > max(1, 0.01 * store.episodes):
-        found.append(f"{twice:,} episodes equal an earlier one in length and every return: copies, most likely.")
+    copies = _copies(store)
+    if copies > 0.01 * store.episodes:
+        found.append(f"{copies:,} episodes equal an earlier one in length and every return: copies, most likely.")
     still = np.flatnonzero(sample.ranges[0] == sample.ranges[-1])
     if len(still):
         found.append(f"Observations never change in dimension {_listed(still)} of {store.dims.observation}.")
@@ -158,6 +153,14 @@ def notes(store: Store, card: dict[str, Any], sample: Sample) -> list[str]:
     if "exorl" in modes:
         found.append("Rewards are ExoRL's own number, which leaves out the action (relabel mode exorl).")
     return found
+
+
+def _copies(store: Store) -> int:
+    """Episodes with the length and all the returns of an earlier one. Whole numbers do not count: sparse rewards, and
+    episodes of nothing, give the same sums by themselves."""
+    keys = np.column_stack([store.lengths, *(store.returns(task) for task in store.tasks)])
+    telling = keys[(keys % 1 != 0).any(axis=1)]
+    return len(telling) - len(np.unique(telling, axis=0))
 
 
 def _task_notes(store: Store, task: str, card: dict[str, Any]) -> list[str]:

@@ -73,13 +73,19 @@ def return_history(look: Look, data: TaskReturns) -> Figure:
     panel = axes[0, 0]
     order = np.arange(1, len(data.returns) + 1)
     stretch = max(1, -(-len(order) // (120 if look.narrow else 240)))
-    for source in np.unique(data.source).tolist():
+    sources = np.unique(data.source).tolist()
+    for source in sources:
         place = np.flatnonzero(data.source == source)
         label = data.labels[data.group[place[0]]]
         _history(panel, look.colour(label), order[place].astype(np.float64), data.returns[place], stretch)
         if place[0]:
             panel.axvline(float(order[place[0]]) - 0.5, color=look.palette.line, linewidth=1)
-    panel.margins(x=0.01, y=0.08)
+        # Names where they fit; in file order each source follows the one before it.
+        if 1 < len(sources) <= (3 if look.narrow else 9) and 20 * len(place) >= len(order):
+            panel.annotate(label, (float(order[place[0]]), 1), (4, -3), va="top", fontsize=8.5,
+                           xycoords=("data", "axes fraction"), textcoords="offset points",
+                           color=look.palette.muted)  # fmt: skip
+    panel.margins(x=0.01, y=0.16)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=5 if look.narrow else 10, integer=True))
     panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
     panel.xaxis.set_major_formatter(thousands())
@@ -111,7 +117,8 @@ def coverage(look: Look, sample: Sample, labels: tuple[str, ...]) -> Figure:
     """Where each group's steps lie in the plane of the first two principal components, a panel a group; behind them
     the shape of all groups' steps together."""
     present = np.unique(sample.group).tolist()
-    columns = min(2 if look.narrow else 4 if len(present) > 3 else max(len(present), 2), max(len(present), 1))
+    most = 2 if look.narrow else len(present) if len(present) < 5 else -(-len(present) // 2)
+    columns = min(most, len(present))
     rows = -(-len(present) // columns)
     side = (4.6 if look.narrow else 9.6) / max(columns, 2 if look.narrow else 3)
     figure, axes = look.figure((side + 0.42) * rows + 0.3, rows, columns, sharex=True, sharey=True)
