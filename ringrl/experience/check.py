@@ -146,7 +146,7 @@ class _Facts:
                 "action",
                 "-1 to 1",
                 f"{self._lowest:.4g} to {self._highest:.4g}",
-                self._lowest >= -1.0 and self._highest <= 1.0,
+                self._lowest >= -1.0 - ATOL and self._highest <= 1.0 + ATOL,
             ),
             Fact("discount", "1; 0 only in a last row", discounts, self._discounts_right),
             Fact(
