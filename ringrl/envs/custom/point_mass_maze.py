@@ -1,7 +1,7 @@
 """point_mass_maze: the suite's point mass in four chambers, between which a cross of walls leaves gaps at its ends.
 
-It starts in the chamber at the top left; each task's goal is the middle of one chamber. Walls and floor are solid,
-unlike the suite's: friction on the floor, on which the ball just rests, is part of the published dynamics.
+It starts in the chamber at the top left; each task's goal is the middle of one chamber. Unlike the suite's, its walls
+are solid.
 """
 
 from collections import OrderedDict
