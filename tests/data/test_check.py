@@ -1,7 +1,9 @@
 """What `ringrl data check` says of collected files, and of files that are not what they should be."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +150,12 @@ def test_short_episodes_that_did_not_end_are_found(collected, capsys, tmp_path):
     write_episode(tmp_path, 0, replace(episode, **{name: getattr(episode, name)[:51] for name in names}))
     status, _, error = run(tmp_path, capsys, domain="walker")
     assert status == 1 and "length: 50, expected 1000" in error
+
+
+def test_an_archive_is_checked_as_it_is(collected, capsys, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "walker"), "zip", collected("walker_flip"))
+    status, report, _ = run(Path(archive), capsys)
+    assert (status, report["domain"], report["expected_tasks"]) == (0, "walker", ["walker_flip"])
 
 
 def test_the_table_is_the_default(collected, capsys):
