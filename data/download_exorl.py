@@ -10,6 +10,7 @@ member's CRC is checked, and the SHA-256 of what came is written down, so that r
 import difflib
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,7 +83,8 @@ def _download(args: Args, out: Path, kept: Path, about: Record) -> None:
     url = f"{args.url.rstrip('/')}/{about['domain']}/{about['collector']}.zip"
     partial = kept.with_name(f"{kept.name}.partial")
     with _progress(f"downloading {about['domain']}/{about['collector']}") as show:
-        remote = fetch(url, partial, copies=1 if args.keep_zip else 2, retries=args.retries, show=show)
+        copies = 1 if args.keep_zip else 2
+        remote = fetch(url, partial, copies=copies, retries=args.retries, show=show, tell=_tell)
     record = about | {
         "url": url,
         "size": remote.size,
@@ -189,6 +191,10 @@ def _known(kind: str, name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=2)
     guess = f"did you mean {' or '.join(close)}? " if close else ""
     raise UserError(f"ExoRL has no {kind} {name!r}; {guess}there are: {', '.join(known)}")
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)  # above the progress line, if there is one
 
 
 @contextmanager

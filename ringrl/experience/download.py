@@ -65,6 +65,7 @@ def fetch(
     pause: float = 1.0,
     timeout: float = 60.0,
     show: Callable[[int, int | None], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Remote:
     """Make `partial` the whole file at `url`, going on where an earlier call or a broken line left off.
 
@@ -79,6 +80,7 @@ def fetch(
         pause: seconds before the second attempt; doubled with every failure in a row, up to a minute.
         timeout: seconds of silence after which the line counts as broken.
         show: called with the bytes so far and the size.
+        tell: called with a line of words before every pause.
 
     Raises:
         UserError: in one line: if the server refuses, contradicts itself about the length, or sends more than it
@@ -97,7 +99,9 @@ def fetch(
             if failures > retries:
                 kept = f"; {have} bytes are kept in {partial}, run again to go on" if have else "; try again later"
                 raise UserError(f"{url}: {error}{kept}") from error
-            time.sleep(max(error.wait, min(_LONGEST_PAUSE, pause * 2 ** (failures - 1))))
+            wait = max(error.wait, min(_LONGEST_PAUSE, pause * 2 ** (failures - 1)))
+            tell(f"{url}: {error}; asking again in {wait:.0f} s")
+            time.sleep(wait)
 
 
 def forget(partial: Path) -> None:
