@@ -57,7 +57,7 @@ def ringrl(monkeypatch, capsys):
         ("ls x", "Unrecognized options: x"),
         ("cp", "Missing from ringrl cp"),
         ("cp nope there", "nope: no recipe of that name"),
-        ("data", "needs a STEP: build_store, collect"),
+        ("data", "needs a STEP: build_store, card, check, collect"),
         ("data nope", "nope: data has no recipe"),
         ("data collect --bogus", "Unrecognized options: --bogus"),
         ("data collect --policy x", "--policy"),
