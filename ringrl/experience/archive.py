@@ -217,8 +217,9 @@ def _open(archive: Path) -> zipfile.ZipFile:
 def _opened(archive: Path, *_identity: int) -> zipfile.ZipFile:
     try:
         opened = zipfile.ZipFile(archive)
-        # The end of a member that is a zip itself, as .npz files are, passes for the end of a truncated archive.
-        if min((info.header_offset for info in opened.infolist()), default=0):
+        # The end of a member that is a zip itself, as .npz files are, passes for the end of a truncated archive. Some
+        # programs begin an archive with a mark of 4 bytes.
+        if min((info.header_offset for info in opened.infolist()), default=0) > 4:
             raise zipfile.BadZipFile("the end is that of a file within")
         return opened
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
