@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from minari import MinariDataset
 
 _UNBOUNDED = 1e10
+# HDF5 keeps what it knows of every episode until the file is closed, which Minari does at the end of a request.
+_EPISODES_AT_ONCE = 50
 _FORMAT_MARKER = "data/metadata.json"
 
 
@@ -96,10 +98,12 @@ def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
             missing, of a wrong length, damaged, NaN or infinite, or an action is outside its bounds.
     """
     low, high = action_bounds(dataset)
-    episodes = iter(dataset.iterate_episodes())
+    episodes: Iterator[Any] = iter(())
     for index in range(dataset.total_episodes):
         where = f"{dataset.id}, episode {index}"
         try:
+            if index % _EPISODES_AT_ONCE == 0:
+                episodes = iter(dataset.iterate_episodes(dataset.episode_indices[index : index + _EPISODES_AT_ONCE]))
             data = next(episodes)
             yield _to_episode(data, flatten_observations(dataset.observation_space, data.observations), low, high)
         except UserError as error:

@@ -12,8 +12,15 @@ from ringrl import envs, recipes
 from ringrl.config import parse_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.episodes import stored_episodes
-from ringrl.experience.minari import flatten_observations, open_dataset, read_episodes, write_dataset
+from ringrl.experience.episodes import make_episode, stored_episodes
+from ringrl.experience.minari import (
+    changed_settings,
+    domain_of,
+    flatten_observations,
+    open_dataset,
+    read_episodes,
+    write_dataset,
+)
 from ringrl.experience.store import Source, build, open_store
 from ringrl.rollout.evaluate import evaluate
 from ringrl.training.loop import train
@@ -129,10 +136,13 @@ def test_a_random_hopper_is_imported_trained_on_and_evaluated(root, tmp_path):
 
 
 def test_data_of_other_settings_are_named_and_not_evaluated(root, tmp_path, capsys):
-    collect("hopper/wide-v0", "Hopper-v5", 1, exclude_current_positions_from_observation=False)
+    settings = {"exclude_current_positions_from_observation": False, "max_episode_steps": 8}
+    dataset = collect("hopper/wide-v0", "Hopper-v5", 1, **settings)
+    assert changed_settings(dataset) == settings and not changed_settings(minari.load_dataset("hopper/a-v0"))
     store = import_store(tmp_path / "wide", "hopper/wide-v0")
-    assert "collected with {'exclude_current_positions_from_observation': False}" in capsys.readouterr().out
-    assert store.sources[0].collected["changed_settings"] == {"exclude_current_positions_from_observation": "False"}
+    assert f"hopper/wide-v0 was collected with {settings}" in capsys.readouterr().out
+    assert store.sources[0].collected["changed_settings"] == {name: repr(value) for name, value in settings.items()}
+    assert store.read(0, 0, 8, "Hopper-v5").discount.all()  # a time limit is no end
     config = parse_config(
         {
             "data": {"store": str(tmp_path / "wide"), "task": "Hopper-v5"},
@@ -205,6 +215,19 @@ def test_bounds_that_are_not_one_are_mapped_both_ways(root):
     np.testing.assert_allclose(dataset[0].actions, 0.4 * episode.action[1:], rtol=1e-6)
     (again,) = read_episodes(dataset)
     np.testing.assert_allclose(again.action, episode.action, atol=1e-7)
+
+
+def test_more_episodes_than_are_read_at_once_keep_their_order(root):
+    episodes = [
+        make_episode(np.full((3, 1), i), np.zeros((2, 1)), np.array([i, 0]), terminated=False) for i in range(120)
+    ]
+    write_dataset("many-v0", iter(episodes), "t", description="for a test")
+    assert [episode.reward[1, 0] for episode in read_episodes(minari.load_dataset("many-v0"))] == list(range(120))
+
+
+def test_domains_of_tasks():
+    found = [domain_of(task) for task in ("Hopper-v5", "cheetah_run", "AntMaze_UMaze-v4", "my_robot")]
+    assert found == ["Hopper", "cheetah", "AntMaze_UMaze", "my_robot"]
 
 
 def test_observations_are_flattened_as_gymnasium_does():
