@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from ringrl.agent import Acting, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
-from ringrl.envs import VectorEnv, make_vector, split_task
+from ringrl.envs import make, make_vector, split_task
 from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
 from ringrl.experience.normalizer import Normalizer
@@ -57,7 +57,7 @@ def evaluate(
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
     acting = _acting(config, card, setting)
-    _check_task(run, config.data.task)
+    _check_task(run, config.data.task, card["sizes"])
     model, step = load_model(run, config, card, checkpoint)
     policies: dict[str, Callable[[int], Policy]] = {
         agent_label(config): partial(_trained, run, acting, card, model, setting)
@@ -67,7 +67,7 @@ def evaluate(
     results: list[TrialReturn] = []
     with Progress(console=Console(stderr=True)) as progress:
         for name, policy in policies.items():
-            results += _roll_out(config, card, setting, name, policy, progress)
+            results += _roll_out(config, setting, name, policy, progress)
     folder = run / "evaluation"
     folder.mkdir(exist_ok=True)
     seconds = round(time.perf_counter() - began, 2)
@@ -82,28 +82,33 @@ def evaluate(
     return folder / "returns.csv"
 
 
-def _check_task(run: Path, task: str) -> None:
-    """Data can be of anything; only what there is an environment of can be rolled out."""
+def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
+    """Data can be of anything; only what there is an environment of, of the data's widths, can be rolled out."""
     try:
         split_task(task)
     except UserError as error:
         raise UserError(
-            f"{run}: there is no environment {task!r} to evaluate in; the run can be trained on and exported"
+            f"{run}: there is no environment {task!r} to evaluate in; the run can only be resumed and exported"
         ) from error
+    env = make(task)
+    spaces = {"observation": env.observation_space, "action": env.action_space}
+    widths = {name: math.prod(space.shape or ()) for name, space in spaces.items()}
+    env.close()
+    wrong = [name for name, width in widths.items() if width != sizes[name]]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{run}: {task}'s {name} has {widths[name]} numbers, the data's has {sizes[name]}: they are of an "
+            "environment with other settings, in which it cannot be evaluated here"
+        )
 
 
 def _roll_out(
-    config: RunConfig,
-    card: dict,
-    setting: EvaluationConfig,
-    name: str,
-    policy: Callable[[int], Policy],
-    progress: Progress,
+    config: RunConfig, setting: EvaluationConfig, name: str, policy: Callable[[int], Policy], progress: Progress
 ) -> list[TrialReturn]:
     """One agent's trials; `policy` makes it, given the decisions of an episode."""
     data = config.data
     vector = make_vector(data.task, setting.envs, seed=setting.seed, action_repeat=data.action_repeat)
-    _check_sizes(vector, data.task, card["sizes"])
     decisions = -(-vector.time_limit_steps // data.action_repeat)
     about = f"{name}: {setting.trials} trials x {setting.envs} environments"
     bar = progress.add_task(about, total=setting.trials * decisions)
@@ -120,17 +125,6 @@ def _roll_out(
         )
     finally:
         vector.close()
-
-
-def _check_sizes(vector: VectorEnv, task: str, sizes: dict[str, int]) -> None:
-    spaces = {"observation": vector.single_observation_space, "action": vector.single_action_space}
-    for name, space in spaces.items():
-        width = math.prod(space.shape or ())
-        if width != sizes[name]:
-            raise UserError(
-                f"{task}: its {name} has {width} numbers, in the data it has {sizes[name]}: they are of an environment "
-                "with other settings, which is not here to evaluate in"
-            )
 
 
 def agent_label(config: RunConfig) -> str:

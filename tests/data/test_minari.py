@@ -1,6 +1,7 @@
 """Real Minari data sets of real Gymnasium environments: imported, trained on, evaluated, and written back."""
 
 import csv
+import json
 import sys
 import warnings
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from ringrl import envs, recipes
-from ringrl.config import parse_config
+from ringrl.config import dump_config, parse_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.episodes import make_episode, stored_episodes
@@ -143,18 +144,16 @@ def test_data_of_other_settings_are_named_and_not_evaluated(root, tmp_path, caps
     assert f"hopper/wide-v0 was collected with {settings}" in capsys.readouterr().out
     assert store.sources[0].collected["changed_settings"] == {name: repr(value) for name, value in settings.items()}
     assert store.read(0, 0, 8, "Hopper-v5").discount.all()  # a time limit is no end
-    config = parse_config(
-        {
-            "data": {"store": str(tmp_path / "wide"), "task": "Hopper-v5"},
-            "agent": {"name": "behavior_cloning", "window": 4},
-            "model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2},
-            "training": {"steps": 1, "batch": 2, "row_steps": 4},
-        },
-        "wide",
-    )
-    train(config, tmp_path / "run")
-    with pytest.raises(UserError, match="Hopper-v5: its observation has 11 numbers, in the data it has 12"):
-        evaluate(tmp_path / "run", envs=1, trials=1)
+    values = {
+        "data": {"store": str(tmp_path / "wide"), "task": "Hopper-v5"},
+        "agent": {"name": "behavior_cloning"},
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(parse_config(values, "wide")))
+    (run / "dataset.json").write_text(json.dumps({"returns": [1.0], "sizes": {"observation": 12, "action": 3}}))
+    with pytest.raises(UserError, match="run: Hopper-v5's observation has 11 numbers, the data's has 12"):
+        evaluate(run)  # refused before it looks for a model
 
 
 @pytest.mark.parametrize("name, task", [("hopper/a-v0", "Hopper-v5"), ("cheetah/a-v0", "HalfCheetah-v5")])
