@@ -19,6 +19,7 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,35 +103,39 @@ def relabel_folder(
     )
     damaged: list[tuple[EpisodeFile, str]] = []
     try:
-        for file, error in zip(files, parallel_map(finish, files, workers, ahead=_AHEAD), strict=True):
-            if error is not None and not (error.damaged and on_damaged is not None):
-                raise UserError(error.reason)
-            if error is not None:
-                damaged.append((file, error.reason))
-            yield error is None
+        with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
+            for file, error in zip(files, results, strict=True):
+                if error is not None and not (error.damaged and on_damaged is not None):
+                    raise UserError(error.reason)
+                if error is not None:
+                    damaged.append((file, error.reason))
+                yield error is None
         if len(damaged) == len(files):
             raise UserError(f"no file could be relabelled; the first: {damaged[0][1]}")
         _publish(job, work, out, overwrite)
     except BaseException as error:
         if job.made(out) and not work.is_dir():  # another run has finished this job
             return
-        raise _explain(error, work) from error
+        explained = _explain(error, work)
+        if explained is None:
+            raise
+        raise explained from error
     for file, reason in damaged:
         if on_damaged is not None:
             on_damaged(file, reason)
 
 
-def _explain(error: BaseException, work: Path) -> BaseException:
-    """`error`, or one that says what has become of the work folder; one without finished files is removed."""
-    if not work.is_dir() and isinstance(error, OSError):
+def _explain(error: BaseException, work: Path) -> UserError | None:
+    """What is to be said in place of `error`, if anything. A work folder without finished files is removed."""
+    if isinstance(error, OSError) and not work.is_dir():
         return UserError(f"{work} was removed while this run was at work on it; give the same command again")
     finished = sum(1 for _ in work.glob("*.npz"))
     if not finished:
         shutil.rmtree(work, ignore_errors=True)
     elif isinstance(error, UserError):
-        kept = f"{finished} finished files stay in {work}, and the same command, or with --skip-bad, continues"
+        kept = f"finished files, {finished}, stay in {work}; the same command continues, also with --skip-bad"
         return UserError(f"{error} ({kept})")
-    return error
+    return None
 
 
 def _fingerprint(file: EpisodeFile) -> list[Any]:

@@ -12,8 +12,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -91,13 +92,14 @@ def relabelled(
         UserError: naming the file, as `read_episode` and `Relabeler`; and if a backend is not installed.
     """
     relabel = functools.partial(relabel_file, task_ids=tuple(task_ids), mode=mode, dims=dims)
-    for file, result in zip(files, parallel_map(relabel, files, workers or Workers(), ahead=_AHEAD), strict=True):
-        if isinstance(result, Episode):
-            yield file, result
-        elif result.damaged and on_damaged is not None:
-            on_damaged(file, result.reason)
-        else:
-            raise UserError(result.reason)
+    with closing(parallel_map(relabel, files, workers or Workers(), ahead=_AHEAD)) as results:
+        for file, result in zip(files, results, strict=True):
+            if isinstance(result, Episode):
+                yield file, result
+            elif result.damaged and on_damaged is not None:
+                on_damaged(file, result.reason)
+            else:
+                raise UserError(result.reason)
 
 
 def relabel_file(file: EpisodeFile, task_ids: tuple[str, ...], mode: Mode, dims: Dims | None) -> Episode | BadFile:
@@ -120,7 +122,7 @@ def _relabeler(task_ids: tuple[str, ...], mode: Mode) -> Relabeler:
 
 def parallel_map(
     function: Callable[[Item], Result], items: Sequence[Item], workers: Workers, *, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`function` of each item, in order; at most `ahead` results for each worker wait to be taken.
 
     Raises:
@@ -137,9 +139,22 @@ def parallel_map(
         # has none.
         options: dict[str, Any] = {"return_as": "list" if workers.backend == "ray" else "generator", "batch_size": 1}
         parallel: Any = joblib.Parallel(**options)
-        at_once = ahead * max(joblib.effective_n_jobs(), 1)
+        at_once = ahead * joblib.effective_n_jobs(_n_jobs(workers))
         for start in range(0, len(items), at_once):
-            yield from parallel(joblib.delayed(function)(item) for item in items[start : start + at_once])
+            results = parallel(joblib.delayed(function)(item) for item in items[start : start + at_once])
+            try:
+                for result in results:  # noqa: UP028 - `yield from` would close it itself
+                    yield result
+            finally:
+                _stop(results)
+
+
+def _stop(results: Any) -> None:
+    """End what joblib still does for results that nobody wants, which it would warn about."""
+    if isinstance(results, Generator):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            results.close()
 
 
 def _while_parent_lives(parent: int, function: Callable[[Item], Result], item: Item) -> Result:
@@ -158,11 +173,16 @@ def _end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _n_jobs(workers: Workers) -> int:
+    """joblib's word for it: -1 is all that there are."""
+    return -1 if workers.address else workers.jobs or -1
+
+
 @contextmanager
 def _joblib(workers: Workers) -> Iterator[None]:
     """joblib set up for `workers`; what is started for it ends with it."""
     with ExitStack() as stack:
-        options: dict[str, Any] = {"n_jobs": workers.jobs or -1}
+        options: dict[str, Any] = {"n_jobs": _n_jobs(workers)}
         if workers.backend == "dask":
             distributed = _import("distributed", "dask[distributed]")
             logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
