@@ -65,7 +65,10 @@ def main(args: Args) -> None:
     """
     domain, collector = _known("domain", args.domain, DOMAINS), _known("collector", args.collector, COLLECTORS)
     out = args.out or Path("datasets") / domain / collector
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place with --out") from error
     about = {"domain": domain, "collector": collector}
     kept = out.with_name(f"{out.name}.zip")
     with exclusive(out.with_name(f"{out.name}.lock")):

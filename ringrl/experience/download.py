@@ -129,7 +129,10 @@ def exclusive(lock: Path) -> Iterator[None]:
 
 def _try_lock(lock: Path) -> int | None:
     """The open file, locked; None if its last holder removed it between our two calls, so that it protects nothing."""
-    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unwritable(lock, error) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(file), lock.stat()):
@@ -161,7 +164,7 @@ def _receive(url: str, partial: Path, copies: int, timeout: float, show: Callabl
             remote, start = _understand(reply, url, partial, known, have)
             if remote.size is not None:
                 require_space(partial.parent, copies * remote.size - start)
-            write_text(_state(partial), json.dumps(asdict(remote)))
+            _save_state(partial, remote)
             _copy(reply, partial, start, remote, show)
     except urllib.error.HTTPError as error:
         with error:
@@ -177,7 +180,7 @@ def _receive(url: str, partial: Path, copies: int, timeout: float, show: Callabl
     if remote.size is not None and done < remote.size:
         raise _Interrupted(f"the line broke after {done} of {remote.size} bytes")
     complete = Remote(url, done, remote.etag, remote.modified)
-    write_text(_state(partial), json.dumps(asdict(complete)))
+    _save_state(partial, complete)
     return complete
 
 
@@ -207,7 +210,7 @@ def _copy(reply: Any, partial: Path, start: int, remote: Remote, show: Callable[
     try:
         file = partial.open("r+b" if start else "wb")
     except OSError as error:
-        raise UserError(f"{partial}: cannot be written: {error.strerror}") from error
+        raise _unwritable(partial, error) from error
     with file:
         file.seek(start)
         file.truncate()
@@ -220,8 +223,9 @@ def _copy(reply: Any, partial: Path, start: int, remote: Remote, show: Callable[
                 raise UserError(f"{remote.url}: the server announced {remote.size} bytes and sends more; refused")
             try:
                 file.write(chunk)
+                file.flush()  # or an error of the disk comes later, and looks like one of the line
             except OSError as error:
-                raise UserError(f"{partial}: cannot be written: {error.strerror}; make room and run again") from error
+                raise _unwritable(partial, error) from error
             show(done, remote.size)
 
 
@@ -242,6 +246,17 @@ def _refused(error: urllib.error.HTTPError, url: str, partial: Path, known: Remo
 
 def _state(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.json")
+
+
+def _save_state(partial: Path, remote: Remote) -> None:
+    try:
+        write_text(_state(partial), json.dumps(asdict(remote)))
+    except OSError as error:
+        raise _unwritable(partial, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); make room there, or choose another place")
 
 
 def _load_state(partial: Path, url: str) -> Remote | None:

@@ -192,12 +192,13 @@ def test_a_folder_that_is_not_ours_is_left_alone(site, run, tmp_path):
 def test_an_interrupted_download_goes_on_and_excludes_a_second_one(site, run, tmp_path, how):
     site.content = archive(tmp_path / "made", [("video/1.mp4", np.random.default_rng(1).bytes(2**22))])
     begun, go_on = http_site.threading.Event(), http_site.threading.Event()
+    partial = tmp_path / "out" / "rnd.zip.partial"
 
     def pace():
-        if begun.is_set():
-            go_on.wait(20)
-        if (tmp_path / "out" / "rnd.zip.partial").exists():
+        if partial.exists() and partial.stat().st_size:
             begun.set()
+            go_on.wait(20)
+        go_on.wait(0.02)  # slowly, so that not all is on its way before the first byte has arrived
 
     site.faults.append(fault(pace=pace))
     command = [sys.executable, str(STEP), "walker", "rnd", "--url", site.url, "--out", str(tmp_path / "out" / "rnd")]
@@ -211,7 +212,7 @@ def test_an_interrupted_download_goes_on_and_excludes_a_second_one(site, run, tm
         first.wait()
         go_on.set()
     assert "rnd" not in left(tmp_path)
-    have = (tmp_path / "out" / "rnd.zip.partial").stat().st_size
+    have = partial.stat().st_size
     run("walker", "rnd")
     assert site.requests[-1]["Range"] == f"bytes={have}-" and 0 < have < len(site.content)
     assert left(tmp_path) == ["rnd"] and len(exorl.list_episodes(tmp_path / "out" / "rnd")) == 4

@@ -246,6 +246,18 @@ def test_a_disk_too_small_is_said_before_the_first_byte(site, tmp_path, monkeypa
     fetch(site, tmp_path)
 
 
+def test_a_disk_that_fails_is_not_taken_for_the_line(site, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nowhere/x.zip.partial: cannot be written"), monkeypatch.context() as patched:
+        patched.setattr(download, "require_space", lambda *_: None)
+        fetch(site, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="x.lock: cannot be written"), download.exclusive(tmp_path / "nowhere/x.lock"):
+        pass
+    (tmp_path / "x.zip.partial").mkdir()
+    with pytest.raises(UserError, match="x.zip.partial: cannot be written"):
+        fetch(site, tmp_path)
+    assert len(site.requests) == 2
+
+
 def test_the_environments_proxy_is_used(site, tmp_path, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.delenv("NO_PROXY", raising=False)
