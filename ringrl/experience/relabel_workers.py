@@ -184,7 +184,7 @@ def _joblib(workers: Workers) -> Iterator[None]:
     with ExitStack() as stack:
         options: dict[str, Any] = {"n_jobs": _n_jobs(workers)}
         if workers.backend == "dask":
-            distributed = _import("distributed", "dask[distributed]")
+            distributed = _import("distributed", "ringrl[dask]")
             logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
             if workers.address is None:
                 cluster = distributed.LocalCluster(
