@@ -164,13 +164,10 @@ def _receive(url: str, partial: Path, copies: int, timeout: float, show: Callabl
             remote, start = _understand(reply, url, partial, known, have)
             if remote.size is not None:
                 require_space(partial.parent, copies * remote.size - start)
-            _save_state(partial, remote)
             _copy(reply, partial, start, remote, show)
     except urllib.error.HTTPError as error:
         with error:
             remote = _refused(error, url, partial, known, have)
-    except ssl.SSLCertVerificationError as error:
-        raise UserError(f"{url}: its certificate is not trusted: {error.verify_message}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -214,6 +211,7 @@ def _copy(reply: Any, partial: Path, start: int, remote: Remote, show: Callable[
     with file:
         file.seek(start)
         file.truncate()
+        _save_state(partial, remote)  # now that no byte of another version is left
         done = start
         show(done, remote.size)
         while chunk := reply.read1(_CHUNK):
