@@ -41,7 +41,7 @@ class Args:
     mode: Mode = "exact"
     """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action."""
     jobs: int = 0
-    """Processes; 0: one for each core."""
+    """Processes; 0: one for each core, or fewer for few files."""
     backend: Backend = "loky"
     """loky: processes of this machine. dask, ray: of a cluster, whose machines see the folders under the same names."""
     address: str | None = None

@@ -88,10 +88,11 @@ class Relabeler:
         """
         self._check_widths(episode)
         rewards = np.zeros((len(episode.physics), len(self.tasks)), np.float32)
-        states, controls = episode.physics[1:], self._environments[0].control(episode.action)[1:]
+        states = episode.physics[1:]
         self._check_states(states)
         try:
             for part, columns in self._parts:
+                controls = self._environments[columns[0]].control(episode.action[1:])
                 rewards[1:, columns] = part(states, controls)
         except PhysicsError as error:
             raise UserError(f"cannot relabel an episode of {self.domain}: {error}") from error

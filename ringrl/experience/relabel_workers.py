@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 
 # Files in memory at once for each worker: enough that few wait where one batch of files ends and the next begins.
 _AHEAD = 32
+# To start a process takes about as long as to relabel so many episodes of the suite.
+_WORTH_A_PROCESS = 50
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class Workers:
     """Who does the work.
 
     Attributes:
-        jobs: processes; 1 is this process alone, 0 one for each core. A cluster that `address` names has its own.
+        jobs: processes; 1 is this process alone, 0 one for each core, or fewer for few files. A cluster that `address`
+            names has its own.
         backend: joblib's: loky are processes of this machine.
         address: of the Dask scheduler or Ray cluster; None starts one on this machine with `jobs` processes.
     """
@@ -129,10 +132,12 @@ def parallel_map(
         UserError: if a backend is not installed.
         Exception: what `function` raises.
     """
-    if workers.jobs == 1 and workers.backend == "loky":
-        yield from map(function, items)
-        return
     if workers.backend == "loky":
+        jobs = workers.jobs or min(joblib.cpu_count(), 1 + len(items) // _WORTH_A_PROCESS)
+        if jobs == 1:
+            yield from map(function, items)
+            return
+        workers = replace(workers, jobs=jobs)
         function = functools.partial(_while_parent_lives, os.getpid(), function)
     with _joblib(workers):
         # joblib's generator runs on however slowly it is read, so it is given a batch of items at a time. Ray's backend

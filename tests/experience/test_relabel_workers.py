@@ -112,3 +112,8 @@ def test_a_missing_backend_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="ray is not installed: pip install 'ray'"):
         list(parallel_map(abs, [1], Workers(2, "ray"), ahead=1))
+
+
+def test_few_files_are_not_worth_a_process(files, monkeypatch):
+    monkeypatch.delattr("joblib.Parallel")
+    assert_all_in_order(files, relabelled(files, TASKS, workers=Workers(0)))
