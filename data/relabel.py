@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ringrl.errors import UserError
-from ringrl.experience.exorl import _quarantine, list_episodes, read_folder
+from ringrl.experience.exorl import list_episodes, quarantine, read_folder
 from ringrl.experience.folders import describe_folder
 from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
 from ringrl.experience.relabel_folder import Job, relabel_folder
@@ -76,7 +76,7 @@ def main(args: Args) -> None:
     job = Job(tuple(reader.files), reader.dims, about)
     workers = Workers(args.jobs, args.backend, args.address)
     finished = relabel_folder(
-        job, out, workers=workers, overwrite=args.overwrite, on_damaged=_quarantine if args.skip_bad else None
+        job, out, workers=workers, overwrite=args.overwrite, on_damaged=quarantine if args.skip_bad else None
     )
     console = Console(stderr=True)  # in a pipe only errors are wanted there
     label = f"relabelling {args.folder}"

@@ -256,7 +256,7 @@ class read_folder(Iterator[tuple[EpisodeFile, Episode]]):  # noqa: N801 - used a
 
     def skip(self, path: EpisodeFile, reason: str) -> None:
         """Put a bad file aside, with the reason, as iteration does."""
-        _quarantine(path, reason)
+        quarantine(path, reason)
         self.skipped += 1
 
 
@@ -275,7 +275,8 @@ def _usual_dims(files: list[EpisodeFile]) -> Dims:
     return found.most_common(1)[0][0]
 
 
-def _quarantine(path: EpisodeFile, reason: str) -> None:
+def quarantine(path: EpisodeFile, reason: str) -> None:
+    """Move a bad file to `quarantine/` beside it, with the reason; of one in an archive only the reason is kept."""
     if isinstance(path, Member):
         reasons = path.archive.with_name(f"{path.archive.name}.reasons.txt")
     else:
