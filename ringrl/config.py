@@ -142,7 +142,7 @@ class TrainingConfig(Section):
     steps: int = Field(default=1000, ge=1)  # optimiser steps
     batch: int = Field(default=16, ge=1)  # rows a step, over all devices
     row_steps: int = Field(default=1000, ge=1)  # steps (decisions) a row holds
-    chains_per_row: int = Field(default=1, ge=1)  # chains packed into a row, kept apart by segment ids
+    packing: bool = False  # True: a row holds as many chains as fit, kept apart by segment ids; False: one
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)  # the newest

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from ringrl.errors import UserError
-from ringrl.experience.reader import EpisodeReader, by_decision
+from ringrl.experience.reader import EpisodeReader, by_decision, rewards_by_decision
 
 EPISODES_AT_ONCE = 16
 
@@ -116,7 +116,8 @@ def _columns(
         group = episodes[first : first + EPISODES_AT_ONCE].tolist()
         spans = [(episode, 0, int(store.lengths[episode])) for episode in group]
         for steps in store.read_many(spans, task):
-            observation, _, reward = by_decision(steps, action_repeat)
+            observation, _ = by_decision(steps, action_repeat)
+            reward, _ = rewards_by_decision(steps, action_repeat)
             yield np.concatenate([observation.astype(np.float64), reward[:, None]], axis=1)
 
 

@@ -32,6 +32,11 @@ class Steps(Protocol):
         """The rewards of the task that was asked for."""
         ...
 
+    @property
+    def earlier(self) -> Float32[np.ndarray, " start"]:
+        """The rewards of the episode's steps before these."""
+        ...
+
 
 @runtime_checkable
 class EpisodeReader(Protocol):
@@ -72,32 +77,24 @@ def build_chain(store: EpisodeReader, plan: ChainPlan, task: str, *, action_repe
     """
     if (plan.start % action_repeat).any():
         raise UserError(f"starts {plan.start.tolist()} must be multiples of action_repeat={action_repeat}")
-    episode, start, stop = plan.episode.tolist(), plan.start.tolist(), plan.stop.tolist()
-    spans = list(zip(episode, start, stop, strict=True))
-    inside = [j for j, first in enumerate(start) if first > 0]
-    # The returns-to-go of a piece that starts inside an episode need the rewards before it: one request for both.
-    steps = store.read_many(spans + [(episode[j], 0, start[j]) for j in inside], task)
-    target = plan.target.copy()
-    for j, before in zip(inside, steps[len(spans) :], strict=True):
-        target[j] -= before.reward.sum(dtype=np.float64)
-    pieces = [by_decision(each, action_repeat) for each in steps[: len(spans)]]
-    ends = plan.completed & (plan.stop == store.lengths[plan.episode])
+    spans = zip(plan.episode.tolist(), plan.start.tolist(), plan.stop.tolist(), strict=True)
+    steps = store.read_many(list(spans), task)
+    held = [by_decision(each, action_repeat) for each in steps]
+    rewards = [rewards_by_decision(each, action_repeat) for each in steps]
     count = decisions(plan, action_repeat)
     completion = np.zeros(int(count.sum()), np.float32)
-    completion[np.cumsum(count) - 1] = ends
-    reward = [piece[2] for piece in pieces]
+    completion[np.cumsum(count) - 1] = plan.completed & (plan.stop == store.lengths[plan.episode])
+    before = np.concatenate([earned for _, earned in rewards])
+    trial = np.repeat(np.arange(len(count), dtype=np.int32), count)
+    number = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count - plan.start // action_repeat, count)
     return Chain(
-        observation=np.concatenate([piece[0] for piece in pieces]),
-        action=np.concatenate([piece[1] for piece in pieces]),
-        reward=np.concatenate(reward).astype(np.float32),
-        return_to_go=np.concatenate(
-            [best - (np.cumsum(each) - each) for best, each in zip(target, reward, strict=True)]
-        ).astype(np.float32),
+        observation=np.concatenate([observation for observation, _ in held]),
+        action=np.concatenate([action for _, action in held]),
+        reward=np.concatenate([reward for reward, _ in rewards]).astype(np.float32),
+        return_to_go=(np.repeat(plan.target, count) - before).astype(np.float32),
         completion=completion,
-        step=np.concatenate(
-            [np.arange(n) + first // action_repeat for first, n in zip(start, count, strict=True)], dtype=np.int32
-        ),
-        trial=np.repeat(np.arange(len(count), dtype=np.int32), count),
+        step=number.astype(np.int32),
+        trial=trial,
     )
 
 
@@ -108,13 +105,25 @@ def decisions(plan: ChainPlan, action_repeat: int = 1) -> Int64[np.ndarray, " pi
 
 def by_decision(
     steps: Steps, repeat: int
-) -> tuple[Float32[np.ndarray, "n observation"], Float32[np.ndarray, "n action"], Float64[np.ndarray, " n"]]:
-    """Observation, action and float64 reward of every decision, from those of its `repeat` environment steps."""
+) -> tuple[Float32[np.ndarray, "n observation"], Float32[np.ndarray, "n action"]]:
+    """Observation and action of every decision, from those of its `repeat` environment steps."""
     if repeat == 1:
-        return steps.observation, steps.action, steps.reward.astype(np.float64)
+        return steps.observation, steps.action
     first = np.arange(0, len(steps.reward), repeat)
     size = np.diff(first, append=len(steps.reward))
     # Summed in float64, so that the mean of k equal float32 actions is that action to the bit.
     action = np.add.reduceat(steps.action, first, axis=0, dtype=np.float64) / size[:, None]
-    reward = np.add.reduceat(steps.reward, first, dtype=np.float64)
-    return steps.observation[first], action.astype(np.float32), reward
+    return steps.observation[first], action.astype(np.float32)
+
+
+def rewards_by_decision(steps: Steps, repeat: int) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """The reward of every decision, and what its episode had earned before it.
+
+    Sums begin at the episode's first step, so that they are the same to the bit wherever a piece begins.
+    """
+    paid = np.concatenate([steps.earlier, steps.reward], dtype=np.float64)
+    if repeat > 1:
+        paid = np.add.reduceat(paid, np.arange(0, len(paid), repeat))
+    earned = np.cumsum(paid) - paid
+    first = len(steps.earlier) // repeat
+    return paid[first:], earned[first:]

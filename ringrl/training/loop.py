@@ -44,8 +44,9 @@ def train(config: RunConfig, run: Path) -> None:
             _write_run(config, run, source)
         clock = Clock(config, agent.tokens(config.agent).tokens_per_step, state.params, mesh.size)
         with Metrics(run, t.steps, start, config.agent.name) if is_first() else Silence() as metrics:
+            values: dict[str, jax.Array] = {}
             for step in range(start + 1, t.steps + 1):
-                with clock.waiting():
+                with clock.waiting(values):
                     batch = place_batch(first if step == start + 1 else next(batches), mesh, held)
                 state, values = train_step(state, batch)
                 metrics.advance()

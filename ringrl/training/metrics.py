@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -149,13 +150,25 @@ class Clock:
         peak, measured = peak_flops()
         self._peak, self._measured = peak * devices, float(measured)
         self._started, self._waited, self._done = time.perf_counter(), 0.0, 0
+        self._batches, self._watcher = 0, ThreadPoolExecutor(1)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent in here is time that the devices had nothing to do."""
+    def waiting(self, before: object = None) -> Iterator[None]:
+        """While the next batch comes.
+
+        Counted is the time in which the devices had nothing to do: from the moment at which they have done `before`,
+        what the last step returns, which is mostly still being computed when its caller goes on. Before the second
+        batch the clock starts again: until then the step was being compiled.
+        """
         entered = time.perf_counter()
+        if self._batches == 1 and self._done == 0:
+            self._started, self._waited, self._done = entered, 0.0, 1
+        self._batches += 1
+        done = self._watcher.submit(_time_of, before)
         yield
-        self._waited += time.perf_counter() - entered
+        left = time.perf_counter()
+        if done.done():
+            self._waited += left - min(max(entered, done.result()), left)
 
     def lap(self, step: int, done: int) -> dict[str, float]:
         """Rates since the last lap, for a run that is at `step` and has done `done` steps since it was started."""
@@ -171,3 +184,9 @@ class Clock:
         }
         self._started, self._waited, self._done = now, 0.0, done
         return rates
+
+
+def _time_of(values: object) -> float:
+    """When `values` are computed, by the clock of `time.perf_counter`."""
+    jax.block_until_ready(values)
+    return time.perf_counter()

@@ -108,7 +108,7 @@ class EpisodeSource:
             seed=config.seed,
             start_step=start_step,
             action_repeat=data.action_repeat,
-            chains_per_row=training.chains_per_row,
+            packing=training.packing,
             ring_size=config.mesh.seq,
             layout=config.mesh.layout,
             rows=held.rows,

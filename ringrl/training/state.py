@@ -107,6 +107,7 @@ def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: 
             learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {"loss": total / weight, "grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
+        metrics["padding"] = jnp.mean(batch["segment_ids"] == 0)  # share of the places that hold nothing
         return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
 
     options = compiler_options(mesh.devices.flat[0].platform)

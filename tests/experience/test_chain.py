@@ -34,6 +34,7 @@ class FakeStore:
             observation=np.stack([np.full_like(step, episode), step], axis=1),
             action=step[:, None] / 10,
             reward=self.rewards[episode][start:stop],
+            earlier=self.rewards[episode][:start],
         )
 
 
@@ -199,6 +200,7 @@ def test_a_held_action_survives_an_action_repeat_to_the_bit():
         observation=np.zeros((stop - start, 1), np.float32),
         action=np.full((stop - start, 1), held),
         reward=np.zeros(stop - start, np.float32),
+        earlier=np.zeros(start, np.float32),
     )
     chain = build_chain(store, plan([0], [0], [6], [0], [False]), "any", action_repeat=3)
     assert (chain.action == held).all()

@@ -12,6 +12,7 @@ from ringrl.episode import Batch, Chain
 from ringrl.errors import UserError
 from ringrl.experience.chain import Ascending, Windows
 from ringrl.experience.loader import Normalizer, make_loader, pad_batch
+from ringrl.experience.packing import Packing
 
 LAYOUTS = ("contiguous", "striped", "zigzag")
 
@@ -34,7 +35,10 @@ class MemoryStore:
         self.spans.extend(spans)
         return [
             SimpleNamespace(
-                observation=self.observation[e][a:b], action=self.action[e][a:b], reward=self.reward[e][a:b]
+                observation=self.observation[e][a:b],
+                action=self.action[e][a:b],
+                reward=self.reward[e][a:b],
+                earlier=self.reward[e][:a],
             )
             for e, a, b in spans
         ]
@@ -99,18 +103,19 @@ def test_a_padded_row_of_two_trials():
 
 
 def test_packed_chains_do_not_see_each_other():
-    batch = pad_batch([chain(2), chain(3, first=5), chain(1), chain(4)], 6, unit_normalizer(), chains_per_row=2)
+    chains = [chain(2), chain(3, first=5), chain(1), chain(4)]
+    packing = Packing(np.array([0, 0, 1, 1]), np.array([0, 2, 0, 1]), np.array([1, 2, 1, 2]))
+    batch = pad_batch(chains, 6, unit_normalizer(), packing=packing)
     assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 0]]
     assert batch.position.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
+    assert batch.step.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
     assert batch.previous_reward.tolist() == [[0, 1, 0, 5, 6, 0], [0, 0, 1, 2, 3, 0]]
     assert batch.previous_completion.tolist() == [[0] * 6, [0] * 6]
-    with pytest.raises(UserError, match="3 chains do not make whole rows"):
-        pad_batch([chain(1)] * 3, 6, unit_normalizer(), chains_per_row=2)
 
 
 def test_a_chain_that_does_not_fit_says_what_length_would():
-    with pytest.raises(UserError, match=r"5 steps is too short for 2 \+ 4 = 6 steps; make rows of at least 6"):
-        pad_batch([chain(2), chain(4)], 5, unit_normalizer(), chains_per_row=2)
+    with pytest.raises(UserError, match=r"5 steps is too short for a chain of 6 steps; .*row_steps to at least 6"):
+        pad_batch([chain(2), chain(2, 4)], 5, unit_normalizer())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -198,34 +203,82 @@ def test_a_part_need_not_be_one_piece():
     assert_same(part, Batch(**{f.name: getattr(whole, f.name)[rows][:, places] for f in fields(Batch)}))
 
 
-def test_a_step_shard_reads_only_the_trajectories_that_it_holds():
+def test_a_step_shard_reads_only_what_it_holds():
     store = MemoryStore([8] * 6)
     options = {"batch": 1, "steps": 48, "prefetch": 0}
     for index in range(6):
         store.spans.clear()
-        loader = make_loader(
-            store, ascending(store, 6), "any", unit_normalizer(), seed=0, places=np.arange(8) + 8 * index, **options
-        )
+        places = np.arange(9) + 8 * index if index < 5 else np.arange(4) + 44
+        loader = make_loader(store, ascending(store, 6), "any", unit_normalizer(), seed=0, places=places, **options)
         take(loader, 1)
-        # Its own, and the one before it for the first step's `previous_*`.
-        assert len(store.spans) == (1 if index == 0 else 2)
+        spans = [span[1:] for span in store.spans]
+        # All of its own trajectory and the next one's first step; before it the one step that `previous_*` show.
+        assert spans == {0: [(0, 8), (0, 1)], 5: [(3, 8)]}.get(index, [(7, 8), (0, 8), (0, 1)])
 
 
-def test_windows_and_packing_through_the_loader():
-    store = MemoryStore([9, 9, 9])
+def test_a_shard_of_padding_reads_one_step():
+    store = MemoryStore([4, 4])
+    batch = take(loader_of(store, batch=1, places=np.arange(10, 16), prefetch=0), 1)[0]
+    assert [stop - start for _, start, stop in store.spans] == [1]
+    assert not batch.weight.any() and not batch.segment_ids.any() and batch.observation.shape == (1, 6, 2)
+
+
+def packed(store: MemoryStore, **changes):
+    planner = Windows(store.lengths, store.returns("any"), action_repeat=2)
+    options = {"batch": 4, "steps": 16, "seed": 7, "action_repeat": 2, "packing": True} | changes
+    return make_loader(store, planner, "any", unit_normalizer(), **options)
+
+
+LENGTHS = [3, 20, 9, 14, 1, 6, 28, 2]
+
+
+def test_packed_rows_hold_whole_chains():
+    store = MemoryStore(LENGTHS)
+    batches = take(packed(store), 5)
+    assert max(batch.segment_ids.max() for batch in batches) > 1
+    for batch in batches:
+        for row in range(4):
+            ids, position, reward = batch.segment_ids[row], batch.position[row], batch.reward[row]
+            held = int((ids > 0).sum())
+            assert (ids[:held] > 0).all() and (np.diff(ids[:held]) >= 0).all(), "chains one after another, then padding"
+            for segment in range(1, ids.max() + 1):
+                count = int((ids == segment).sum())
+                assert position[ids == segment].tolist() == list(range(count))
+                sums = [np.add.reduceat(each, np.arange(0, len(each), 2)) for each in store.reward]
+                assert any(len(each) == count and np.allclose(each, reward[ids == segment]) for each in sums)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_parts_are_those_of_the_whole_batch(layout):
+    store = MemoryStore(LENGTHS)
+    ring = {"ring_size": 4, "layout": layout}
+    whole = take(packed(store, **ring), 3)
+    rows, places = np.array([1, 2]), np.arange(4, 12)
+    for threads in (1, 3):
+        part = take(packed(store, rows=rows, places=places, threads=threads, start_step=1, **ring), 2)
+        for a, b in zip(part, whole[1:], strict=True):
+            assert_same(a, Batch(**{f.name: getattr(b, f.name)[rows][:, places] for f in fields(Batch)}))
+
+
+def test_windows_through_the_loader():
+    """Ten integers: the rewards of one episode, read in windows of two decisions of two steps."""
+    store = MemoryStore([10])
+    store.reward[0][:] = np.arange(10)
     planner = Windows(store.lengths, store.returns("any"), window=2, action_repeat=2)
-    loader = make_loader(
-        store, planner, "any", unit_normalizer(), batch=2, steps=6, seed=0, action_repeat=2, chains_per_row=3
-    )
-    for batch in take(loader, 5):
-        assert (batch.segment_ids.max(axis=1) == 3).all()
-        assert (np.bincount(batch.segment_ids.ravel(), minlength=4)[1:] <= 4).all()
+    loader = make_loader(store, planner, "any", unit_normalizer(), batch=8, steps=2, seed=0, action_repeat=2)
+    batch = take(loader, 1)[0]
+    rewards, to_go = [1, 5, 9, 13, 17], [45, 44, 39, 30, 17]
+    assert len(np.unique(batch.step[:, 0])) > 2
+    for row, first in enumerate(batch.step[:, 0].tolist()):
+        filler = [0] * (first == 4)
+        assert batch.reward[row].tolist() == rewards[first : first + 2] + filler
+        assert batch.return_to_go[row].tolist() == to_go[first : first + 2] + filler
 
 
 def test_an_error_in_a_background_thread_reaches_the_caller():
     store = MemoryStore([9, 9])
     loader = loader_of(store, steps=10)
-    with pytest.raises(UserError, match="a row of 10 steps is too short for 18"):
+    with pytest.raises(UserError, match="a row of 10 steps is too short for a chain of 18"):
         next(loader)
 
 
