@@ -11,6 +11,7 @@ episode where all are of one length.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,11 @@ class Store:
             # One read of what is to stand together costs half of as many reads as there are spans.
             joined = [ts.concat([self._arrays[name][at] for at in rows], axis=0) for name, rows in wanted.items()]
             futures = [array.read(batch=batch) for array in joined]
-        ends = [np.cumsum([at.stop - at.start for at in rows])[:-1] for rows in wanted.values()]
-        return [np.split(self._result(future), end) for future, end in zip(futures, ends, strict=True)]
+        found = []
+        for future, rows in zip(futures, wanted.values(), strict=True):
+            values, ends = self._result(future), list(accumulate(at.stop - at.start for at in rows))
+            found.append([values[start:stop] for start, stop in pairwise([0, *ends])])
+        return found
 
     def _whole(self, name: str) -> np.ndarray:
         """All of an array, which is kept in memory from now on."""

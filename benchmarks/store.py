@@ -1,0 +1,270 @@
+"""The episode store at ExoRL's scale, and the ways in which others keep episodes, read in turn.
+
+    pip install -e ".[dev]"
+    python -m benchmarks.store                           # 10 million transitions: 5 GB of disk, about five minutes
+    python -m benchmarks.store --transitions 1000000     # a tenth of it
+
+The data are `--rollouts` real episodes of dm_control's walker under random actions (24 observations, 6 actions, 18
+states), over and over as they are: no format compresses beyond one episode, so repeated ones take the place that new
+ones would. All formats hold the same episodes, 10,000 of them by default:
+
+  ringrl       the store: one array of what training reads, one of rewards, physics states, Zarr v3 in files of 32 MB
+  npz          one `np.savez_compressed` an episode, as ExoRL publishes its data
+  h5py         one HDF5 file with a group an episode, as Minari writes it: not compressed and without states
+  minari       the same file read through `MinariDataset.iterate_episodes`
+
+A chain is 128 random episodes, of which observation, action, reward and discount (HDF5: terminations) are wanted. Every
+subject reads the same chains in turn, in an order that changes every round, in one process. Every file was just written
+and is in the page cache; `ringrl, again` reads the chain that the store read just before, some of which TensorStore's
+cache of decoded chunks may hold. A figure is the median over the rounds. Memory is the peak of a process that does
+nothing but build, whose episodes come from a generator.
+
+The last line is one JSON object: vs_npz, vs_h5py, vs_minari, how many times faster a chain is; chain128_ms;
+build_peak_mb; open_ms; size_vs_npz, the store's bytes over those of the npz files.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from ringrl import envs
+from ringrl.episode import Episode
+from ringrl.experience.exorl import write_episode
+from ringrl.experience.store import Source, build, open_store
+
+TASK, LENGTH, CHAIN = "walker_run", 1000, 128
+
+
+@dataclass(frozen=True)
+class Args:
+    """Build a large store, and compare its reading with that of other formats."""
+
+    transitions: int = 10_000_000
+    """Rounded down to whole episodes of 1000."""
+    rollouts: int = 50
+    """Different episodes among them."""
+    rounds: int = 15
+    """Chains that every subject reads."""
+    folder: Path | None = None
+    """Where the files are made, in a folder of their own that is removed at the end; default the system's for such."""
+    build: Path | None = None
+    """Used by the benchmark itself: the folder in which this process builds the store."""
+
+
+def main(args: Args) -> None:
+    """Print what was measured, then the ratios as JSON."""
+    if args.build:
+        return build_here(args.build, args.transitions // LENGTH)
+    count = args.transitions // LENGTH
+    if count < CHAIN:
+        raise SystemExit(f"--transitions {args.transitions} make {count} episodes, and a chain is of {CHAIN}")
+    folder = Path(tempfile.mkdtemp(prefix="ringrl-store-", dir=args.folder))
+    try:
+        measure(folder, count, args)
+    finally:
+        shutil.rmtree(folder)
+
+
+def measure(folder: Path, count: int, args: Args) -> None:
+    """Write all formats into `folder`, and read them."""
+    needed, free = count * LENGTH * 1100, shutil.disk_usage(folder).free
+    if needed > free:
+        raise SystemExit(f"{folder} has {free / 1e9:.0f} GB left of {needed / 1e9:.0f} needed; see --folder")
+    began = time.perf_counter()
+    roll_out(args.rollouts, folder / "rollouts.npz")
+    report(f"{args.rollouts} episodes rolled out", time.perf_counter() - began)
+    command = [sys.executable, "-m", "benchmarks.store", "--transitions", str(count * LENGTH), "--build", str(folder)]
+    built = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    rate = count * LENGTH / built["seconds"] / 1e6
+    peak = f"peak memory {built['peak_mb']:.0f} MB ({built['before_mb']:.0f} MB before the first episode)"
+    report(f"{count:,} episodes built: {rate:.2f} million transitions/s, {peak}", built["seconds"])
+    sizes = {"ringrl": size_of(folder / "store")}
+    for name, write in {"npz": write_npz, "h5py": write_minari}.items():
+        began = time.perf_counter()
+        write(folder, count)
+        sizes[name] = size_of(folder / name)
+        report(f"{name} written", time.perf_counter() - began)
+    opening = {number: open_ms(folder, number) for number in sorted({10, count // 10, count})}
+    print("opening: " + ", ".join(f"{ms:.1f} ms of {number:,} episodes" for number, ms in opening.items()))
+    os.sync()  # else what was written is brought to the disk while it is read
+    medians = read_in_turn(folder, count, args.rounds)
+    print(f"\n{'':<16}{'GB':>8}{'B/transition':>14}{'chain of 128, ms':>18}{'times ringrl':>14}")
+    for name, seconds in medians.items():
+        size = sizes.get({"minari": "h5py", "ringrl, again": "ringrl"}.get(name, name), 0)
+        columns = f"{size / 1e9:>8.2f}{size / count / LENGTH:>14.0f}{seconds * 1e3:>18.1f}"
+        print(f"{name:<16}{columns}{seconds / medians['ringrl']:>14.1f}")
+    ratios = {f"vs_{name}": round(medians[name] / medians["ringrl"], 2) for name in ("npz", "h5py", "minari")}
+    ratios |= {"chain128_ms": round(medians["ringrl"] * 1e3, 2), "build_peak_mb": round(built["peak_mb"])}
+    ratios |= {"open_ms": round(opening[count], 2), "size_vs_npz": round(sizes["ringrl"] / sizes["npz"], 3)}
+    print(json.dumps(ratios))
+
+
+def report(what: str, seconds: float) -> None:
+    """Print what took how long."""
+    print(f"{what} ({seconds:.1f} s)", flush=True)
+
+
+def roll_out(count: int, path: Path) -> None:
+    """Save the rows of walker's episodes under uniformly random actions."""
+    env, rng, episodes = envs.make(TASK), np.random.default_rng(0), []
+    for seed in range(count):
+        first, info = env.reset(seed=seed)
+        rows = [(first, np.zeros(6, np.float32), 0.0, info["physics"])]
+        for _ in range(LENGTH):
+            action = rng.uniform(-1, 1, 6).astype(np.float32)
+            observation, reward, _, _, info = env.step(action)
+            rows.append((observation, action, float(reward), info["physics"]))
+        episodes.append([np.stack(column) for column in zip(*rows, strict=True)])
+    env.close()
+    names = ("observation", "action", "reward", "physics")
+    arrays: dict[str, Any] = {}
+    for name, values in zip(names, zip(*episodes, strict=True), strict=True):
+        arrays[name] = np.stack(values)
+    np.savez(path, **arrays)
+
+
+def episodes_of(folder: Path, count: int) -> Iterator[Episode]:
+    """The rollouts, again and again."""
+    with np.load(folder / "rollouts.npz") as file:
+        rows = {name: file[name] for name in file.files}
+    for index in range(count):
+        each = {name: values[index % len(values)] for name, values in rows.items()}
+        reward, ones = each.pop("reward").astype(np.float32)[:, None], np.ones(LENGTH + 1, np.float32)
+        yield Episode(**each, reward=reward, discount=ones)
+
+
+def build_here(folder: Path, count: int) -> None:
+    """Build the store and print seconds and memory as JSON."""
+    before, began = peak_mb(), time.perf_counter()
+    episodes = ((episode, 0) for episode in episodes_of(folder, count))
+    build(
+        folder / "store", episodes, domain="walker", tasks=[TASK], sources=[Source("random", "random")], provenance={}
+    )
+    print(json.dumps({"seconds": time.perf_counter() - began, "before_mb": before, "peak_mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """The most memory that this process ever held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def write_npz(folder: Path, count: int) -> None:
+    """One file an episode; different ones are compressed once and copied, as compressing all would take minutes."""
+    names = [f"episode_{index:06d}_{LENGTH}.npz" for index in range(count)]
+    with np.load(folder / "rollouts.npz") as file:
+        different = min(len(file["reward"]), count)
+    for index, episode in enumerate(episodes_of(folder, different)):
+        write_episode(folder / "npz", index, episode)
+    for index in range(different, count):
+        shutil.copyfile(folder / "npz" / names[index % different], folder / "npz" / names[index])
+
+
+def write_minari(folder: Path, count: int) -> None:
+    """Minari's own file, `main_data.hdf5`, through its own classes."""
+    from gymnasium.spaces import Box
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    observation, action = Box(-np.inf, np.inf, (24,), np.float32), Box(-1, 1, (6,), np.float32)
+    storage = MinariStorage.new(folder / "h5py", observation_space=observation, action_space=action)
+
+    def buffers() -> Iterator[Any]:
+        for index, episode in enumerate(episodes_of(folder, count)):
+            columns: dict[str, Any] = {
+                "observations": episode.observation,
+                "actions": episode.action[1:],
+                "rewards": episode.reward[1:, 0],
+                "terminations": episode.discount[1:] == 0,
+                "truncations": np.arange(LENGTH) == LENGTH - 1,
+            }
+            yield EpisodeBuffer(id=index, **columns)
+
+    storage.update_episodes(buffers())
+    storage.update_metadata({"dataset_id": "walker/random-v0", "minari_version": version("minari")})
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def open_ms(folder: Path, count: int) -> float:
+    """Median milliseconds of opening a store of so many episodes."""
+    path = folder / "store"
+    if count * LENGTH != int(json.loads((path / "store.json").read_text())["steps"]):
+        path = folder / f"store-{count}"
+        sources = [Source("random", "random")]
+        episodes = ((episode, 0) for episode in episodes_of(folder, count))
+        build(path, episodes, domain="walker", tasks=[TASK], sources=sources, provenance={})
+    seconds = []
+    for _ in range(9):
+        began = time.perf_counter()
+        open_store(path)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) * 1e3
+
+
+def read_in_turn(folder: Path, count: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a chain, by subject."""
+    subjects = readers(folder)
+    seconds: dict[str, list[float]] = {name: [] for name in subjects}
+    rng, names = np.random.default_rng(1), list(subjects)
+    for turn in range(rounds + 1):  # the first is not counted
+        chain = rng.choice(count, CHAIN, replace=False).tolist()
+        random.Random(turn).shuffle(names)
+        for name in names:
+            for which in (name, "ringrl, again") if name == "ringrl" else (name,):
+                began = time.perf_counter()
+                found = subjects[name](chain)
+                seconds.setdefault(which, []).append(time.perf_counter() - began)
+                del found
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def readers(folder: Path) -> dict[str, Callable[[list[int]], list[Any]]]:
+    """Subject -> (episodes) -> their arrays."""
+    import h5py
+    from minari import MinariDataset
+
+    store = open_store(folder / "store", memory_limit=0)
+    assert store.lengths[0] == LENGTH  # the offsets are read now, as training has when it reads its first chain
+    file, minari = h5py.File(folder / "h5py" / "main_data.hdf5"), MinariDataset(folder / "h5py")
+
+    def npz(chain: list[int]) -> list[Any]:
+        found = []
+        for episode in chain:
+            with np.load(folder / "npz" / f"episode_{episode:06d}_{LENGTH}.npz") as archive:
+                found.append([archive[name] for name in ("observation", "action", "reward", "discount")])
+        return found
+
+    def hdf5(chain: list[int]) -> list[Any]:
+        names = ("observations", "actions", "rewards", "terminations")
+        groups: list[Any] = [file[f"episode_{episode}"] for episode in chain]
+        return [[group[name][()] for name in names] for group in groups]
+
+    return {
+        "ringrl": lambda chain: store.read_many([(episode, 0, LENGTH) for episode in chain], TASK),
+        "npz": npz,
+        "h5py": hdf5,
+        "minari": lambda chain: list(minari.iterate_episodes(chain)),
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("MUJOCO_GL", "disable")
+    main(tyro.cli(Args))
