@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -162,7 +163,7 @@ def test_a_killed_build_leaves_no_store_and_the_next_one_cleans_up(tmp_path):
         while not list(tmp_path.glob("s.partial-*/transition")) and time.monotonic() < deadline:
             time.sleep(0.01)
         building.send_signal(signal.SIGKILL)
-    assert [path.name for path in tmp_path.glob("s*")] == [f"s.partial-{building.pid}"]
+    assert [path.name for path in tmp_path.glob("s*")] == [f"s.partial-{platform.node()}-{building.pid}"]
     for path in folder.glob("episode_000[1-9]*"):
         path.unlink()
     run(*arguments)

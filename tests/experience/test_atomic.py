@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 
@@ -6,6 +7,8 @@ import pytest
 
 from ringrl.errors import UserError
 from ringrl.experience.atomic import atomic_folder
+
+PARTIAL = f"out.partial-{platform.node()}-"
 
 
 def names(folder):
@@ -15,7 +18,7 @@ def names(folder):
 def test_the_folder_appears_at_the_end(tmp_path):
     with atomic_folder(tmp_path / "deep" / "out", marker="m.json") as partial:
         (partial / "m.json").touch()
-        assert names(tmp_path / "deep") == [f"out.partial-{os.getpid()}"]
+        assert names(tmp_path / "deep") == [f"{PARTIAL}{os.getpid()}"]
     assert names(tmp_path / "deep") == ["out"] and names(tmp_path / "deep" / "out") == ["m.json"]
 
 
@@ -23,9 +26,10 @@ def test_partial_folders_of_dead_processes_are_removed_and_those_of_the_living_k
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
-        for name in (f"out.partial-{dead.pid}", f"out.partial-{dead.pid}-old", f"out.partial-{os.getpid()}"):
+        for name in (f"{PARTIAL}{dead.pid}", f"{PARTIAL}{dead.pid}-old", f"{PARTIAL}{os.getpid()}"):
             (tmp_path / name).mkdir()
-        kept = [f"out.partial-{alive.pid}", "out.partial-mine", f"other.partial-{dead.pid}"]
+        kept = [f"{PARTIAL}{alive.pid}", f"{PARTIAL}mine", f"out.partial-elsewhere-{dead.pid}"]
+        kept.append(PARTIAL.replace("out", "other") + str(dead.pid))
         for name in kept:
             (tmp_path / name).mkdir()
         with atomic_folder(tmp_path / "out", marker="m.json"):
@@ -47,3 +51,18 @@ def test_replacing_keeps_the_old_folder_until_the_new_one_is_whole(tmp_path):
         (partial / "m.json").write_text("new")
         assert (out / "m.json").read_text() == "old"
     assert (out / "m.json").read_text() == "new" and names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_another_made_meanwhile_stays(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="exists already"), atomic_folder(out, marker="m.json"):
+        out.mkdir()
+        (out / "m.json").write_text("another's")
+    assert (out / "m.json").read_text() == "another's" and names(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/out: cannot be made"):
+        with atomic_folder(tmp_path / "file" / "out", marker="m.json"):
+            pytest.fail("never entered")
