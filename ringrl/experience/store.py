@@ -55,7 +55,7 @@ def build(
 ) -> Path:
     """Write a store from episodes that come one at a time. Memory is bounded by some 32 MB an array.
 
-    All is written into `OUT.partial-PID`, which is renamed at the end and removed on any exception.
+    All is written into `OUT.partial-HOST-PID`, which is renamed at the end and removed on any exception.
 
     Args:
         out: the store's folder.
