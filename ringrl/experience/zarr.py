@@ -71,6 +71,7 @@ class ColumnWriter:
         *,
         chunk_rows: int,
         purpose: Literal["read", "keep"] = "read",
+        file_rows: int | None = None,
     ):
         """Create the array with no rows.
 
@@ -80,9 +81,10 @@ class ColumnWriter:
             dtype: of the values.
             chunk_rows: what a read decodes at least.
             purpose: whether reading shall be fast or the files small.
+            file_rows: rows in a file, a multiple of `chunk_rows`; None: about 32 MB of them.
         """
         row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        self._buffer = np.empty((shard_rows(row_bytes, chunk_rows), *row_shape), dtype)
+        self._buffer = np.empty((file_rows or shard_rows(row_bytes, chunk_rows), *row_shape), dtype)
         self._filled = 0
         self._written = 0
         spec = _spec(path, self._buffer, chunk_rows, *_COMPRESSORS[purpose])
@@ -115,7 +117,8 @@ def shard_rows(row_bytes: int, chunk_rows: int) -> int:
 
 def write_array(path: Path, values: np.ndarray) -> None:
     """Write a whole array at once, of which a reader will want all."""
-    writer = ColumnWriter(path, values.shape[1:], values.dtype.type, chunk_rows=max(len(values), 1))
+    rows = max(len(values), 1)
+    writer = ColumnWriter(path, values.shape[1:], values.dtype.type, chunk_rows=rows, file_rows=rows)
     writer.append(values)
     writer.flush()
 
