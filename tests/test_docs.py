@@ -1,0 +1,21 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from ringrl import recipes
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_commands_lead_somewhere(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert "://" in target or (page.parent / target).exists(), f"{target} is not there"
+    for name in re.findall(r"python -m (benchmarks\.\w+)", text):
+        assert (ROOT / f"{name.replace('.', '/')}.py").exists(), f"{name} is not there"
+    steps = recipes.listing()["data"]
+    for name in re.findall(r"ringrl data ([a-z]\w+)", text):
+        assert name in {step for step, _ in steps}, f"data has no step {name}"
