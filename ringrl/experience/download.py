@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import ssl
 import time
 import urllib.error
@@ -23,6 +24,7 @@ from ringrl.files import write_text
 
 _CHUNK = 2**20
 _LONGEST_PAUSE = 60.0  # seconds
+_ROOM = 2**28  # bytes that stay free on the disk where a server does not tell how much it sends
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -84,7 +86,8 @@ def fetch(
 
     Raises:
         UserError: in one line: if the server refuses, contradicts itself about the length, or sends more than it
-            announced; if the disk is too full; or if the retries are used up, with what to do.
+            announced; if the disk is too full, or becomes so where no size is announced; or if the retries are used
+            up, with what to do.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: not an http or https address")
@@ -196,8 +199,9 @@ def _understand(reply: Any, url: str, partial: Path, known: Remote | None, have:
     if (total is not None and end >= total) or (length is not None and length != end - start + 1):
         raise UserError(f"{url}: the server contradicts itself: {match[0]}, but {length} bytes follow")
     remote = Remote(url, known.size if total is None else total, headers.get("ETag"), headers.get("Last-Modified"))
-    changed = known.size not in (None, remote.size) or (known.etag or remote.etag) != (remote.etag or known.etag)
-    if start != have or changed:
+    # Whatever If-Range was meant to prevent: there are servers that do not know it.
+    pairs = ((known.size, remote.size), (known.etag, remote.etag), (known.modified, remote.modified))
+    if start != have or any(None not in pair and pair[0] != pair[1] for pair in pairs):
         forget(partial)
         raise _Interrupted("the file has changed on the server")
     return Remote(url, remote.size, known.etag, known.modified), start
@@ -219,6 +223,12 @@ def _copy(reply: Any, partial: Path, start: int, remote: Remote, show: Callable[
             if remote.size is not None and done > remote.size:
                 forget(partial)
                 raise UserError(f"{remote.url}: the server announced {remote.size} bytes and sends more; refused")
+            free = shutil.disk_usage(partial.parent).free if remote.size is None else _ROOM
+            if free < _ROOM:
+                raise UserError(
+                    f"{partial}: {remote.url} does not tell its size, and only {free / 1e9:.2f} GB are free after "
+                    f"{(done - len(chunk)) / 1e9:.2f} GB of it; make room and run again, or remove what came"
+                )
             try:
                 file.write(chunk)
                 file.flush()  # or an error of the disk comes later, and looks like one of the line

@@ -17,6 +17,7 @@ class Site(ThreadingHTTPServer):
     def __init__(self, content: bytes, etag: str | None = '"1"'):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.etag = content, etag
+        self.modified: str | None = None  # sent, but not compared with If-Range
         self.faults: deque[Callable[[Handler], None]] = deque()
         self.requests: list[dict[str, str]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -43,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         """
         content = self.server.content
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if ranges else None
-        if self.headers.get("If-Range", self.server.etag) != self.server.etag:
+        if self.server.etag and self.headers.get("If-Range", self.server.etag) != self.server.etag:
             asked = None
         start = int(asked[1]) if asked else 0
         if asked and start >= len(content):
@@ -59,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", shown_range or f"bytes {start}-{len(content) - 1}/{len(content)}")
         if self.server.etag:
             self.send_header("ETag", self.server.etag)
+        if self.server.modified:
+            self.send_header("Last-Modified", self.server.modified)
         if coding:
             self.send_header("Content-Encoding", coding)
         self.end_headers()

@@ -156,6 +156,17 @@ def test_a_changed_file_is_noticed_even_where_if_range_is_not_known(site, tmp_pa
     assert ranges(site) == [None, "bytes=1000-", None]
 
 
+def test_a_change_that_only_the_date_tells_is_noticed(site, tmp_path):
+    site.etag, site.modified = None, "Mon, 07 Feb 2022 10:00:00 GMT"
+    site.faults += [fault(cut=1000)]
+    with pytest.raises(UserError, match="1000 bytes are kept"):
+        download.fetch(f"{site.url}/x.zip", tmp_path / "x.zip.partial", retries=0)
+    site.content, site.modified = CONTENT[::-1], "Tue, 08 Feb 2022 10:00:00 GMT"
+    fetch(site, tmp_path)
+    assert ranges(site) == [None, "bytes=1000-", None]
+    assert site.requests[1]["If-Range"].startswith("Mon")  # which this server does not know
+
+
 def test_a_partial_file_of_another_address_is_not_continued(site, tmp_path):
     site.faults += [fault(cut=1000)]
     with pytest.raises(UserError):
@@ -244,6 +255,19 @@ def test_a_disk_too_small_is_said_before_the_first_byte(site, tmp_path, monkeypa
         fetch(site, tmp_path, copies=2)
     assert list(tmp_path.iterdir()) == []
     fetch(site, tmp_path)
+
+
+def test_a_file_of_unannounced_length_stops_before_the_disk_is_full(site, tmp_path, monkeypatch):
+    partial = tmp_path / "x.zip.partial"
+    begin = download._ROOM + 100_000
+    monkeypatch.setattr(download, "_CHUNK", 20_000)
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": begin - partial.stat().st_size})
+    )
+    site.faults += [fault(announce=0)]
+    with pytest.raises(UserError, match="x.zip does not tell its size, and only 0.27 GB are free") as caught:
+        fetch(site, tmp_path)
+    assert "\n" not in str(caught.value) and 100_000 <= partial.stat().st_size < 300_000
 
 
 def test_a_disk_that_fails_is_not_taken_for_the_line(site, tmp_path, monkeypatch):
