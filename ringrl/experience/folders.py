@@ -40,11 +40,13 @@ def describe_folder(folder: Path, domain: str | None = None) -> Description:
         domain: what the domain is, if nothing tells it.
 
     Raises:
-        UserError: if nothing tells the domain, if what tells it contradicts `domain`, or if a JSON file is damaged;
-            as `episode_members` for an archive.
+        UserError: if there is no such folder, if nothing tells the domain, if what tells it contradicts `domain`, or
+            if a JSON file is damaged; as `episode_members` for an archive.
     """
     given = folder = folder.resolve()
     archive = folder if is_archive(folder) else None
+    if archive is None and not folder.is_dir():
+        raise UserError(f"{given}: no such folder of episodes")
     if archive is not None:  # from here on as if it were unpacked where it lies
         folder = archive.with_suffix("") / PurePosixPath(episode_members(archive)[0].path).parent
     home = folder.parent if folder.name == "buffer" else folder

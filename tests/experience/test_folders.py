@@ -50,6 +50,13 @@ def test_a_bare_folder_needs_the_domain(tmp_path):
     assert describe_folder(folder, "walker").domain == "walker"
 
 
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("nowhere", "file"):
+        with pytest.raises(UserError, match=f"{name}: no such folder of episodes"):
+            describe_folder(tmp_path / name, "walker")
+
+
 @pytest.mark.parametrize(
     "content, message",
     [("{", "collect.json is damaged"), ("[]", "holds no object"), (COLLECTED, "its domain is cartpole, not walker")],
