@@ -22,7 +22,7 @@ from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.exorl import Dims, read_folder
 from ringrl.experience.folders import Description, describe_folder
-from ringrl.experience.relabel import relabelable_tasks
+from ringrl.experience.relabel import examine, relabelable_tasks
 from ringrl.experience.relabel_workers import Backend, Workers, relabelled
 from ringrl.experience.store import build, open_store
 
@@ -38,7 +38,7 @@ class Args:
     domain: str | None = None
     """The domain, where neither collect.json nor the path DOMAIN/ALGORITHM/buffer tells it."""
     tasks: tuple[str, ...] = ()
-    """Task ids, such as walker_run. Default: all of the domain that the states allow; if recorded, those recorded."""
+    """Task ids, such as walker_run. Default: all of the domain that the files allow; if recorded, those recorded."""
     relabel: Literal["exact", "exorl", "recorded"] = "exact"
     """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action. recorded: as in the files."""
     jobs: int = 1
@@ -64,7 +64,7 @@ def main(args: Args) -> None:
     descriptions = [describe_folder(folder, args.domain) for folder in args.folders]
     readers = [read_folder(folder, skip_bad=args.skip_bad) for folder in args.folders]
     _check_alike(args.folders, descriptions, [reader.dims for reader in readers])
-    tasks = args.tasks or _tasks(args, descriptions[0], readers[0])
+    tasks = args.tasks or _tasks(args, descriptions, readers[0].dims)
     if args.relabel == "recorded":
         episodes = [_recorded(tasks, *each) for each in zip(args.folders, descriptions, readers, strict=True)]
     else:
@@ -92,11 +92,17 @@ def _check_alike(folders: tuple[Path, ...], descriptions: list[Description], dim
             raise UserError(f"{folder} has widths {widths}, {folders[0]} {dims[0]}: they do not fit into one store")
 
 
-def _tasks(args: Args, description: Description, reader: read_folder) -> tuple[str, ...]:
-    """What is taken where no task is named."""
+def _tasks(args: Args, descriptions: list[Description], dims: Dims) -> tuple[str, ...]:
+    """What is taken where no task is named; never without the tasks whose rewards the files hold."""
     if args.relabel == "recorded":
-        return description.tasks or ()
-    return relabelable_tasks(description.domain, reader.dims.physics, args.relabel)
+        return descriptions[0].tasks or ()
+    for task in dict.fromkeys(task for each in descriptions for task in each.tasks or ()):
+        misfit = examine(task, args.relabel).misfit(dims.physics, dims.observation)
+        if misfit is not None:
+            raise UserError(
+                f"rewards of {task} cannot be recomputed ({misfit}); use --relabel recorded, or name tasks with --tasks"
+            )
+    return relabelable_tasks(descriptions[0].domain, dims.physics, args.relabel, observation_width=dims.observation)
 
 
 def _check_domain(tasks: tuple[str, ...], folder: Path, domain: str) -> None:

@@ -8,8 +8,9 @@ reward depends on, such as a target's place, cannot be relabelled, and is refuse
 # MuJoCo's functions live in a compiled module that has no type stubs.
 
 import functools
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -21,7 +22,7 @@ from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.relabel_physics import Mode, Needs, Recorder, RowByRow, needs_of
 
-__all__ = ["Mode", "Relabeler", "relabel_episode", "relabelable_tasks"]
+__all__ = ["Examined", "Mode", "Relabeler", "examine", "relabel_episode", "relabelable_tasks"]
 
 # Fields of MjModel that no reward reads: looks, and the gains that point_mass_hard draws.
 _NOT_IN_REWARDS = ("light_", "wrap_prm")
@@ -49,14 +50,17 @@ class Relabeler:
         """Load the tasks.
 
         Raises:
-            UserError: if there is no task, a task is unknown, the tasks are of several domains, or a task's reward
-                depends on more than a state and an action.
+            UserError: if there is no task, a task is unknown or named twice, the tasks are of several domains, or a
+                task's reward depends on more than a state and an action.
         """
         if not task_ids:
             raise UserError("no task to relabel with: name at least one")
         found = {split_task(task_id)[0] for task_id in task_ids}
         if len(found) > 1:
             raise UserError(f"tasks of several domains ({', '.join(sorted(found))}): one state fits only one of them")
+        twice = [task_id for task_id in dict.fromkeys(task_ids) if task_ids.count(task_id) > 1]
+        if twice:
+            raise UserError(f"named twice: {', '.join(twice)}; each task is one column")
         self.domain = found.pop()
         self.tasks = tuple(task_ids)
         self.mode = mode
@@ -143,29 +147,64 @@ def relabel_episode(
     return Relabeler(task_ids, mode)(episode)
 
 
-def relabelable_tasks(domain: str, physics_width: int, mode: Mode = "exact") -> tuple[str, ...]:
+class Examined(NamedTuple):
+    """Whether the rewards of a task follow from stored states and actions, and from which.
+
+    Attributes:
+        obstacle: why they do not; None if they do.
+        physics: the width of its states; None if the task cannot be started here.
+        observation: the width of its observations, likewise.
+    """
+
+    obstacle: str | None
+    physics: int | None = None
+    observation: int | None = None
+
+    def misfit(self, physics_width: int, observation_width: int | None = None) -> str | None:
+        """Why rewards of files of these widths cannot be recomputed; None if they can.
+
+        Without a width of the observations, those of the files may be any.
+        """
+        if self.obstacle is not None:
+            return self.obstacle
+        if self.physics != physics_width:
+            return f"it has states of width {self.physics}"
+        if observation_width not in (None, self.observation):
+            return f"it has observations of width {self.observation}"
+        return None
+
+
+def examine(task_id: str, mode: Mode = "exact") -> Examined:
+    """Whether a task's rewards can be recomputed; a task that cannot be started says why in its `obstacle`."""
+    try:
+        return _examine(task_id, mode)
+    except UserError as error:
+        return Examined(str(error))
+
+
+def relabelable_tasks(
+    domain: str, physics_width: int, mode: Mode = "exact", *, observation_width: int | None = None
+) -> tuple[str, ...]:
     """The tasks of a domain, in the suite's order, whose rewards follow from stored states of the given width.
+
+    With `observation_width` only those whose environments observe as much: an agent of the files can act in them.
 
     Raises:
         UserError: if the domain is unknown, or there is no such task, with the reason.
     """
-    possible, reasons = [], []
-    for task_id in tasks(domain):
-        try:
-            obstacle, width = _examine(task_id, mode)
-        except UserError as error:
-            obstacle, width = str(error), physics_width
-        if obstacle is None and width == physics_width:
-            possible.append(task_id)
-        else:
-            reasons.append(f"{task_id}: {obstacle or f'it has states of width {width}'}")
+    found = {task_id: examine(task_id, mode).misfit(physics_width, observation_width) for task_id in tasks(domain)}
+    possible = tuple(task_id for task_id, misfit in found.items() if misfit is None)
     if not possible:
-        raise UserError(f"no task of {domain} fits stored states of width {physics_width}: {'; '.join(reasons)}")
-    return tuple(possible)
+        fits = f"stored states of width {physics_width}"
+        if observation_width is not None:
+            fits += f" and observations of width {observation_width}"
+        reasons = "; ".join(f"{task_id}: {misfit}" for task_id, misfit in found.items())
+        raise UserError(f"no task of {domain} fits {fits}: {reasons}")
+    return possible
 
 
 def _load_for_relabelling(task_id: str, mode: Mode) -> DMControlEnv:
-    obstacle, _ = _examine(task_id, mode)
+    obstacle = _examine(task_id, mode).obstacle
     if obstacle is not None:
         raise UserError(f"cannot relabel with {task_id}: {obstacle}; keep its recorded rewards instead")
     environment = make(task_id)
@@ -174,8 +213,7 @@ def _load_for_relabelling(task_id: str, mode: Mode) -> DMControlEnv:
 
 
 @functools.cache
-def _examine(task_id: str, mode: Mode) -> tuple[str | None, int]:
-    """Why a task's reward is more than a function of state and action, if it is; and the width of its states."""
+def _examine(task_id: str, mode: Mode) -> Examined:
     environment, other = make(task_id), make(task_id, seed=1)
     environment.reset(seed=0)
     other.reset(seed=1)
@@ -185,7 +223,8 @@ def _examine(task_id: str, mode: Mode) -> tuple[str | None, int]:
         obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not tell"
     elif mode == "exact" and _reads_forces(environment):
         obstacle = "it rewards contact forces, which MuJoCo computes before it reaches the stored state"
-    return obstacle, environment.physics.get_state().size
+    width = environment.physics.get_state().size
+    return Examined(obstacle, width, math.prod(environment.observation_space.shape or ()))
 
 
 def _model_differences(first: Any, second: Any, ignored: tuple[str, ...] = _NOT_IN_REWARDS) -> list[str]:

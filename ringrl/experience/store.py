@@ -70,9 +70,12 @@ def build(
         `out`.
 
     Raises:
-        UserError: if `out` exists (unless `overwrite`), if there are no episodes, or if their widths differ.
+        UserError: if `out` exists (unless `overwrite`), if there are no episodes, if their widths differ, or if a task
+            is named twice.
     """
     out = Path(out)
+    if len(set(tasks)) < len(tasks):
+        raise UserError(f"{out}: of its tasks, {', '.join(tasks)}, one is named twice; name each once")
     with atomic_folder(out, marker=METADATA, overwrite=overwrite) as partial:
         rows = RowWriter(partial, tuple(tasks))
         source_of = []

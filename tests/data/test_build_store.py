@@ -111,6 +111,28 @@ def test_recorded_rewards_are_named_by_the_notes_or_by_the_user(tmp_path):
         run(noted, "--out", tmp_path / "c", "--relabel", "recorded", "--tasks", "reacher_hard")
 
 
+def test_recorded_rewards_that_cannot_be_recomputed_are_not_dropped_in_silence(tmp_path):
+    folder = collect(tmp_path / "in", "finger_turn_easy", count=1)
+    with pytest.raises(UserError, match="of finger_turn_easy cannot be recomputed .it draws site_pos.*recorded"):
+        run(folder, "--out", tmp_path / "a")
+    run(folder, "--out", tmp_path / "b", "--relabel", "recorded")
+    run(folder, "--out", tmp_path / "c", "--tasks", "finger_spin")  # knowingly
+    assert open_store(tmp_path / "b").tasks == ("finger_turn_easy",)
+    assert sorted(os.listdir(tmp_path)) == ["b", "c", "in"]
+    # The same states, but other observations: of files that tell no task only those that fit are offered.
+    bare = collect(tmp_path / "bare", "humanoid_run_pure_state", count=1, note=False)
+    run(bare, "--out", tmp_path / "d", "--domain", "humanoid")
+    assert open_store(tmp_path / "d").tasks == ("humanoid_run_pure_state",)
+
+
+def test_a_task_named_twice_is_one_line(tmp_path):
+    folder = collect(tmp_path / "in", "cartpole_swingup", count=1)
+    for how in ("exact", "recorded"):
+        with pytest.raises(UserError, match="cartpole_swingup, cartpole_swingup, one is named twice"):
+            run(folder, "--out", tmp_path / "s", "--relabel", how, "--tasks", "cartpole_swingup", "cartpole_swingup")
+    assert os.listdir(tmp_path) == ["in"]
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-200])
 

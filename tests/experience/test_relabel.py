@@ -206,8 +206,12 @@ def test_relabelable_tasks_fit_the_states():
     assert relabelable_tasks("cartpole", 6) == ("cartpole_two_poles",)
     assert relabelable_tasks("finger", 6) == ("finger_spin",)
     assert relabelable_tasks("point_mass", 4) == ("point_mass_easy", "point_mass_hard")
-    # quadruped_escape cannot even be reset without a renderer, and quadruped_fetch has other states.
-    assert relabelable_tasks("quadruped", 57)[:3] == ("quadruped_walk", "quadruped_run", "quadruped_stand")
+    # Not quadruped_escape, which draws its terrain (and cannot be reset without a renderer, as here), and not
+    # quadruped_fetch, which has other states.
+    same = tuple(f"quadruped_{name}" for name in ("walk", "run", "stand", "jump", "roll", "roll_fast"))
+    assert relabelable_tasks("quadruped", 57) == relabelable_tasks("quadruped", 57, observation_width=78) == same
+    with pytest.raises(UserError, match="width 57 and observations of width 101: .*it has observations of width 78"):
+        relabelable_tasks("quadruped", 57, observation_width=101)  # escape's
 
 
 @pytest.mark.parametrize(
