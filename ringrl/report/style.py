@@ -85,6 +85,7 @@ class Look:
             "svg.fonttype": "none",
             "svg.hashsalt": "ringrl",
             "path.simplify": True,
+            "text.parse_math": False,  # names come from users, who may well write a $
             "font.size": 9.5,
             "text.color": palette.ink,
             "axes.edgecolor": palette.line,

@@ -151,6 +151,16 @@ def test_the_page_stands_alone_and_holds_what_users_named(tmp_path):
     assert card.pop("written") and card == card_of(tmp_path / "<b>s")
 
 
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    rng = np.random.default_rng(0)
+    ones = np.ones((11, 1), np.float32)
+    episode = Episode(rng.normal(size=(11, 3)).astype(np.float32), 0.5 * ones, ones, ones[:, 0], np.zeros((11, 2)))
+    sources = [Source(name, "x", name) for name in ("a $\\frac{1$ b", "$x")]
+    about = {"domain": "walker", "tasks": ("walker_$run$",), "provenance": {"relabel": "exact"}}
+    build(tmp_path / "s", [(episode, 0), (episode, 1)], sources=sources, **about)
+    assert "a $\\frac{1$ b</text>" in write_card(tmp_path / "s").read_text()
+
+
 def test_what_cannot_be_read_or_written_is_said(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         write_card(tmp_path / "nowhere")
