@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Float32, Shaped
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
@@ -16,9 +16,9 @@ _ACTION_LIMIT = 1 + 1e-5
 def make_episode(
     observation: Shaped[np.ndarray, "_rows observation"],
     action: Shaped[np.ndarray, "_steps action"],
-    reward: Shaped[np.ndarray, " _steps"] | Shaped[np.ndarray, "_steps tasks"],
+    reward: Shaped[np.ndarray, "*_steps_tasks"],
     *,
-    terminated: Bool[np.ndarray, " _steps"] | bool,
+    terminated: Shaped[np.ndarray, "*_steps"] | np.bool_ | int,
     physics: Shaped[np.ndarray, "_rows state"] | None = None,
 ) -> Episode:
     """An episode of T steps: step t observes `observation[t]`, takes `action[t]` and is paid `reward[t]`.
@@ -27,8 +27,9 @@ def make_episode(
         observation: T + 1 of them. The last follows the last action and is not trained on; where there are only T, the
             last is repeated.
         action: in [-1, 1].
-        reward: of one task, or a column a task.
-        terminated: where the episode really ended, not at a time limit; a single value is that of the last step.
+        reward: [steps], of one task, or [steps, tasks], a column a task.
+        terminated: [steps], truth values or numbers that stand for them: where the episode really ended, not at a time
+            limit; a single value is that of the last step.
         physics: the simulator's state at every one of the T + 1 observations, if it is known.
 
     Raises:
@@ -36,7 +37,10 @@ def make_episode(
             outside [-1, 1].
     """
     steps = len(action)
-    ends = (np.arange(1, steps + 1) == steps) & terminated if isinstance(terminated, bool) else terminated
+    ends = np.asarray(terminated).astype(np.bool_)
+    ends = (np.arange(1, steps + 1) == steps) & ends if ends.ndim == 0 else ends
+    if np.ndim(reward) not in (1, 2):
+        raise UserError(f"reward has shape {np.shape(reward)}: give it as [steps], or as [steps, tasks]")
     with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite
         observed, taken, paid = (np.asarray(each).astype(np.float32) for each in (observation, action, reward))
     observed = np.concatenate([observed, observed[-1:]]) if len(observed) == steps else observed

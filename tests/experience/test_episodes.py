@@ -20,7 +20,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "your_own_data.md"
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    text = DOCUMENT.read_text().split("\n## ")[-1]
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return found
 
 
@@ -96,6 +97,17 @@ def test_rows_are_those_of_an_episode():
     assert without_last.reward.shape == (3, 3) and without_last.physics.shape == (3, 0)
 
 
+@pytest.mark.parametrize(
+    "end", [True, 1, np.True_, np.array(True), np.array([0, 0, 1]), np.array([False, False, True])]
+)
+def test_an_end_may_be_given_as_numpy_gives_it(end):
+    for given, last in ((end, 0.0), (np.logical_not(end), 1.0)):
+        if np.ndim(end) and last:
+            continue
+        episode = make_episode(np.zeros((4, 1)), np.zeros((3, 1)), np.zeros(3), terminated=given)
+        np.testing.assert_array_equal(episode.discount, [1, 1, 1, last])
+
+
 def test_stored_episodes_are_what_was_stored(tmp_path):
     rng = np.random.default_rng(0)
     parts = {"terminated": False, "physics": rng.normal(size=(4, 2))}
@@ -122,6 +134,8 @@ def test_stored_discounts_between_0_and_1_are_refused(tmp_path):
     [
         ({"observation": np.zeros((5, 1))}, "of 3 actions has 5 of observation for 4"),
         ({"reward": np.zeros(2)}, "2 of reward for 3"),
+        ({"reward": np.array(1.0)}, r"reward has shape \(\): give it as \[steps\]"),
+        ({"reward": np.zeros((3, 1, 1))}, r"reward has shape \(3, 1, 1\)"),
         ({"physics": np.zeros((3, 2))}, "3 of physics for 4"),
         ({"terminated": np.zeros(1, bool)}, "1 of terminated for 3"),
         ({"action": np.zeros((0, 1)), "observation": np.zeros((1, 1)), "reward": np.zeros(0)}, "no steps"),
