@@ -17,12 +17,13 @@ from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.check_report import Comparison, Fact, Report
 from ringrl.experience.exorl import Dims
-from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
+from ringrl.experience.relabel import Mode, Relabeler, examine
 
 RTOL = ATOL = 1e-5
 """Two numbers agree if they differ by no more than ATOL + RTOL * |ours|: what float32 keeps, with some to spare."""
 
 NOT_IN_STATES = "not checkable from stored states: MuJoCo computes forces and accelerations before it reaches them"
+DRAWN = "not checkable from stored states: drawn at random for each episode"
 ALL_ZERO = "says nothing: all these rewards are 0"
 
 
@@ -165,54 +166,57 @@ class _Observation:
         self._env = env
         self._parts = _split_parts(env)
         self._differences = [_Difference() for _ in self._parts]
-        self._first: tuple[np.ndarray, np.ndarray] | None = None
+        self._disagreeing: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def add(self, episode: Episode) -> None:
         ours = np.empty_like(episode.observation)
         for row, (state, action) in enumerate(zip(episode.physics, episode.action, strict=True)):
             self._env.set_state(state, action)
-            ours[row] = np.concatenate(list(self._env.parts().values()))
-        if self._first is None:
-            self._first = episode.observation, ours
-        for (_, columns, _), difference in zip(self._parts, self._differences, strict=True):
+            ours[row] = _observe(self._env)
+        for index, ((_, columns, _), difference) in enumerate(zip(self._parts, self._differences, strict=True)):
             difference.add(episode.observation[:, columns], ours[:, columns])
+            if difference.share < 1.0:
+                self._disagreeing.setdefault(index, (episode.observation, ours))
 
     def result(self) -> tuple[Comparison, ...]:
         found = []
-        for (name, columns, checkable), difference in zip(self._parts, self._differences, strict=True):
+        for index, ((name, columns, obstacle), difference) in enumerate(
+            zip(self._parts, self._differences, strict=True)
+        ):
             span = columns.start, columns.stop
-            if not checkable:
-                found.append(Comparison(name, "", span, None, None, NOT_IN_STATES))
+            if obstacle:
+                found.append(Comparison(name, "", span, None, None, obstacle))
                 continue
-            note = "" if difference.share == 1.0 else self._find_elsewhere(columns)
+            note = self._find_elsewhere(columns, *self._disagreeing[index]) if index in self._disagreeing else ""
             found.append(Comparison(name, "", span, difference.largest, difference.share, note))
         return tuple(found)
 
-    def _find_elsewhere(self, columns: slice) -> str:
-        """Which stored columns of the first episode hold what these should."""
-        if self._first is None:
-            return ""
-        stored, ours = self._first
+    def _find_elsewhere(self, columns: slice, stored: np.ndarray, ours: np.ndarray) -> str:
+        """Which stored columns of an episode hold what these should."""
         width = columns.stop - columns.start
         for start in range(stored.shape[1] - width + 1):
-            if _agree(stored[:, start : start + width], ours[:, columns]).all():
+            if start != columns.start and _agree(stored[:, start : start + width], ours[:, columns]).all():
                 return f"it stands in columns {start}:{start + width}"
         return ""
 
 
-def _split_parts(env: DMControlEnv) -> list[tuple[str, slice, bool]]:
-    """(name, columns, whether a state tells them) of the observation, in order.
+def _split_parts(env: DMControlEnv) -> list[tuple[str, slice, str]]:
+    """(name, columns, why a state does not tell them, if it does not) of the observation, in order.
 
-    Columns that change with the sensors of MuJoCo's acceleration stage do not follow from a state.
+    Columns that change with the sensors of MuJoCo's acceleration stage do not follow from a state; nor do parts that
+    depend on what the task draws when an episode starts, such as a terrain or a target's place.
     """
-    late = _late_columns(env)
+    late, drawn = _late_columns(env), _drawn_columns(env)
     parts, start = [], 0
     for name, part in env.parts().items():
+        # A whole part: where one column tells the draw, another may do so in other states.
+        redrawn = bool((drawn & ~late)[start : start + part.size].any())
         for column in range(start, start + part.size):
-            if column > start and late[column] == late[column - 1]:
-                parts[-1] = (name, slice(parts[-1][1].start, column + 1), parts[-1][2])
+            obstacle = NOT_IN_STATES if late[column] else DRAWN if redrawn else ""
+            if column > start and obstacle == parts[-1][2]:
+                parts[-1] = (name, slice(parts[-1][1].start, column + 1), obstacle)
             else:
-                parts.append((name, slice(column, column + 1), not late[column]))
+                parts.append((name, slice(column, column + 1), obstacle))
         start += part.size
     return parts
 
@@ -225,19 +229,33 @@ def _late_columns(env: DMControlEnv) -> Bool[np.ndarray, " observation"]:
         for sensor in np.flatnonzero(model.sensor_needstage == stage.mjSTAGE_ACC):
             start = model.sensor_adr[sensor]
             data.sensordata[start : start + model.sensor_dim[sensor]] = value
-        observations.append(np.concatenate(list(env.parts().values())))
+        observations.append(_observe(env))
     return (observations[0] != observations[1]) | (observations[0] != observations[2])
+
+
+def _drawn_columns(env: DMControlEnv) -> Bool[np.ndarray, " observation"]:
+    """Those that differ between two episodes in the same state; those of `_late_columns` may."""
+    other = make(env.task_id, seed=1)
+    other.reset()
+    state, action = env.physics.get_state(), np.zeros(env.action_space.shape or (), np.float32)
+    for each in (env, other):
+        each.set_state(state, action)
+    return _observe(env) != _observe(other)
+
+
+def _observe(env: DMControlEnv) -> Float32[np.ndarray, " observation"]:
+    return np.concatenate(list(env.parts().values()))
 
 
 class _Rewards:
     """Every reward column against every task that it may be of, in both modes."""
 
     def __init__(self, domain: str, dims: Dims, expected: tuple[str, ...] | None):
-        self._expected = expected
+        self._expected, self._columns = expected, dims.reward
         self._relabelers: list[Relabeler] = []
         self._refused: dict[str, str] = {}
         for mode in get_args(Mode):
-            found = [task_id for task_id in tasks(domain) if self._possible(domain, task_id, dims, mode)]
+            found = [task_id for task_id in tasks(domain) if self._possible(task_id, dims, mode)]
             if found:
                 self._relabelers.append(Relabeler(found, mode))
         self._differences = {
@@ -247,14 +265,14 @@ class _Rewards:
             for task_id in relabel.tasks
         }
 
-    def _possible(self, domain: str, task_id: str, dims: Dims, mode: Mode) -> bool:
-        try:
-            if task_id in relabelable_tasks(domain, dims.physics, mode):
-                return True
-            Relabeler([task_id], mode)
-        except UserError as error:
-            self._refused[task_id] = str(error)
-        return False
+    def _possible(self, task_id: str, dims: Dims, mode: Mode) -> bool:
+        examined = examine(task_id, mode)
+        misfit = examined.misfit(dims.physics, dims.observation)
+        # Where nothing tells the task, it may be any that has the files' widths.
+        fits = (examined.physics, examined.observation) == (dims.physics, dims.observation)
+        if misfit and (task_id in self._expected if self._expected else fits):
+            self._refused[task_id] = f"cannot be recomputed: {misfit}"
+        return misfit is None
 
     def add(self, episode: Episode) -> None:
         rewards = {relabel.mode: relabel(episode)[1:] for relabel in self._relabelers}
@@ -276,11 +294,8 @@ class _Rewards:
             for (column, task_id, mode), difference in self._differences.items()
         ]
         known = {comparison.name for comparison in found}
-        for column, task_id in enumerate(self._expected or ()):
-            if task_id not in known:
-                found.append(
-                    Comparison(
-                        task_id, "", (column, column + 1), None, None, self._refused.get(task_id, "its states differ")
-                    )
-                )
+        for column in range(self._columns):
+            for task_id in self._expected[column : column + 1] if self._expected else self._refused:
+                if task_id not in known:
+                    found.append(Comparison(task_id, "", (column, column + 1), None, None, self._refused[task_id]))
         return tuple(found)
