@@ -8,16 +8,15 @@ The data are `--rollouts` real episodes of dm_control's walker under random acti
 states), over and over as they are: no format compresses beyond one episode, so repeated ones take the place that new
 ones would. All formats hold the same episodes, 10,000 of them by default:
 
-  ringrl       the store: one array of what training reads, one of rewards, physics states, Zarr v3 in files of 32 MB
+  ringrl       the store: arrays of what training reads, of rewards and of physics states, Zarr v3 in files of 32 MB
   npz          one `np.savez_compressed` an episode, as ExoRL publishes its data
   h5py         one HDF5 file with a group an episode, as Minari writes it: not compressed and without states
   minari       the same file read through `MinariDataset.iterate_episodes`
 
 A chain is 128 random episodes, of which observation, action, reward and discount (HDF5: terminations) are wanted. Every
 subject reads the same chains in turn, in an order that changes every round, in one process. Every file was just written
-and is in the page cache; `ringrl, again` reads the chain that the store read just before, some of which TensorStore's
-cache of decoded chunks may hold. A figure is the median over the rounds. Memory is the peak of a process that does
-nothing but build, whose episodes come from a generator.
+and is in the page cache; none keeps chunks of its own. A figure is the median over the rounds. Memory is the peak of a
+process that does nothing but build, whose episodes come from a generator.
 
 The last line is one JSON object: vs_npz, vs_h5py, vs_minari, how many times faster a chain is; chain128_ms;
 build_peak_mb; open_ms; size_vs_npz, the store's bytes over those of the npz files.
@@ -105,7 +104,7 @@ def measure(folder: Path, count: int, args: Args) -> None:
     medians = read_in_turn(folder, count, args.rounds)
     print(f"\n{'':<16}{'GB':>8}{'B/transition':>14}{'chain of 128, ms':>18}{'times ringrl':>14}")
     for name, seconds in medians.items():
-        size = sizes.get({"minari": "h5py", "ringrl, again": "ringrl"}.get(name, name), 0)
+        size = sizes["h5py" if name == "minari" else name]
         columns = f"{size / 1e9:>8.2f}{size / count / LENGTH:>14.0f}{seconds * 1e3:>18.1f}"
         print(f"{name:<16}{columns}{seconds / medians['ringrl']:>14.1f}")
     ratios = {f"vs_{name}": round(medians[name] / medians["ringrl"], 2) for name in ("npz", "h5py", "minari")}
@@ -228,11 +227,10 @@ def read_in_turn(folder: Path, count: int, rounds: int) -> dict[str, float]:
         chain = rng.choice(count, CHAIN, replace=False).tolist()
         random.Random(turn).shuffle(names)
         for name in names:
-            for which in (name, "ringrl, again") if name == "ringrl" else (name,):
-                began = time.perf_counter()
-                found = subjects[name](chain)
-                seconds.setdefault(which, []).append(time.perf_counter() - began)
-                del found
+            began = time.perf_counter()
+            found = subjects[name](chain)
+            seconds[name].append(time.perf_counter() - began)
+            del found
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 

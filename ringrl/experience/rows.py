@@ -69,7 +69,7 @@ class RowWriter:
         writers["transition"] = read("transition", dims.observation + dims.action + 1)
         if dims.physics:
             path, shape = self._folder / "physics", (dims.physics,)
-            writers["physics"] = ColumnWriter(path, shape, np.float64, chunk_rows=chunk, purpose="keep")
+            writers["physics"] = ColumnWriter(path, shape, np.float64, chunk_rows=chunk, compressed=True)
         return writers
 
 

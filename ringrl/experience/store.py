@@ -29,6 +29,7 @@ from ringrl.experience.zarr import is_url, open_array, open_context, write_array
 
 __all__ = ["Source", "Steps", "Store", "build", "open_store"]
 
+# Of another machine's chunks. Those of this one's disk are in the system's own cache, and a second copy costs time.
 _CACHE_BYTES = 2**27
 
 
@@ -124,7 +125,7 @@ class Store:
         """Read what the arrays are; what is in them is read when asked for. See `open_store`."""
         self.path, self._memory_limit = path, memory_limit
         self._resident: dict[str, np.ndarray] = {}
-        context = open_context(_CACHE_BYTES)
+        context = open_context(_CACHE_BYTES if is_url(path) else 0)
         metadata = read_metadata(path, context)
         try:
             self.domain: str = metadata["domain"]

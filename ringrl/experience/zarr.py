@@ -4,7 +4,7 @@ A place is a folder, or a URL of a kind that TensorStore reads: `gs://`, `s3://`
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -12,10 +12,6 @@ import tensorstore as ts
 _SHARD_BYTES = 2**25  # what a file holds at most before compression, and a writer buffers
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _CHECKSUM = {"name": "crc32c"}
-# Compressor, level, and whether a chunk is transposed first: a column is one quantity over time, whose bytes resemble
-# each other more than a row's do. lz4 of rows is read as fast as no compression; the other takes a tenth less place
-# and two or three times as long.
-_COMPRESSORS = {"read": ("lz4", 5, False), "keep": ("zstd", 5, True)}
 # TensorStore would try for a quarter of an hour to reach a host that is not there.
 _RETRIES = {"max_retries": 6, "initial_delay": "250ms", "max_delay": "8s"}
 
@@ -70,7 +66,7 @@ class ColumnWriter:
         dtype: type[np.generic],
         *,
         chunk_rows: int,
-        purpose: Literal["read", "keep"] = "read",
+        compressed: bool = False,
         file_rows: int | None = None,
     ):
         """Create the array with no rows.
@@ -80,15 +76,14 @@ class ColumnWriter:
             row_shape: of one row.
             dtype: of the values.
             chunk_rows: what a read decodes at least.
-            purpose: whether reading shall be fast or the files small.
+            compressed: whether the files shall be small rather than fast to read.
             file_rows: rows in a file, a multiple of `chunk_rows`; None: about 32 MB of them.
         """
         row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self._buffer = np.empty((file_rows or shard_rows(row_bytes, chunk_rows), *row_shape), dtype)
         self._filled = 0
         self._written = 0
-        spec = _spec(path, self._buffer, chunk_rows, *_COMPRESSORS[purpose])
-        self._array = ts.open(spec, create=True).result()
+        self._array = ts.open(_spec(path, self._buffer, chunk_rows, compressed), create=True).result()
 
     def append(self, rows: np.ndarray) -> None:
         """Add rows after the last."""
@@ -123,15 +118,15 @@ def write_array(path: Path, values: np.ndarray) -> None:
     writer.flush()
 
 
-def _spec(
-    path: Path, buffer: np.ndarray, chunk_rows: int, compressor: str, level: int, transposed: bool
-) -> dict[str, Any]:
+def _spec(path: Path, buffer: np.ndarray, chunk_rows: int, compressed: bool) -> dict[str, Any]:
     row_shape = buffer.shape[1:]
-    blosc = {"cname": compressor, "clevel": level, "shuffle": "shuffle", "typesize": buffer.itemsize, "blocksize": 0}
-    transpose = [{"name": "transpose", "configuration": {"order": [1, 0]}}] if transposed else []
+    # A row of a transposed chunk is one quantity over time, whose bytes resemble each other.
+    blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": buffer.itemsize, "blocksize": 0}
+    packed = [{"name": "transpose", "configuration": {"order": [1, 0]}}, _LITTLE]
+    packed.append({"name": "blosc", "configuration": blosc})
     sharding = {
         "chunk_shape": [chunk_rows, *row_shape],
-        "codecs": [*transpose, _LITTLE, {"name": "blosc", "configuration": blosc}, _CHECKSUM],
+        "codecs": [*(packed if compressed else [_LITTLE]), _CHECKSUM],
         "index_codecs": [_LITTLE, _CHECKSUM],
     }
     return {
