@@ -2,8 +2,9 @@
 
     ringrl data relabel walker/rnd --tasks walker_stand walker_run --out relabelled/walker/rnd
 
-The result is ExoRL's own layout again, under the same names, with `relabel.json` beside the files. `build_store`
-relabels by itself; this step is for other programs that read ExoRL's files.
+The result is ExoRL's own layout again: the files are in OUT/buffer, under the same names, with `relabel.json` in OUT.
+`build_store` relabels by itself, and ExoRL's own trainer computes rewards anew whenever it loads a file; this step is
+for other programs that read ExoRL's files. The input is only read.
 
 Files are done several at once (`--jobs`). A run that dies continues where it stopped if the same command is given
 again; given on several machines that share a file system, the command divides the work among them.
@@ -18,11 +19,12 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
+from ringrl import __version__
 from ringrl.errors import UserError
-from ringrl.experience.exorl import list_episodes, quarantine, read_folder
+from ringrl.experience.exorl import list_episodes, read_folder
 from ringrl.experience.folders import describe_folder
 from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
-from ringrl.experience.relabel_folder import Job, relabel_folder
+from ringrl.experience.relabel_folder import SKIPPED, Job, relabel_folder
 from ringrl.experience.relabel_workers import Backend, Workers
 
 
@@ -33,7 +35,7 @@ class Args:
     folder: Annotated[Path, tyro.conf.Positional]
     """The folder of episode files, or the one above that contains buffer/; or a .zip of either."""
     out: Path
-    """The folder to make."""
+    """The folder to make; the files go to OUT/buffer."""
     domain: str | None = None
     """The domain, where neither collect.json nor the path DOMAIN/ALGORITHM/buffer tells it."""
     tasks: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Args:
     address: str | None = None
     """Of the Dask scheduler or Ray cluster. Default: one that is started here."""
     skip_bad: bool = False
-    """Move bad files to quarantine/ and go on, instead of stopping at the first."""
+    """Leave bad files out, say so in OUT/skipped.txt, and go on, instead of stopping at the first."""
     overwrite: bool = False
     """Replace a folder that this step made."""
 
@@ -68,6 +70,7 @@ def main(args: Args) -> None:
         "domain": relabel.domain,
         "tasks": list(relabel.tasks),
         "mode": args.mode,
+        "ringrl": __version__,
         "mujoco": version("mujoco"),
         "dm_control": version("dm-control"),
         "numpy": version("numpy"),
@@ -75,13 +78,12 @@ def main(args: Args) -> None:
     }
     job = Job(tuple(reader.files), reader.dims, about)
     workers = Workers(args.jobs, args.backend, args.address)
-    finished = relabel_folder(
-        job, out, workers=workers, overwrite=args.overwrite, on_damaged=quarantine if args.skip_bad else None
-    )
+    finished = relabel_folder(job, out, workers=workers, overwrite=args.overwrite, skip_bad=args.skip_bad)
     console = Console(stderr=True)  # in a pipe only errors are wanted there
     label = f"relabelling {args.folder}"
     done = list(track(finished, label, total=len(job.files), console=console, disable=not console.is_terminal))
-    skipped = f"; {done.count(False)} bad files skipped" if False in done else ""
+    reasons = (out / SKIPPED).read_text(encoding="utf-8").splitlines() if (out / SKIPPED).exists() else []
+    skipped = f"; {len(reasons)} bad files skipped, see {args.out / SKIPPED}" if reasons else ""
     there = "" if done else "; they were there already"
     print(f"{args.out}: {len(list_episodes(out))} episodes with rewards of {', '.join(relabel.tasks)}{skipped}{there}")
 

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -129,10 +130,16 @@ def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"an array is in version {version} of the .npy format")
-    return {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[version](stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's, about odd literals
+            shape, fortran_order, dtype = read(stream)
+    except Exception as error:  # whatever a Python literal or the name of a dtype may raise
+        raise ValueError(f"an array's header is damaged ({type(error).__name__}: {error})") from error
+    if not all(0 <= size <= _MAX_BYTES for size in shape):
+        raise ValueError(f"an array's header is damaged: it tells the shape {shape}")
+    return shape, fortran_order, dtype
 
 
 def _check_array(path: EpisodeFile, name: str, array: np.ndarray) -> np.ndarray:
@@ -216,8 +223,8 @@ class read_folder(Iterator[tuple[EpisodeFile, Episode]]):  # noqa: N801 - used a
 
     With `skip_bad`, a bad file is moved to `quarantine/` beside it, its reason is appended to `quarantine/reasons.txt`,
     and the reading goes on; `skipped` counts such files. From an archive nothing can be moved: the reasons are written
-    to `ARCHIVE.zip.reasons.txt`, and the files are skipped again the next time. Widths are judged by those that most of
-    the first files have.
+    to `ARCHIVE.zip.reasons.txt`, each once, and the files are skipped again the next time. Widths are judged by those
+    that most of the first files have.
 
     Attributes:
         files: all files, bad ones included.
@@ -256,7 +263,7 @@ class read_folder(Iterator[tuple[EpisodeFile, Episode]]):  # noqa: N801 - used a
 
     def skip(self, path: EpisodeFile, reason: str) -> None:
         """Put a bad file aside, with the reason, as iteration does."""
-        quarantine(path, reason)
+        _quarantine(path, reason)
         self.skipped += 1
 
 
@@ -275,14 +282,21 @@ def _usual_dims(files: list[EpisodeFile]) -> Dims:
     return found.most_common(1)[0][0]
 
 
-def quarantine(path: EpisodeFile, reason: str) -> None:
+def _quarantine(path: EpisodeFile, reason: str) -> None:
     """Move a bad file to `quarantine/` beside it, with the reason; of one in an archive only the reason is kept."""
     if isinstance(path, Member):
         reasons = path.archive.with_name(f"{path.archive.name}.reasons.txt")
     else:
-        folder = path.parent / QUARANTINE
-        folder.mkdir(exist_ok=True)
-        reasons = folder / "reasons.txt"
-        path.replace(folder / path.name)
-    with reasons.open("a", encoding="utf-8") as file:
-        file.write(f"{reason}\n")
+        reasons = path.parent / QUARANTINE / "reasons.txt"
+    try:
+        if isinstance(path, Path):
+            reasons.parent.mkdir(exist_ok=True)
+            path.replace(reasons.parent / path.name)
+        with reasons.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if reason not in file.read().splitlines():
+                file.write(f"{reason}\n")
+    except FileNotFoundError:
+        return  # another process has put it aside
+    except OSError as error:
+        raise UserError(f"{reason}; and it cannot be put aside in {reasons.parent} ({error.strerror})") from error

@@ -1,8 +1,8 @@
 """A folder of relabelled files, made by many workers, by a run that may die, or by several runs at once.
 
 A job is what the result depends on: the input files (names, sizes, times), the tasks, the mode and the versions of
-MuJoCo, dm_control and NumPy. Its finished files gather in `OUT.relabel-KEY` beside OUT, where KEY is a digest of all
-that; when none is missing, the folder is renamed to OUT. So
+ringrl, MuJoCo, dm_control and NumPy. Its finished files gather in `OUT.relabel-KEY/buffer` beside OUT, where KEY is a
+digest of all that; when none is missing, the folder is renamed to OUT. The input is only read. So
 - a run that dies continues where it stopped, if the same command is given again;
 - runs of the same job, on one machine or several that share the file system, divide the work: each file is written
   elsewhere and renamed, its bytes are the same whoever wrote it, and one run's final rename is the other's too;
@@ -14,11 +14,12 @@ import functools
 import glob
 import hashlib
 import json
+import os
 import random
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from ringrl.experience.exorl import Dims, EpisodeFile, write_episode
 from ringrl.experience.folders import RELABEL
 from ringrl.experience.relabel import Mode
 from ringrl.experience.relabel_workers import BadFile, Workers, parallel_map, relabel_file
+
+BUFFER = "buffer"
+SKIPPED = "skipped.txt"
 
 # Results are a line each, so that workers need hardly ever wait for each other.
 _AHEAD = 1024
@@ -73,24 +77,26 @@ def relabel_folder(
     *,
     workers: Workers,
     overwrite: bool = False,
-    on_damaged: Callable[[EpisodeFile, str], None] | None = None,
+    skip_bad: bool = False,
 ) -> Iterator[bool]:
     """Do what is missing of a job and then make `out` appear, whole; yields as files are finished.
+
+    The files are in `out/buffer`, as ExoRL's are; beside it are `relabel.json` and, if files were skipped,
+    `skipped.txt` with a line for each.
 
     Args:
         job: what to do.
         out: the folder to be. It and the input must lie where all workers see them, under the same names.
         workers: who does it.
         overwrite: replace `out`, if it is a folder that this function made.
-        on_damaged: called, when all is done, with each file that `read_episode` refuses and the reason; None: such a
-            file is an error.
+        skip_bad: leave out the files that `read_episode` refuses; else such a file is an error.
 
     Yields:
         For each file, whether it is in `out` (else it was damaged); nothing, if this job's `out` is there already.
 
     Raises:
-        UserError: if `out` is there and is another's; if a file is damaged or cannot be relabelled. Finished files
-            stay in the work folder, for the next run; if there are none, nothing stays.
+        UserError: if `out` is there and is another's, or cannot be written; if a file is damaged or cannot be
+            relabelled. Finished files stay in the work folder, for the next run; if there are none, nothing stays.
     """
     if not overwrite and job.made(out):
         return
@@ -101,17 +107,18 @@ def relabel_folder(
     finish = functools.partial(
         _finish_file, work=work, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
     )
-    damaged: list[tuple[EpisodeFile, str]] = []
+    damaged: dict[EpisodeFile, str] = {}
     try:
         with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
             for file, error in zip(files, results, strict=True):
-                if error is not None and not (error.damaged and on_damaged is not None):
+                if error is not None and not (error.damaged and skip_bad):
                     raise UserError(error.reason)
                 if error is not None:
-                    damaged.append((file, error.reason))
+                    damaged[file] = error.reason
                 yield error is None
         if len(damaged) == len(files):
-            raise UserError(f"no file could be relabelled; the first: {damaged[0][1]}")
+            raise UserError(f"no file could be relabelled; the first: {damaged[job.files[0]]}")
+        _write_skipped(work, [damaged[file] for file in job.files if file in damaged])
         _publish(job, work, out, overwrite)
     except BaseException as error:
         if job.made(out) and not work.is_dir():  # another run has finished this job
@@ -120,21 +127,19 @@ def relabel_folder(
         if explained is None:
             raise
         raise explained from error
-    for file, reason in damaged:
-        if on_damaged is not None:
-            on_damaged(file, reason)
 
 
 def _explain(error: BaseException, work: Path) -> UserError | None:
     """What is to be said in place of `error`, if anything. A work folder without finished files is removed."""
     if isinstance(error, OSError) and not work.is_dir():
         return UserError(f"{work} was removed while this run was at work on it; give the same command again")
-    finished = sum(1 for _ in work.glob("*.npz"))
+    finished = sum(1 for _ in (work / BUFFER).glob("*.npz"))
     if not finished:
         shutil.rmtree(work, ignore_errors=True)
-    elif isinstance(error, UserError):
-        kept = f"finished files, {finished}, stay in {work}; the same command continues, also with --skip-bad"
-        return UserError(f"{error} ({kept})")
+    kept = f"finished files, {finished}, stay in {work}; the same command continues, also with --skip-bad"
+    what = f"{error.filename or work}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError | UserError):
+        return UserError(f"{what} ({kept})" if finished else what)
     return None
 
 
@@ -144,19 +149,24 @@ def _fingerprint(file: EpisodeFile) -> list[Any]:
 
 
 def _check(out: Path, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
+    there = os.path.exists(out)  # false where we may not look; then making it says what is wrong
+    if there and not overwrite:
         raise UserError(f"{out} exists already; choose another name or pass --overwrite")
-    if out.exists() and not (out / RELABEL).is_file():
+    if there and not (out / RELABEL).is_file():
         raise UserError(f"{out} has no {RELABEL}, so it was not made by this step and is not overwritten")
 
 
 def _open_work(job: Job, out: Path) -> tuple[Path, bool]:
     """The work folder, with `relabel.json` from its first moment on; and whether it was there before."""
     work = job.work_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if not work.is_dir():
-        new = _own_folder(work)
-        (new / RELABEL).write_text(json.dumps(job.about | {"job": job.key}, indent=2) + "\n", encoding="utf-8")
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            new = _own_folder(work)
+            (new / BUFFER).mkdir()
+            (new / RELABEL).write_text(json.dumps(job.about | {"job": job.key}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another place with --out") from error
         try:
             new.rename(work)
             return work, False
@@ -176,7 +186,7 @@ def _own_folder(work: Path) -> Path:
 
 def _finish_file(file: EpisodeFile, work: Path, task_ids: tuple[str, ...], mode: Mode, dims: Dims) -> BadFile | None:
     """Relabel one file into the work folder, unless it is there."""
-    target = work / file.name
+    target = work / BUFFER / file.name
     # The name alone could be there without the content if the machine, not the run, has died.
     if zipfile.is_zipfile(target):
         return None
@@ -189,6 +199,19 @@ def _finish_file(file: EpisodeFile, work: Path, task_ids: tuple[str, ...], mode:
     finally:
         shutil.rmtree(own, ignore_errors=True)
     return None
+
+
+def _write_skipped(work: Path, reasons: list[str]) -> None:
+    """Write the reasons, in the files' order; what a run that died there has left is replaced or removed."""
+    if not reasons:
+        (work / SKIPPED).unlink(missing_ok=True)
+        return
+    own = _own_folder(work)  # another run may write the same at this moment
+    try:
+        (own / SKIPPED).write_text("".join(f"{reason}\n" for reason in reasons), encoding="utf-8")
+        (own / SKIPPED).replace(work / SKIPPED)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _publish(job: Job, work: Path, out: Path, overwrite: bool) -> None:

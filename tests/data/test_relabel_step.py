@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tyro
 
-from ringrl import envs
+from ringrl import __version__, envs
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience import exorl
@@ -62,6 +62,8 @@ def test_the_files_are_kept_but_for_the_rewards(step, folder, tmp_path, capsys):
         np.testing.assert_array_equal(after.reward[:, 1:], before.reward)
     about = json.loads((out / "relabel.json").read_text())
     assert (about["domain"], about["mode"]) == ("cartpole", "exact") and about["mujoco"]
+    assert about["ringrl"] == __version__
+    assert sorted(path.name for path in out.iterdir()) == ["buffer", "relabel.json"]
     assert describe_folder(out).tasks == ("cartpole_balance", "cartpole_swingup")
 
 
@@ -80,18 +82,22 @@ def test_a_bad_file_stops_the_run_or_is_put_aside(step, folder, tmp_path, capsys
         run(step, *arguments)
     assert not (tmp_path / "out").exists()
     run(step, *arguments, "--skip-bad")
-    assert "1 episodes with rewards of cartpole_swingup; 1 bad files skipped" in capsys.readouterr().out
+    said = f"1 episodes with rewards of cartpole_swingup; 1 bad files skipped, see {tmp_path / 'out' / 'skipped.txt'}"
+    assert capsys.readouterr().out.endswith(f"{said}\n")
     assert [path.name for path in exorl.list_episodes(tmp_path / "out")] == ["episode_000000_15.npz"]
-    assert not bad.exists() and "truncated" in (bad.parent / "quarantine" / "reasons.txt").read_text()
+    assert "truncated" in (tmp_path / "out" / "skipped.txt").read_text()
+    assert sorted(path.name for path in bad.parent.iterdir()) == ["episode_000000_15.npz", "episode_000010_15.npz"]
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+    run(step, *arguments, "--skip-bad")
+    assert capsys.readouterr().out.endswith(f"{said}; they were there already\n")
 
 
 def test_a_zip_is_read_as_it_is(step, folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "cartpole" / "zipped"), "zip", folder)
     for source, out in ((folder, "out"), (archive, "from_zip")):
         run(step, source, "--out", tmp_path / out, "--tasks", "cartpole_swingup", "--jobs", 1, "--domain", "cartpole")
-    for path in (tmp_path / "out").glob("*.npz"):
-        assert (tmp_path / "from_zip" / path.name).read_bytes() == path.read_bytes()
+    for path in exorl.list_episodes(tmp_path / "out"):
+        assert (tmp_path / "from_zip" / "buffer" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_is_done_is_not_done_again(step, folder, tmp_path, capsys):

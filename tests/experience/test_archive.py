@@ -94,9 +94,11 @@ def test_bad_files_in_an_archive_are_named_and_skipped(tmp_path):
     with pytest.raises(UserError, match=r"a\.zip/buffer/episode_000003_6\.npz: bad episode file: it is truncated"):
         list(exorl.read_folder(path))
     before = path.read_bytes()
-    reading = exorl.read_folder(path, skip_bad=True)
-    assert len(list(reading)) == 3 and reading.skipped == 1
-    assert "episode_000003_6.npz" in (tmp_path / "a.zip.reasons.txt").read_text()
+    for _ in range(2):
+        reading = exorl.read_folder(path, skip_bad=True)
+        assert len(list(reading)) == 3 and reading.skipped == 1
+        (reason,) = (tmp_path / "a.zip.reasons.txt").read_text().splitlines()
+        assert "episode_000003_6.npz" in reason
     assert path.read_bytes() == before
 
 

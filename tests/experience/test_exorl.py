@@ -1,5 +1,7 @@
 import dataclasses
+import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -158,6 +160,80 @@ def test_a_damaged_byte_is_a_user_error_or_harmless(tmp_path_factory, data):
         assert str(path) in str(error) and "\n" not in str(error)
 
 
+def with_header(folder, header):
+    """An episode file whose observation has this .npy header."""
+    path = Path(folder) / "episode_000000_6.npz"
+    with zipfile.ZipFile(path, "w") as made:
+        for name, array in raw(make_episode()).items():
+            content = io.BytesIO()
+            np.save(content, array)
+            made.writestr(f"{name}.npy", content.getvalue())
+        made.filelist, made.NameToInfo = made.filelist[1:], {info.filename: info for info in made.filelist[1:]}
+        made.writestr("observation.npy", b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"('''",
+        b"{[]: 1}",
+        b"{1: 2, 'a': 3}",
+        b"{'descr': '<f4',",
+        b"(" * 3000,
+        b"[-" * 4000,
+        b"{'descr': (), 'fortran_order': False, 'shape': (7, 3)}",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (0, %d)}" % 10**30,
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 0)}",
+        b"{'descr': '\\d', 'fortran_order': False, 'shape': (7L, 3L)}",
+        b"\0\xff",
+        b"",
+    ],
+)
+def test_a_damaged_array_header_is_a_bad_file(tmp_path, header):
+    path = with_header(tmp_path, header)
+    with pytest.raises(UserError, match="episode_000000_6.npz: bad episode file") as caught:
+        exorl.read_episode(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000 + len(str(path))
+
+
+_WORDS = [
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ":",
+    "'",
+    '"""',
+    "-",
+    "1",
+    "7",
+    "3",
+    "0",
+    "L",
+    "<f4",
+    "O",
+    "V0",
+    "\\",
+    "\n",
+    "#",
+]
+_WORDS += ["'descr'", "'fortran_order'", "'shape'", "False", "(7, 3)", "{'descr': '<f4', 'fortran_order': ", " "]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.binary(max_size=60) | st.lists(st.sampled_from(_WORDS), max_size=25).map(lambda words: "".join(words).encode())
+)
+def test_any_array_header_is_a_bad_file_or_read(tmp_path_factory, header):
+    path = with_header(tmp_path_factory.getbasetemp(), header)
+    with pytest.raises(UserError, match="episode_000000_6.npz: bad episode file"):
+        exorl.read_episode(path)
+
+
 def test_widths_must_be_those_asked_for(tmp_path):
     path = exorl.write_episode(tmp_path, 0, make_episode())
     with pytest.raises(
@@ -220,6 +296,15 @@ def test_skip_bad_moves_files_to_quarantine_with_reasons(tmp_path):
     reasons = (quarantine / "reasons.txt").read_text().splitlines()
     assert "observation 9" in reasons[0] and "truncated" in reasons[1]
     assert [path.name[8:14] for path, _ in exorl.read_folder(tmp_path)] == ["000001", "000003"]
+
+
+def test_a_bad_file_that_another_process_has_moved_is_no_error(tmp_path):
+    for index in range(2):
+        exorl.write_episode(tmp_path, index, make_episode(seed=index))
+    reading = exorl.read_folder(tmp_path, skip_bad=True)
+    (tmp_path / reading.files[1].name).unlink()
+    assert len(list(reading)) == 1 and reading.skipped == 1
+    assert not (tmp_path / "quarantine" / "reasons.txt").exists()
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

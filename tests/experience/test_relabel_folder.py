@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from ringrl import envs
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.experience import relabel_folder as relabel_folder_module
 from ringrl.experience.exorl import list_episodes, read_folder, write_episode
 from ringrl.experience.relabel_folder import Job, relabel_folder
 from ringrl.experience.relabel_workers import Workers
@@ -48,19 +50,24 @@ def job_of(folder, *tasks):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def beside(out):
     return sorted(path.name for path in out.parent.glob(f"{out.name}*"))
 
 
+def finished(work):
+    return list((work / "buffer").glob("*.npz"))
+
+
 def test_all_files_appear_at_once(folder, tmp_path):
     out, job = tmp_path / "out", job_of(folder)
     steps = relabel_folder(job, out, workers=ALONE)
-    assert next(steps) and not out.exists() and len(list(job.work_folder(out).glob("*.npz"))) == 1
+    assert next(steps) and not out.exists() and len(finished(job.work_folder(out))) == 1
     assert list(steps) == [True] * 4
     assert len(list_episodes(out)) == 5 and beside(out) == ["out"] and job.made(out)
+    assert sorted(path.name for path in out.iterdir()) == ["buffer", "relabel.json"]
 
 
 def test_what_is_there_is_not_done_again(folder, tmp_path):
@@ -68,13 +75,13 @@ def test_what_is_there_is_not_done_again(folder, tmp_path):
     steps = relabel_folder(job, out, workers=ALONE)
     next(steps), next(steps)
     steps.close()
-    done = {path.name: path.stat().st_ino for path in job.work_folder(out).glob("*.npz")}
+    done = {path.name: path.stat().st_ino for path in finished(job.work_folder(out))}
     assert len(done) == 2
     empty = sorted(done)[0]
-    (job.work_folder(out) / empty).write_bytes(b"")  # as after a power cut
+    (job.work_folder(out) / "buffer" / empty).write_bytes(b"")  # as after a power cut
     assert len(list(relabel_folder(job, out, workers=ALONE))) == 5
-    kept = {path.name for path in out.glob("*.npz") if path.stat().st_ino == done.get(path.name)}
-    assert kept >= set(done) - {empty} and (out / empty).stat().st_size
+    kept = {path.name for path in finished(out) if path.stat().st_ino == done.get(path.name)}
+    assert kept >= set(done) - {empty} and (out / "buffer" / empty).stat().st_size
     assert not list(relabel_folder(job, out, workers=ALONE))
 
 
@@ -123,13 +130,46 @@ def test_a_damaged_file_leaves_what_was_finished_for_the_next_run(folder, tmp_pa
     bad = folder / "buffer" / "episode_000003_10.npz"
     bad.unlink()  # the link, not the episode
     bad.write_bytes(b"PK")
-    job = job_of(folder)
+    job, before = job_of(folder), contents(folder)
     with pytest.raises(UserError, match="episode_000003_10.npz: bad.*finished files, 3, stay in .*also with --sk"):
         list(relabel_folder(job, out, workers=ALONE))
-    damaged = []
-    done = list(relabel_folder(job, out, workers=ALONE, on_damaged=lambda file, reason: damaged.append(file)))
-    assert sorted(done) == [False, True, True, True, True] and damaged == [bad]
+    (job.work_folder(out) / "skipped.txt").write_text("of a run that died")
+    done = list(relabel_folder(job, out, workers=ALONE, skip_bad=True))
+    assert sorted(done) == [False, True, True, True, True]
+    assert (out / "skipped.txt").read_text().startswith(f"{bad}: bad episode file: it is truncated")
     assert len(list_episodes(out)) == 4 and beside(out) == ["out"]
+    assert contents(folder) == before and not list(relabel_folder(job_of(folder), out, workers=ALONE, skip_bad=True))
+
+
+def test_two_runs_that_skip_write_the_reasons_once_and_in_order(folder, tmp_path):
+    out = tmp_path / "out"
+    for index in (1, 3):
+        bad = folder / "buffer" / f"episode_{index:06d}_10.npz"
+        bad.unlink()
+        bad.write_bytes(b"PK")
+    slow = relabel_folder(job_of(folder), out, workers=ALONE, skip_bad=True)
+    next(slow)
+    list(relabel_folder(job_of(folder), out, workers=ALONE, skip_bad=True))
+    list(slow)
+    first, second = (out / "skipped.txt").read_text().splitlines()
+    assert "episode_000001_10.npz" in first and "episode_000003_10.npz" in second and beside(out) == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for out in (Path("/proc/x/y"), tmp_path / "file" / "out"):
+        with pytest.raises(UserError, match=f"{out}: cannot be made .*; choose another place with --out"):
+            list(relabel_folder(job_of(folder), out, workers=ALONE))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    steps = relabel_folder(job_of(folder), out, workers=ALONE)
+    next(steps)
+    monkeypatch.setattr(relabel_folder_module, "write_episode", full)
+    with pytest.raises(UserError, match="out.relabel-.*: No space left on device .finished files, 1, stay in"):
+        list(steps)
 
 
 def test_without_a_finished_file_nothing_stays(folder, tmp_path):
@@ -164,23 +204,23 @@ def test_killed_runs_continue_and_two_at_once_make_one_folder(tmp_path):
     folder, out, serial = tmp_path / "cartpole" / "rnd", tmp_path / "out", tmp_path / "serial"
     write_files(folder / "buffer", 400, MANY)
 
-    def finished() -> list[Path]:
-        return list(tmp_path.glob("out.relabel-????????????????/*.npz"))
+    def begun() -> list[Path]:
+        return list(tmp_path.glob("out.relabel-????????????????/buffer/*.npz"))
 
     run = start(folder, out, "--jobs", 2)
-    wait_for(lambda: len(finished()) >= 10)
+    wait_for(lambda: len(begun()) >= 10)
     children = psutil.Process(run.pid).children(recursive=True)
     run.kill()
     run.communicate()
     wait_for(lambda: all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in children))
-    done = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished()}
+    done = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in begun()}
     assert 10 <= len(done) < MANY and not out.exists()
 
     runs = [start(folder, out, "--jobs", 1) for _ in range(2)]
     for each in runs:
         error = each.communicate(timeout=120)[1]
         assert (each.returncode, error) == (0, "")
-    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("*.npz")}
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished(out)}
     assert len(after) == MANY and done.items() <= after.items()
     assert beside(out) == ["out"]
 
