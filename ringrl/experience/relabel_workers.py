@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import os
+import socket
 import threading
 import time
 import warnings
@@ -31,6 +32,7 @@ Result = TypeVar("Result")
 
 # Files in memory at once for each worker: enough that few wait where one batch of files ends and the next begins.
 _AHEAD = 32
+_PATIENCE = 10  # seconds for a scheduler to answer
 # To start a process takes about as long as to relabel so many episodes of the suite.
 _WORTH_A_PROCESS = 50
 
@@ -92,7 +94,7 @@ def relabelled(
         on_damaged: called with each file that `read_episode` refuses and the reason, in place of the error.
 
     Raises:
-        UserError: naming the file, as `read_episode` and `Relabeler`; and if a backend is not installed.
+        UserError: naming the file, as `read_episode` and `Relabeler`; and as `parallel_map`.
     """
     relabel = functools.partial(relabel_file, task_ids=tuple(task_ids), mode=mode, dims=dims)
     with closing(parallel_map(relabel, files, workers or Workers(), ahead=_AHEAD)) as results:
@@ -129,7 +131,7 @@ def parallel_map(
     """`function` of each item, in order; at most `ahead` results for each worker wait to be taken.
 
     Raises:
-        UserError: if a backend is not installed.
+        UserError: if a backend is not installed, or no Dask scheduler answers at the address.
         Exception: what `function` raises.
     """
     if workers.backend == "loky":
@@ -196,7 +198,9 @@ def _joblib(workers: Workers) -> Iterator[None]:
                     n_workers=workers.jobs or joblib.cpu_count(), threads_per_worker=1, dashboard_address=":0"
                 )
                 stack.enter_context(cluster)
-            client = distributed.Client(workers.address or cluster, set_as_default=False)
+            else:
+                cluster = _answering(workers.address)
+            client = distributed.Client(cluster, timeout=_PATIENCE, set_as_default=False)
             options |= {"client": stack.enter_context(client)}
         elif workers.backend == "ray":
             ray = _import("ray", "ray")
@@ -207,6 +211,16 @@ def _joblib(workers: Workers) -> Iterator[None]:
             options |= {"inner_max_num_threads": 1}  # the cores are taken by the processes
         with joblib.parallel_config(backend=workers.backend, **options):
             yield
+
+
+def _answering(address: str) -> str:
+    """`address`, where something listens: Dask's client asks for long, and complains of itself when it gives up."""
+    comm = _import("distributed.comm", "ringrl[dask]")
+    try:
+        socket.create_connection(comm.get_address_host_port(address), timeout=_PATIENCE).close()
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"no Dask scheduler answers at {address} ({error}); it is given as tcp://HOST:PORT") from error
+    return address
 
 
 def _import(module: str, package: str) -> Any:

@@ -114,6 +114,15 @@ def test_a_missing_backend_is_named(monkeypatch):
         list(parallel_map(abs, [1], Workers(2, "ray"), ahead=1))
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "foo://x:1", "tcp:/x", "inproc://x"])
+def test_a_scheduler_that_is_not_there_is_said_at_once(address):
+    pytest.importorskip("distributed")
+    began = time.monotonic()
+    with pytest.raises(UserError, match=f"no Dask scheduler answers at {address} ") as caught:
+        list(parallel_map(abs, [1], Workers(backend="dask", address=address), ahead=1))
+    assert "\n" not in str(caught.value) and time.monotonic() - began < 12
+
+
 def test_few_files_are_not_worth_a_process(files, monkeypatch):
     monkeypatch.delattr("joblib.Parallel")
     assert_all_in_order(files, relabelled(files, TASKS, workers=Workers(0)))
