@@ -268,7 +268,8 @@ class _Rewards:
     def _possible(self, task_id: str, dims: Dims, mode: Mode) -> bool:
         examined = examine(task_id, mode)
         misfit = examined.misfit(dims.physics, dims.observation)
-        # Where nothing tells the task, it may be any that has the files' widths.
+        # Where nothing tells the task, it may be any that has the files' widths. One that is refused in one mode may
+        # disagree in the other though its rewards are right.
         fits = (examined.physics, examined.observation) == (dims.physics, dims.observation)
         if misfit and (task_id in self._expected if self._expected else fits):
             self._refused[task_id] = f"cannot be recomputed: {misfit}"
@@ -293,9 +294,8 @@ class _Rewards:
             )
             for (column, task_id, mode), difference in self._differences.items()
         ]
-        known = {comparison.name for comparison in found}
         for column in range(self._columns):
-            for task_id in self._expected[column : column + 1] if self._expected else self._refused:
-                if task_id not in known:
-                    found.append(Comparison(task_id, "", (column, column + 1), None, None, self._refused[task_id]))
+            for task_id, note in self._refused.items():
+                if not self._expected or self._expected[column] == task_id:
+                    found.append(Comparison(task_id, "", (column, column + 1), None, None, note))
         return tuple(found)

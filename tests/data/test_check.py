@@ -11,7 +11,7 @@ import pytest
 from ringrl import recipes
 from ringrl.errors import UserError
 from ringrl.experience.exorl import list_episodes, read_episode, write_episode
-from ringrl.experience.relabel import relabel_episode
+from ringrl.experience.relabel import Examined, examine, relabel_episode
 
 collect, check = recipes.load("data", "collect"), recipes.load("data", "check")
 # Domain -> task, the widths of its observation, and the parts that no state tells.
@@ -86,6 +86,19 @@ def test_what_is_drawn_for_each_episode_is_not_checked(collected, capsys, tmp_pa
     status, report, error = run(changed(collected, tmp_path, "finger_turn_easy"), capsys, domain="finger")
     assert (status, error, report["expected_tasks"]) == (0, "", None)
     assert [one["name"] for one in report["rewards"]] == ["finger_turn_easy", "finger_turn_hard"]
+
+
+def test_rewards_that_are_refused_in_one_mode_may_differ_in_the_other(collected, capsys, tmp_path, monkeypatch):
+    def examine_like_a_dog(task, mode):
+        return Examined("it rewards contact forces", 18, 24) if mode == "exact" else examine(task, mode)
+
+    monkeypatch.setattr("ringrl.experience.check.examine", examine_like_a_dog)
+    folder = changed(collected, tmp_path, "walker_flip", reward=lambda reward: reward * np.float32(0.5))
+    for options in ({"domain": "walker"}, {"domain": "walker", "task": ("walker_flip",)}):
+        status, report, error = run(folder, capsys, **options)
+        assert (status, error) == (0, "")
+        flips = [(one["mode"], one["note"]) for one in report["rewards"] if one["name"] == "walker_flip"]
+        assert flips == [("exorl", ""), ("", "cannot be recomputed: it rewards contact forces")]
 
 
 def test_where_a_part_stands_is_told_by_an_episode_that_disagrees(collected, capsys, tmp_path):
