@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -19,7 +21,13 @@ from ringrl.verbs import VERBS
 
 def main() -> None:
     """Entry point. Bad input ends with one line on stderr and status 2; `--debug` shows the traceback."""
-    arguments = sys.argv[1:]
+    try:
+        _run(sys.argv[1:])
+    finally:
+        _end_if_nobody_reads()
+
+
+def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments == ["--version"]:
@@ -35,9 +43,26 @@ def main() -> None:
     except KeyboardInterrupt:
         _stop(130, "interrupted")
     except Exception as error:
+        _end_if_nobody_reads(error)
         if debug:
             raise
         _stop(1, f"{type(error).__name__}: {' '.join(str(error).split())[:400]} (--debug shows where)")
+
+
+def _end_if_nobody_reads(error: Exception | None = None) -> None:
+    """End in silence, with the status of other tools, where what we print to has gone, as in `ringrl ls | head -1`."""
+    try:
+        sys.stdout.flush()
+        if not isinstance(error, BrokenPipeError):
+            return
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # it tells of errors unasked; the error may be of another pipe
+        if not poll.poll(0):
+            return
+    except BrokenPipeError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _stop(status: int, message: str) -> NoReturn:

@@ -128,6 +128,17 @@ def test_a_usage_error_is_one_line_whatever_the_terminal_can_draw(encoding):
     assert done.stderr.startswith("ringrl: Missing from ringrl cp: STR") and "--- " not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["ls"], ["--help"], ["data", "--help"]])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error(arguments, buffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command, environment = [sys.executable, "-m", "ringrl.cli", *arguments], os.environ | {"PYTHONUNBUFFERED": buffered}
+    with os.fdopen(writing) as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_the_number_of_simulated_devices_is_checked(ringrl, monkeypatch):
     monkeypatch.setenv("RINGRL_CPU_DEVICES", "many")
     status, _, err = ringrl("ls")
