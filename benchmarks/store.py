@@ -15,7 +15,8 @@ ones would. All formats hold the same episodes, 10,000 of them by default:
 
 A chain is 128 random episodes, of which observation, action, reward and discount (HDF5: terminations) are wanted. Every
 subject reads the same chains in turn, in an order that changes every round, in one process. Every file was just written
-and is in the page cache; none keeps chunks of its own. A figure is the median over the rounds. Memory is the peak of a
+and is in the page cache. ringrl keeps the task's rewards in memory (40 MB) and nothing else, as it does by default at ten
+million transitions. A figure is the median over the rounds. Memory is the peak of a
 process that does nothing but build, whose episodes come from a generator.
 
 The last line is one JSON object: vs_npz, vs_h5py, vs_minari, how many times faster a chain is; chain128_ms;
@@ -220,7 +221,7 @@ def open_ms(folder: Path, count: int) -> float:
 
 def read_in_turn(folder: Path, count: int, rounds: int) -> dict[str, float]:
     """Median seconds of a chain, by subject."""
-    subjects = readers(folder)
+    subjects = readers(folder, count)
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
     rng, names = np.random.default_rng(1), list(subjects)
     for turn in range(rounds + 1):  # the first is not counted
@@ -234,12 +235,12 @@ def read_in_turn(folder: Path, count: int, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
-def readers(folder: Path) -> dict[str, Callable[[list[int]], list[Any]]]:
+def readers(folder: Path, count: int) -> dict[str, Callable[[list[int]], list[Any]]]:
     """Subject -> (episodes) -> their arrays."""
     import h5py
     from minari import MinariDataset
 
-    store = open_store(folder / "store", memory_limit=0)
+    store = open_store(folder / "store", memory_limit=count * (LENGTH + 1) * 4)
     assert store.lengths[0] == LENGTH  # the offsets are read now, as training has when it reads its first chain
     file, minari = h5py.File(folder / "h5py" / "main_data.hdf5"), MinariDataset(folder / "h5py")
 

@@ -209,7 +209,9 @@ class Store:
         rows = [slice(row + start, row + stop + 1) for row, (_, start, stop) in zip(first, spans, strict=True)]
         paid = [slice(row + 1, row + 1 + stop) for row, (_, _, stop) in zip(first, spans, strict=True)]
         wanted = {"transition": rows, f"reward/{task}": paid}
-        transitions, rewards = self._resident_rows(wanted) or self._read_rows(wanted)
+        found = self._resident_rows(wanted)
+        found |= self._read_rows({name: rows for name, rows in wanted.items() if name not in found})
+        transitions, rewards = (found[name] for name in wanted)
         width = self.dims.observation
         return [
             Steps(
@@ -222,29 +224,37 @@ class Store:
             for block, reward, (_, start, _) in zip(transitions, rewards, spans, strict=True)
         ]
 
-    def _resident_rows(self, wanted: dict[str, list[slice]]) -> list[list[np.ndarray]] | None:
-        """These rows of these arrays, which are kept in memory from their first use on; None where they do not fit."""
-        arrays = [self._arrays[name] for name in wanted]
-        if sum(array.size * array.dtype.numpy_dtype.itemsize for array in arrays) > self._memory_limit:
-            return None
-        return [[self._whole(name)[at] for at in rows] for name, rows in wanted.items()]
+    def _resident_rows(self, wanted: dict[str, list[slice]]) -> dict[str, list[np.ndarray]]:
+        """These rows of those arrays that are kept in memory: the smallest, as many as may be."""
+        found, left = {}, self._memory_limit
+        for name in sorted(wanted, key=self._bytes):
+            left -= self._bytes(name)
+            if left >= 0:
+                whole = self._whole(name)
+                found[name] = [whole[at] for at in wanted[name]]
+        return found
 
-    def _read_rows(self, wanted: dict[str, list[slice]]) -> list[list[np.ndarray]]:
+    def _bytes(self, name: str) -> int:
+        return self._arrays[name].size * self._arrays[name].dtype.numpy_dtype.itemsize
+
+    def _read_rows(self, wanted: dict[str, list[slice]]) -> dict[str, list[np.ndarray]]:
         """These rows of these arrays, read from the disk."""
         with ts.Batch() as batch:
             # One read of what is to stand together costs half of as many reads as there are spans.
-            joined = [ts.concat([self._arrays[name][at] for at in rows], axis=0) for name, rows in wanted.items()]
-            futures = [array.read(batch=batch) for array in joined]
-        found = []
-        for future, rows in zip(futures, wanted.values(), strict=True):
-            values, ends = self._result(future), list(accumulate(at.stop - at.start for at in rows))
-            found.append([values[start:stop] for start, stop in pairwise([0, *ends])])
+            joined = {name: ts.concat([self._arrays[name][at] for at in rows], axis=0) for name, rows in wanted.items()}
+            futures = {name: array.read(batch=batch) for name, array in joined.items()}
+        found = {}
+        for name, future in futures.items():
+            values, ends = self._result(future), list(accumulate(at.stop - at.start for at in wanted[name]))
+            found[name] = [values[start:stop] for start, stop in pairwise([0, *ends])]
         return found
 
     def _whole(self, name: str) -> np.ndarray:
         """All of an array, which is kept in memory from now on."""
         if name not in self._resident:
-            whole = self._result(self._arrays[name].read())
+            with ts.Batch() as batch:  # so that a file of many chunks is read at once
+                future = self._arrays[name].read(batch=batch)
+            whole = self._result(future)
             whole.flags.writeable = False  # others hold views of it
             self._resident[name] = whole
         return self._resident[name]
@@ -284,8 +294,8 @@ def open_store(path: Path | str, *, memory_limit: int = 2**29) -> Store:
 
     Args:
         path: its folder, or its URL: `gs://bucket/walker`, `s3://...`, `https://...`.
-        memory_limit: bytes. Where the columns that `read_many` needs take no more than this together, they are kept
-            in memory from their first use on; short windows then cost no decoding.
+        memory_limit: bytes. Of the arrays that `read_many` needs, the smallest are kept in memory from their first use
+            on, as many as take no more than this: rewards mostly, and in a small store everything.
 
     Raises:
         UserError: if there is nothing, or no store, or one of another format, or if it is damaged or out of reach.
