@@ -154,6 +154,12 @@ def _verify_folder(out: Path, about: Record) -> None:
             if f"{len(content)} {zlib.crc32(content):08x}" != expected:
                 bad.append(name)
             show(index * record["size"] // len(files), record["size"])
+    there = {path.name for path in (out / "buffer").glob("*.npz") if not path.name.startswith(".")}
+    added = sorted(there - files.keys())
+    if added:
+        raise UserError(
+            f"{out}: {len(added)} files in buffer/ were not downloaded, the first is {added[0]}; move them elsewhere"
+        )
     if bad:
         raise UserError(
             f"{out}: {len(bad)} of {len(files)} files are missing or have changed, the first is {bad[0]}; "

@@ -102,6 +102,10 @@ def test_run_again_it_verifies_and_asks_no_server(site, run, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match="1 of 4 files are missing or have changed, the first is episode_000002_40.npz"):
         run("walker", "rnd")
+    added = path.with_name("episode_000009_40.npz")
+    added.write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="1 files in buffer/ were not downloaded, the first is episode_000009_40.npz"):
+        run("walker", "rnd")
     with pytest.raises(UserError, match="is of walker/rnd; choose another place with --out"):
         run("walker", "proto")
 
