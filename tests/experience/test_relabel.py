@@ -220,6 +220,7 @@ def test_relabelable_tasks_fit_the_states():
         (lambda: Relabeler([]), "name at least one"),
         (lambda: Relabeler(["walker_fly"]), "unknown task 'walker_fly'"),
         (lambda: Relabeler(["walker_run", "cheetah_run"]), "several domains .cheetah, walker"),
+        (lambda: Relabeler(["walker_run", "walker_walk", "walker_run"]), "named twice: walker_run; each"),
         (lambda: Relabeler(["reacher_easy"]), "reacher_easy: it draws geom_pos at random"),
         (lambda: Relabeler(["dog_walk"]), "dog_walk: it rewards contact forces"),
         (lambda: Relabeler(["HalfCheetah-v5"], "exorl"), "HalfCheetah-v5 do not follow from stored states"),
