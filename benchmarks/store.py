@@ -15,9 +15,9 @@ ones would. All formats hold the same episodes, 10,000 of them by default:
 
 A chain is 128 random episodes, of which observation, action, reward and discount (HDF5: terminations) are wanted. Every
 subject reads the same chains in turn, in an order that changes every round, in one process. Every file was just written
-and is in the page cache. ringrl keeps the task's rewards in memory (40 MB) and nothing else, as it does by default at ten
-million transitions. A figure is the median over the rounds. Memory is the peak of a
-process that does nothing but build, whose episodes come from a generator.
+and is in the page cache. ringrl keeps the rewards in memory (40 MB), as it does by default at
+this size. A figure is the median over the rounds. Memory is the peak of a process that does nothing but build, whose
+episodes come from a generator.
 
 The last line is one JSON object: vs_npz, vs_h5py, vs_minari, how many times faster a chain is; chain128_ms;
 build_peak_mb; open_ms; size_vs_npz, the store's bytes over those of the npz files.

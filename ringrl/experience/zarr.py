@@ -3,6 +3,7 @@
 A place is a folder, or a URL of a kind that TensorStore reads: `gs://`, `s3://`, `http://`, `https://`, `file://`.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,16 @@ def open_array(place: Path | str, name: str, context: ts.Context) -> "ts.Future[
 
 
 def _kvstore(place: Path | str) -> Any:
-    return f"{str(place).rstrip('/')}/" if is_url(place) else {"driver": "file", "path": f"{place}/"}
+    if not is_url(place):
+        return {"driver": "file", "path": f"{place}/"}
+    url = f"{str(place).rstrip('/')}/"
+    # As Amazon's own tools, for the many servers that speak their protocol; TensorStore itself does not look there.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if url.startswith("s3://") and endpoint:
+        bucket, _, path = url.removeprefix("s3://").partition("/")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return {"driver": "s3", "bucket": bucket, "path": path, "endpoint": endpoint, "aws_region": region}
+    return url
 
 
 class ColumnWriter:
