@@ -228,7 +228,7 @@ _WORDS += ["'descr'", "'fortran_order'", "'shape'", "False", "(7, 3)", "{'descr'
 @given(
     st.binary(max_size=60) | st.lists(st.sampled_from(_WORDS), max_size=25).map(lambda words: "".join(words).encode())
 )
-def test_any_array_header_is_a_bad_file_or_read(tmp_path_factory, header):
+def test_any_array_header_without_its_data_is_a_bad_file(tmp_path_factory, header):
     path = with_header(tmp_path_factory.getbasetemp(), header)
     with pytest.raises(UserError, match="episode_000000_6.npz: bad episode file"):
         exorl.read_episode(path)
