@@ -16,7 +16,7 @@ def test_the_demo_walks_from_physics_to_a_report(tmp_path):
     seconds = json.loads((runs / "demo.json").read_text())
     assert {f"train {name}" for name in AGENTS} < set(seconds)
     for name in AGENTS:
-        rows = list(csv.DictReader((runs / name / "evaluation" / "returns.csv").open()))
+        rows = list(csv.DictReader((runs / name / "evaluation" / "returns.csv").read_text().splitlines()))
         assert sum(row["agent"] != "random" for row in rows) == 16 * 4
     checkpoints = {path: path.stat().st_mtime_ns for path in runs.glob("*/checkpoints/*")}
     demo(tmp_path, scale=0.02)
