@@ -155,14 +155,14 @@ class EvaluationConfig(Section):
     trials: int = Field(default=4, ge=1)
     envs: int = Field(default=16, ge=1)
     context: int | None = Field(default=None, ge=1)  # tokens the agent may look back on; None: what it was trained on
-    seed: int = 1000
+    seed: int = Field(default=1000, ge=0)
     target: float | None = None  # return to ask for; None: the best return of the data set
 
 
 class RunConfig(Section):
     """Everything that a run depends on."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     data: DataConfig
     agent: SerializeAsAny[AgentConfig]
     model: ModelConfig = ModelConfig()

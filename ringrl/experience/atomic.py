@@ -1,5 +1,6 @@
 """Folders that exist whole or not at all."""
 
+import glob
 import os
 import platform
 import shutil
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ringrl.errors import UserError
+
+_OLD = "-old"  # ends the name of a folder that is being replaced
 
 
 @contextmanager
@@ -26,25 +29,18 @@ def atomic_folder(out: Path, *, marker: str, overwrite: bool = False) -> Iterato
         UserError: if `out` cannot be made; if it exists, at the beginning or at the end, and `overwrite` is not set or
             it has no `marker`.
     """
-    _check(out, marker, overwrite)
     partial = out.with_name(f"{_prefix(out)}{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(out)
+        _check(out, marker, overwrite)
         partial.mkdir()
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); choose another place") from error
     try:
         yield partial
         _check(out, marker, overwrite)
-        if out.exists():
-            # A folder cannot be renamed onto another; the old one steps aside, as a partial one in case we are killed.
-            old = out.with_name(f"{partial.name}-old")
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
+        _replace(out, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -62,10 +58,29 @@ def _prefix(out: Path) -> str:
     return f"{out.name}.partial-{platform.node()}-"
 
 
+def _replace(out: Path, partial: Path) -> None:
+    """Rename `partial` to `out`. A folder cannot be renamed onto another, so what is there steps aside before."""
+    old = partial.with_name(f"{partial.name}{_OLD}")
+    if out.exists():
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _remove_stale(out: Path) -> None:
-    for partial in out.parent.glob(f"{out.name}.partial-*"):
-        owner = partial.name.removeprefix(_prefix(out)).removesuffix("-old")
-        if owner.isdigit() and not _is_running(int(owner)):
+    """Remove what dead processes of this host left, or put it back: one may have died between two renames."""
+    for partial in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
+        owner = partial.name.removeprefix(_prefix(out)).removesuffix(_OLD)
+        if not owner.isdigit() or _is_running(int(owner)):
+            continue
+        if partial.name.endswith(_OLD) and not out.exists():
+            partial.rename(out)
+        else:
             shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from ringrl.experience.zarr import is_url, open_array, open_context, write_array
 
 __all__ = ["Source", "Steps", "Store", "build", "open_store"]
 
+_LARGE = ("transition", "reward/")  # the arrays with a number for every step
 # Of another machine's chunks. Those of this one's disk are in the system's own cache, and a second copy costs time.
 _CACHE_BYTES = 2**27
 
@@ -54,7 +56,7 @@ def build(
     provenance: dict[str, Any],
     overwrite: bool = False,
 ) -> Path:
-    """Write a store from episodes that come one at a time. Memory is bounded by some 32 MB an array.
+    """Write a store from episodes that come one at a time. Memory is bounded by some 100 MB an array.
 
     All is written into `OUT.partial-HOST-PID`, which is renamed at the end and removed on any exception.
 
@@ -125,6 +127,7 @@ class Store:
         """Read what the arrays are; what is in them is read when asked for. See `open_store`."""
         self.path, self._memory_limit = path, memory_limit
         self._resident: dict[str, np.ndarray] = {}
+        self._lock = RLock()
         context = open_context(_CACHE_BYTES if is_url(path) else 0)
         metadata = read_metadata(path, context)
         try:
@@ -226,11 +229,13 @@ class Store:
 
     def _resident_rows(self, wanted: dict[str, list[slice]]) -> dict[str, list[np.ndarray]]:
         """These rows of those arrays that are kept in memory: the smallest, as many as may be."""
-        found, left = {}, self._memory_limit
+        found = {}
         for name in sorted(wanted, key=self._bytes):
-            left -= self._bytes(name)
-            if left >= 0:
-                whole = self._whole(name)
+            with self._lock:
+                kept = sum(self._bytes(each) for each in self._resident if each.startswith(_LARGE))
+                fits = name in self._resident or kept + self._bytes(name) <= self._memory_limit
+                whole = self._whole(name) if fits else None
+            if whole is not None:
                 found[name] = [whole[at] for at in wanted[name]]
         return found
 
@@ -251,13 +256,14 @@ class Store:
 
     def _whole(self, name: str) -> np.ndarray:
         """All of an array, which is kept in memory from now on."""
-        if name not in self._resident:
-            with ts.Batch() as batch:  # so that a file of many chunks is read at once
-                future = self._arrays[name].read(batch=batch)
-            whole = self._result(future)
-            whole.flags.writeable = False  # others hold views of it
-            self._resident[name] = whole
-        return self._resident[name]
+        with self._lock:  # else a loader's threads would each read it
+            if name not in self._resident:
+                with ts.Batch() as batch:  # so that a file of many chunks is read at once
+                    future = self._arrays[name].read(batch=batch)
+                whole = self._result(future)
+                whole.flags.writeable = False  # others hold views of it
+                self._resident[name] = whole
+            return self._resident[name]
 
     def physics(self, episode: int) -> Float64[np.ndarray, "rows state"]:
         """The physics states of one episode, the first one included: [length + 1, state].
@@ -295,7 +301,7 @@ def open_store(path: Path | str, *, memory_limit: int = 2**29) -> Store:
     Args:
         path: its folder, or its URL: `gs://bucket/walker`, `s3://...`, `https://...`.
         memory_limit: bytes. Of the arrays that `read_many` needs, the smallest are kept in memory from their first use
-            on, as many as take no more than this: rewards mostly, and in a small store everything.
+            on, as many as take no more than this together: rewards mostly, and in a small store everything.
 
     Raises:
         UserError: if there is nothing, or no store, or one of another format, or if it is damaged or out of reach.

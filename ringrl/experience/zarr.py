@@ -6,6 +6,7 @@ A place is a folder, or a URL of a kind that TensorStore reads: `gs://`, `s3://`
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import tensorstore as ts
@@ -62,7 +63,7 @@ def _kvstore(place: Path | str) -> Any:
     if url.startswith("s3://") and endpoint:
         bucket, _, path = url.removeprefix("s3://").partition("/")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return {"driver": "s3", "bucket": bucket, "path": path, "endpoint": endpoint, "aws_region": region}
+        return {"driver": "s3", "bucket": bucket, "path": unquote(path), "endpoint": endpoint, "aws_region": region}
     return url
 
 

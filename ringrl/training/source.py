@@ -84,7 +84,8 @@ class EpisodeSource:
     def _measure(self, run: Path) -> Normalizer:
         data = self._config.data
         if not (run / "config.yaml").exists():
-            return Normalizer.fit(self._store, data.task, action_repeat=data.action_repeat)
+            once = open_store(data.store, memory_limit=0)  # what it reads is not to stay in memory
+            return Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
         refuse_changed(self.card, run, str(data.store), but=("store",))
         return Normalizer.load(run / "normalizer.json")
 

@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_partial_folders_of_dead_processes_are_removed_and_those_of_the_living_k
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
-        for name in (f"{PARTIAL}{dead.pid}", f"{PARTIAL}{dead.pid}-old", f"{PARTIAL}{os.getpid()}"):
+        for name in (f"{PARTIAL}{dead.pid}", f"{PARTIAL}{os.getpid()}"):
             (tmp_path / name).mkdir()
         kept = [f"{PARTIAL}{alive.pid}", f"{PARTIAL}mine", f"out.partial-elsewhere-{dead.pid}"]
         kept.append(PARTIAL.replace("out", "other") + str(dead.pid))
@@ -66,3 +67,31 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
     with pytest.raises(UserError, match=r"file/out: cannot be made"):
         with atomic_folder(tmp_path / "file" / "out", marker="m.json"):
             pytest.fail("never entered")
+
+
+def test_what_is_replaced_comes_back_if_the_new_folder_cannot_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "m.json").write_text("old")
+    rename = Path.rename
+
+    def failing(path, target):
+        if Path(target) == out and not path.name.endswith("-old"):
+            raise OSError("disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk"), atomic_folder(out, marker="m.json", overwrite=True):
+        pass
+    assert (out / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+def test_what_stepped_aside_for_a_process_that_died_comes_back(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    aside = tmp_path / f"{PARTIAL}{dead.pid}-old"
+    aside.mkdir()
+    (aside / "m.json").write_text("old")
+    with pytest.raises(UserError, match="exists already"), atomic_folder(tmp_path / "out", marker="m.json"):
+        pytest.fail("never entered")
+    assert (tmp_path / "out" / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
