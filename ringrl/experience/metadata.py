@@ -113,7 +113,9 @@ def read_metadata(path: Path | str, context: ts.Context) -> dict[str, Any]:
 
 def unreadable(path: Path | str, reason: object) -> UserError:
     """The error of a store that cannot be read, in one line."""
-    why = " ".join(str(reason).split())
+    why = " ".join(str(reason).partition(" [http_response_body=")[0].split())  # a server's page is no reason
+    if is_url(path) and "was ignored by server" in why:  # as Python's http.server does
+        return UserError(f"{path} cannot be read: {why}; take a server that answers requests for ranges of bytes")
     if is_url(path):
         return UserError(f"{path} cannot be read: {why}; check the address and the network, else build it again")
     return UserError(f"{path} is damaged, build it again: {why}")
