@@ -157,16 +157,19 @@ class Clock:
         """While the next batch comes.
 
         Counted is the time in which the devices had nothing to do: from the moment at which they have done `before`,
-        what the last step returns, which is mostly still being computed when its caller goes on. Before the second
-        batch the clock starts again: until then the step was being compiled.
+        what the last step returns, which is mostly still being computed when its caller goes on. These are this
+        process's devices and its loader: another process's late loader shows only as slow steps.
+
+        With the second batch the clock starts again, at the moment at which the first step was done, for which this
+        waits: until then it was being compiled, and computed.
         """
         entered = time.perf_counter()
-        if self._batches == 1 and self._done == 0:
-            self._started, self._waited, self._done = entered, 0.0, 1
         self._batches += 1
         done = self._watcher.submit(_time_of, before)
         yield
         left = time.perf_counter()
+        if self._batches == 2 and self._done == 0:
+            self._started, self._waited, self._done = done.result(), 0.0, 1
         if done.done():
             self._waited += left - min(max(entered, done.result()), left)
 

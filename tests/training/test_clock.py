@@ -36,7 +36,7 @@ def share(clock: Clock, done: int) -> tuple[float, float]:
 
 def test_only_idle_devices_wait(clock):
     wait(clock, 0, 0)
-    wait(clock, 0, 0)
+    wait(clock, 0, busy=0.02)
     time.sleep(0.1)
     wait(clock, 0.1, busy=0.3)  # the batch is there before the devices are done
     assert share(clock, 2)[0] == 0
@@ -53,6 +53,18 @@ def test_compiling_is_not_counted(clock):
         wait(clock, 0, 0)
         time.sleep(0.1)
     assert share(clock, 3)[1] == pytest.approx(10, rel=0.3)
+
+
+def test_the_first_step_is_not_counted(clock):
+    """Three steps that are dispatched at once, of which the devices have the first done after 0.3 s."""
+    first = time.perf_counter() + 0.3
+    for done in (0, first, first + 0.1):
+        with clock.waiting(done):
+            pass
+    time.sleep(first + 0.2 - time.perf_counter())
+    waited, steps_per_s = share(clock, 3)
+    assert steps_per_s == pytest.approx(10, rel=0.3)
+    assert waited == 0
 
 
 def test_a_line_after_the_first_step_has_no_other_to_tell_of(clock):
