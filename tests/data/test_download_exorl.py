@@ -205,7 +205,10 @@ def test_an_interrupted_download_goes_on_and_excludes_a_second_one(site, run, tm
         go_on.wait(0.02)  # slowly, so that not all is on its way before the first byte has arrived
 
     site.faults.append(fault(pace=pace))
-    command = [sys.executable, str(STEP), "walker", "rnd", "--url", site.url, "--out", str(tmp_path / "out" / "rnd")]
+    # A shell starts what runs in its background with interrupts ignored, and children would ignore them too.
+    start = "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[:1] = []"
+    command = [sys.executable, "-c", f"{start}; runpy.run_path(sys.argv[0], run_name='__main__')", str(STEP)]
+    command += ["walker", "rnd", "--url", site.url, "--out", str(tmp_path / "out" / "rnd")]
     first = subprocess.Popen(command, env=os.environ | {"no_proxy": "*"}, stderr=subprocess.DEVNULL)
     try:
         assert begun.wait(30)
@@ -213,7 +216,7 @@ def test_an_interrupted_download_goes_on_and_excludes_a_second_one(site, run, tm
             run("walker", "rnd")
     finally:
         first.send_signal(how)
-        first.wait()
+        first.wait(30)
         go_on.set()
     assert "rnd" not in left(tmp_path)
     have = partial.stat().st_size
