@@ -96,9 +96,12 @@ def complaint(run, like=None) -> str:
     return message
 
 
-# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which is done here and now
-# lest another test be blamed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which `complaint` does lest
+# another test be blamed.
+leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@leaves_coroutines
 def test_a_damaged_checkpoint_is_named(saved, tmp_path):
     run, folder = broken(saved, tmp_path)
     for path in (folder / "state").rglob("*"):
@@ -107,15 +110,14 @@ def test_a_damaged_checkpoint_is_named(saved, tmp_path):
     assert f"{folder}: cannot be read (" in complaint(run)
 
 
-# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which is done here and now
-# lest another test be blamed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@leaves_coroutines
 def test_a_checkpoint_of_another_model_is_refused(saved):
     like = {"step": jnp.int32(0), "params": {"kernel": jnp.zeros((8, 4))}}
     assert "cannot be read (" in complaint(saved, like)
     assert "cannot be read (" in complaint(saved, {"step": jnp.int32(0), "params": {"other": jnp.zeros(3)}})
 
 
+@leaves_coroutines
 def test_a_checkpoint_of_an_older_version_is_told(saved, tmp_path):
     run, folder = broken(saved, tmp_path)
     shutil.rmtree(folder / "about")
