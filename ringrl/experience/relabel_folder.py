@@ -7,7 +7,8 @@ digest of all that; when none is missing, the folder is renamed to OUT. The inpu
 - runs of the same job, on one machine or several that share the file system, divide the work: each file is written
   elsewhere and renamed, its bytes are the same whoever wrote it, and one run's final rename is the other's too;
 - runs of different jobs for the same OUT never meet: the first to finish has it, the other is told.
-No lock is taken: they are not to be trusted on shared file systems, and a dead run would leave its own behind.
+No lock is taken: they are not to be trusted on shared file systems, and a dead run would leave its own behind. But
+every run marks its presence by a folder, so that another that fails early does not clean up under it.
 """
 
 import functools
@@ -20,7 +21,7 @@ import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ from ringrl.experience.relabel_workers import BadFile, Workers, parallel_map, re
 
 BUFFER = "buffer"
 SKIPPED = "skipped.txt"
+
+# What folders beside the work folder are called: of files that are being written; of a run that is there.
+_PART = ".part-"
+_RUN = ".run-"
 
 # Results are a line each, so that workers need hardly ever wait for each other.
 _AHEAD = 1024
@@ -101,40 +106,49 @@ def relabel_folder(
     if not overwrite and job.made(out):
         return
     _check(out, overwrite)
-    work, joined = _open_work(job, out)
+    work = job.work_folder(out)
+    with _presence(work, out) as mark:
+        joined = _open_work(job, out)
+        try:
+            yield from _relabel_missing(job, work, workers, joined, skip_bad)
+            _publish(job, work, out, overwrite)
+        except BaseException as error:
+            if job.made(out) and not work.is_dir():  # another run has finished this job
+                return
+            explained = _explain(error, work, mark)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def _relabel_missing(job: Job, work: Path, workers: Workers, joined: bool, skip_bad: bool) -> Iterator[bool]:
+    """Make `work` complete; yields as `relabel_folder` does."""
     # Whoever joins goes another way through the files, or all would do the same ones at the same time.
     files = random.sample(job.files, len(job.files)) if joined else job.files
     finish = functools.partial(
         _finish_file, work=work, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
     )
     damaged: dict[EpisodeFile, str] = {}
-    try:
-        with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
-            for file, error in zip(files, results, strict=True):
-                if error is not None and not (error.damaged and skip_bad):
-                    raise UserError(error.reason)
-                if error is not None:
-                    damaged[file] = error.reason
-                yield error is None
-        if len(damaged) == len(files):
-            raise UserError(f"no file could be relabelled; the first: {damaged[job.files[0]]}")
-        _write_skipped(work, [damaged[file] for file in job.files if file in damaged])
-        _publish(job, work, out, overwrite)
-    except BaseException as error:
-        if job.made(out) and not work.is_dir():  # another run has finished this job
-            return
-        explained = _explain(error, work)
-        if explained is None:
-            raise
-        raise explained from error
+    with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
+        for file, error in zip(files, results, strict=True):
+            if error is not None and not (error.damaged and skip_bad):
+                raise UserError(error.reason)
+            if error is not None:
+                damaged[file] = error.reason
+            yield error is None
+    if len(damaged) == len(files):
+        raise UserError(f"no file could be relabelled; the first: {damaged[job.files[0]]}")
+    _write_skipped(work, [damaged[file] for file in job.files if file in damaged])
 
 
-def _explain(error: BaseException, work: Path) -> UserError | None:
-    """What is to be said in place of `error`, if anything. A work folder without finished files is removed."""
+def _explain(error: BaseException, work: Path, mark: Path) -> UserError | None:
+    """What is to be said in place of `error`, if anything. A work folder without finished files, at which no other run
+    is at work, is removed.
+    """
     if isinstance(error, OSError) and not work.is_dir():
         return UserError(f"{work} was removed while this run was at work on it; give the same command again")
     finished = sum(1 for _ in (work / BUFFER).glob("*.npz"))
-    if not finished:
+    if not finished and set(_beside(work, _RUN)) <= {mark}:
         shutil.rmtree(work, ignore_errors=True)
     kept = f"finished files, {finished}, stay in {work}; the same command continues, also with --skip-bad"
     what = f"{error.filename or work}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
@@ -156,32 +170,54 @@ def _check(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} has no {RELABEL}, so it was not made by this step and is not overwritten")
 
 
-def _open_work(job: Job, out: Path) -> tuple[Path, bool]:
-    """The work folder, with `relabel.json` from its first moment on; and whether it was there before."""
+@contextmanager
+def _presence(work: Path, out: Path) -> Iterator[Path]:
+    """A folder beside `work` that is there as long as this run is; a killed one's stays until `out` is made."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mark = _own_folder(work, _RUN)
+    except OSError as error:
+        raise _cannot_be_made(out, error) from error
+    try:
+        yield mark
+    finally:
+        shutil.rmtree(mark, ignore_errors=True)
+
+
+def _open_work(job: Job, out: Path) -> bool:
+    """Make the work folder, with `relabel.json` from its first moment on; whether it was there before."""
     work = job.work_folder(out)
     if not work.is_dir():
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
             new = _own_folder(work)
             (new / BUFFER).mkdir()
             (new / RELABEL).write_text(json.dumps(job.about | {"job": job.key}, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{out}: cannot be made ({error.strerror}); choose another place with --out") from error
+            raise _cannot_be_made(out, error) from error
         try:
             new.rename(work)
-            return work, False
+            return False
         except OSError:  # another run of this job was first
             shutil.rmtree(new)
     if not job.made(work):
         raise UserError(f"{work} is not this job's, though it is named like it: remove it")
-    return work, True
+    return True
 
 
-def _own_folder(work: Path) -> Path:
+def _cannot_be_made(out: Path, error: OSError) -> UserError:
+    return UserError(f"{out}: cannot be made ({error.strerror}); choose another place with --out")
+
+
+def _own_folder(work: Path, kind: str = _PART) -> Path:
     """A new folder beside `work` that is nobody else's, on this machine or another."""
-    own = work.with_name(f"{work.name}.part-{uuid.uuid4().hex}")
+    own = work.with_name(f"{work.name}{kind}{uuid.uuid4().hex}")
     own.mkdir()
     return own
+
+
+def _beside(work: Path, kind: str = _PART) -> Iterator[Path]:
+    """All runs' folders of that kind."""
+    return work.parent.glob(f"{glob.escape(work.name)}{kind}*")
 
 
 def _finish_file(file: EpisodeFile, work: Path, task_ids: tuple[str, ...], mode: Mode, dims: Dims) -> BadFile | None:
@@ -217,7 +253,7 @@ def _write_skipped(work: Path, reasons: list[str]) -> None:
 def _publish(job: Job, work: Path, out: Path, overwrite: bool) -> None:
     """Rename the work folder to `out`."""
     _check(out, overwrite)
-    old = work.with_name(f"{work.name}.part-{uuid.uuid4().hex}")
+    old = work.with_name(f"{work.name}{_PART}{uuid.uuid4().hex}")
     if out.exists():
         out.rename(old)
     try:
@@ -228,5 +264,5 @@ def _publish(job: Job, work: Path, out: Path, overwrite: bool) -> None:
         if job.made(out):
             return
         raise UserError(f"{out} cannot be made; another run may have made it meanwhile ({error})") from error
-    for part in out.parent.glob(f"{glob.escape(work.name)}.part-*"):  # what was replaced, and what dead runs have left
+    for part in (*_beside(work), *_beside(work, _RUN)):  # what was replaced, and what dead runs have left
         shutil.rmtree(part, ignore_errors=True)

@@ -178,6 +178,30 @@ def test_without_a_finished_file_nothing_stays(folder, tmp_path):
     assert not beside(tmp_path / "out")
 
 
+@pytest.mark.parametrize("leaver", [0, 1])
+@pytest.mark.parametrize("how", [KeyboardInterrupt, UserError])
+def test_a_run_that_leaves_early_takes_nothing_from_another(folder, tmp_path, monkeypatch, leaver, how):
+    bad = folder / "buffer" / "episode_000000_10.npz"
+    bad.unlink()
+    bad.write_bytes(b"PK")
+    monkeypatch.setattr(relabel_folder_module.random, "sample", lambda files, _: files)
+    out, job = tmp_path / "out", job_of(folder)
+
+    def two_runs():
+        runs = [relabel_folder(job, out, workers=ALONE, skip_bad=True) for _ in range(2)]
+        assert [next(run) for run in runs] == [False, False] and not finished(job.work_folder(out))
+        with pytest.raises(how):
+            runs.pop(leaver).throw(how("stop"))
+        return runs[0]
+
+    last = two_runs()
+    with pytest.raises(how):
+        last.throw(how("stop"))
+    assert not beside(out)
+    assert list(two_runs()) == [True] * 4
+    assert len(list_episodes(out)) == 4 and beside(out) == ["out"]
+
+
 def test_a_work_folder_that_somebody_removes_is_told(folder, tmp_path):
     job = job_of(folder)
     steps = relabel_folder(job, tmp_path / "out", workers=ALONE)
