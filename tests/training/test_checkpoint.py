@@ -96,8 +96,8 @@ def complaint(run, like=None) -> str:
     return message
 
 
-# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which `complaint` does lest
-# another test be blamed.
+# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, and `complaint` does that
+# lest another test be blamed.
 leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
