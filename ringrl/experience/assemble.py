@@ -64,6 +64,10 @@ def _run(index: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"] | slice:
     return index
 
 
+_NEAR = 250
+"""Steps between two runs of held places that are read rather than left out: a store's chunk has no fewer."""
+
+
 class Window:
     """The places of a row that are held here.
 
@@ -77,6 +81,28 @@ class Window:
         """The window of the steps at `positions` of a row, in the order in which this process holds them."""
         self.seen = np.union1d(positions, np.maximum(positions - 1, 0))
         self.order = _run(np.searchsorted(self.seen, positions))
+        gap = np.flatnonzero(np.diff(self.seen) > _NEAR)
+        self._first, self._stop = self.seen[np.append(0, gap + 1)], self.seen[np.append(gap, -1)] + 1
+
+    def cut(
+        self, first: Int64[np.ndarray, " pieces"], stop: Int64[np.ndarray, " pieces"]
+    ) -> tuple[Int64[np.ndarray, " parts"], Int64[np.ndarray, " parts"], Int64[np.ndarray, " parts"]]:
+        """What is seen of pieces that fill the positions `first` to `stop` of a row.
+
+        A piece is cut at every long gap between places that are seen, which `zigzag` has and `striped` on a long ring;
+        so it becomes no, one, or several parts. Each begins and ends with a step that is seen.
+
+        Returns:
+            For every part, in the pieces' order, the piece, and the positions of the part's first step and of its stop.
+        """
+        low, high = np.searchsorted(self._stop, first, "right"), np.searchsorted(self._first, stop)
+        count = np.maximum(high - low, 0)
+        piece = np.repeat(np.arange(len(first)), count)
+        run = np.arange(len(piece)) + np.repeat(low - np.cumsum(count) + count, count)
+        bounds = np.stack([np.maximum(first[piece], self._first[run]), np.minimum(stop[piece], self._stop[run])])
+        edge = np.searchsorted(self.seen, bounds)
+        some = edge[1] > edge[0]
+        return piece[some], self.seen[edge[0, some]], self.seen[edge[1, some] - 1] + 1
 
 
 @dataclass(frozen=True, eq=False)

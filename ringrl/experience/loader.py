@@ -61,7 +61,7 @@ def make_loader(
         layout: which device holds which steps; see `ringrl.attention.layout`.
         rows: which rows of a batch this process wants; None: all.
         places: which places of a row, counted in ring order, this process wants; None: all. Only what stands in them is
-            read, and the step before.
+            read, and the step before; short gaps between them are read too.
         threads: batches made at the same time.
         prefetch: batches held ready.
 
@@ -180,20 +180,19 @@ class _BatchReader:
         return assemble(chain, places, self.rows, self.window, self.normalizer)
 
     def _seen(self, pieces: _Pieces) -> _Pieces:
-        """What is seen of the pieces here: those of which anything is, each from its first step seen to its last."""
-        plan, seen, repeat = pieces.plan, self.window.seen, self.action_repeat
-        edge = np.searchsorted(seen, np.stack([pieces.first, pieces.first + decisions(plan, repeat)]))
-        some = np.flatnonzero(edge[1] > edge[0])
-        if not len(some):  # a process may hold nothing but padding; one step tells it the shapes
-            some, skip, stop = np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64)
-        else:
-            skip, stop = seen[edge[0, some]] - pieces.first[some], seen[edge[1, some] - 1] + 1 - pieces.first[some]
-        begin, end = plan.start[some] + skip * repeat, np.minimum(plan.start[some] + stop * repeat, plan.stop[some])
+        """What is seen of the pieces here, each cut where a long gap is not."""
+        plan, repeat = pieces.plan, self.action_repeat
+        piece, first, stop = self.window.cut(pieces.first, pieces.first + decisions(plan, repeat))
+        if not len(piece):  # a process may hold nothing but padding; one step tells it the shapes
+            piece, first, stop = np.zeros(1, np.int64), pieces.first[:1], pieces.first[:1] + 1
+        skip = first - pieces.first[piece]
+        begin = plan.start[piece] + skip * repeat
+        end = np.minimum(begin + (stop - first) * repeat, plan.stop[piece])
         return _Pieces(
-            plan=ChainPlan(plan.episode[some], begin, end, plan.target[some], plan.completed[some]),
-            row=pieces.row[some],
-            first=pieces.first[some] + skip,
-            segment=pieces.segment[some],
-            segment_first=pieces.segment_first[some],
-            trial=pieces.trial[some],
+            plan=ChainPlan(plan.episode[piece], begin, end, plan.target[piece], plan.completed[piece]),
+            row=pieces.row[piece],
+            first=first,
+            segment=pieces.segment[piece],
+            segment_first=pieces.segment_first[piece],
+            trial=pieces.trial[piece],
         )
