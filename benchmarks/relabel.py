@@ -8,7 +8,9 @@ dm_control's `reset_context`, set the state and the control, which ends with a f
 reward. ringrl is `Relabeler`, in `exact` mode. States are those of random rollouts, repeated.
 Each core has a process of its own, bound to it, with one thread, that does both in turn, in an order that is new in
 every round; all get an equal part of the states and start together. Reading and writing files is not timed. A figure
-is the median over the rounds; with two cores a round takes as long as the slower process.
+is the median over the rounds; with two cores a round takes as long as the slower process. The cores are of different
+physical cores where Linux tells (a virtual machine may hide it); a number of cores of which this process may not use so
+many is left out, with a line that says so.
 
 The last line is one JSON object: how many times faster ringrl is on one core with all tasks of the domain (`walker`),
 with one task alone (`walker_one`), and with all tasks on two cores (`walker_2_cores`); `bit_equal` says whether every
@@ -24,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,11 +60,16 @@ def main(args: Args) -> None:
     if args.worker:
         return work(args.worker, args.rows)
     ratios: dict[str, float | bool] = {}
-    equal = True
+    equal, usable = True, physical_cores()
+    counts = [count for count in args.cores if 0 < count <= len(usable)]
+    for count in sorted(set(args.cores) - set(counts)):
+        print(f"{count} cores: left out, as this process may use {len(usable)}")
+    if not counts:
+        raise SystemExit(f"--cores: none from 1 to {len(usable)}")
     for domain in args.domains:
-        for cores in args.cores:
+        for cores in counts:
             for which in ("all", "one") if cores == 1 else ("all",):
-                seconds, same, tasks = measure(args, domain, cores, which)
+                seconds, same, tasks = measure(args, domain, usable[:cores], which)
                 key = domain + ("_one" if which == "one" else "") + ("" if cores == 1 else f"_{cores}_cores")
                 ratios[key] = print_line(domain, tasks, cores, args.rows, seconds)
                 equal &= same
@@ -77,14 +85,23 @@ def print_line(domain: str, tasks: int, cores: int, rows: int, seconds: dict[str
     return ratio
 
 
-def measure(args: Args, domain: str, cores: int, which: str) -> tuple[dict[str, float], bool, int]:
+def physical_cores() -> list[int]:
+    """One CPU of each physical core that this process may use, or all that it may use where that is not known."""
+    found: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        found.setdefault(siblings.read_text().strip() if siblings.is_file() else str(cpu), cpu)
+    return list(found.values())
+
+
+def measure(args: Args, domain: str, cores: list[int], which: str) -> tuple[dict[str, float], bool, int]:
     """Median seconds of each subject; whether the rewards were equal; the number of tasks."""
     command = [sys.executable, "-m", "benchmarks.relabel", "--worker", domain, "--rows", str(args.rows)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     seconds: dict[str, list[float]] = {name: [] for name in SUBJECTS}
     workers = []
     try:
-        for core in sorted(os.sched_getaffinity(0))[:cores]:
+        for core in cores:
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CORE": str(core)}
             workers.append(subprocess.Popen([*command], env=environment, **pipes))
         ready = [json.loads(tell(worker, which)) for worker in workers]
