@@ -14,13 +14,17 @@ ones would. All formats hold the same episodes, 10,000 of them by default:
   minari       the same file read through `MinariDataset.iterate_episodes`
 
 A chain is 128 random episodes, of which observation, action, reward and discount (HDF5: terminations) are wanted. Every
-subject reads the same chains in turn, in an order that changes every round, in one process. Every file was just written
-and is in the page cache. ringrl keeps the rewards in memory (40 MB), as it does by default at
-this size. A figure is the median over the rounds. Memory is the peak of a process that does nothing but build, whose
-episodes come from a generator.
+subject reads the same chains in turn, in an order that changes every round, in one process. TensorStore, below ringrl,
+reads with a pool of threads; npz, h5py and Minari are read by one thread, as their own readers do. npz could be read by
+several threads too, and is not. So all is read again by a process that is bound to one CPU from its start.
+
+Every file was just written and is in the page cache, if memory is large enough: a line warns where it is not. ringrl
+keeps the rewards in memory (40 MB), as it does by default at this size. A figure is the median over the rounds. Memory
+is the peak of a process that does nothing but build, whose episodes come from a generator.
 
 The last line is one JSON object: vs_npz, vs_h5py, vs_minari, how many times faster a chain is; chain128_ms;
-build_peak_mb; open_ms; size_vs_npz, the store's bytes over those of the npz files.
+vs_npz_1_cpu and chain128_ms_1_cpu, the same on one CPU; build_peak_mb; open_ms; size_vs_npz, the store's bytes over
+those of the npz files.
 """
 
 import json
@@ -64,12 +68,16 @@ class Args:
     """Where the files are made, in a folder of their own that is removed at the end; default the system's for such."""
     build: Path | None = None
     """Used by the benchmark itself: the folder in which this process builds the store."""
+    read: Path | None = None
+    """Used by the benchmark itself: the folder whose files this process reads."""
 
 
 def main(args: Args) -> None:
     """Print what was measured, then the ratios as JSON."""
     if args.build:
         return build_here(args.build, args.transitions // LENGTH)
+    if args.read:
+        return print(json.dumps(read_in_turn(args.read, args.transitions // LENGTH, args.rounds)))
     count = args.transitions // LENGTH
     if count < CHAIN:
         raise SystemExit(f"--transitions {args.transitions} make {count} episodes, and a chain is of {CHAIN}")
@@ -88,8 +96,7 @@ def measure(folder: Path, count: int, args: Args) -> None:
     began = time.perf_counter()
     roll_out(args.rollouts, folder / "rollouts.npz")
     report(f"{args.rollouts} episodes rolled out", time.perf_counter() - began)
-    command = [sys.executable, "-m", "benchmarks.store", "--transitions", str(count * LENGTH), "--build", str(folder)]
-    built = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    built = run_alone("--build", folder, count, args)
     rate = count * LENGTH / built["seconds"] / 1e6
     peak = f"peak memory {built['peak_mb']:.0f} MB ({built['before_mb']:.0f} MB before the first episode)"
     report(f"{count:,} episodes built: {rate:.2f} million transitions/s, {peak}", built["seconds"])
@@ -102,16 +109,48 @@ def measure(folder: Path, count: int, args: Args) -> None:
     opening = {number: open_ms(folder, number) for number in sorted({10, count // 10, count})}
     print("opening: " + ", ".join(f"{ms:.1f} ms of {number:,} episodes" for number, ms in opening.items()))
     os.sync()  # else what was written is brought to the disk while it is read
+    warn_of_cache(sum(sizes.values()))
     medians = read_in_turn(folder, count, args.rounds)
-    print(f"\n{'':<16}{'GB':>8}{'B/transition':>14}{'chain of 128, ms':>18}{'times ringrl':>14}")
-    for name, seconds in medians.items():
-        size = sizes["h5py" if name == "minari" else name]
-        columns = f"{size / 1e9:>8.2f}{size / count / LENGTH:>14.0f}{seconds * 1e3:>18.1f}"
-        print(f"{name:<16}{columns}{seconds / medians['ringrl']:>14.1f}")
+    print_table(medians, sizes, count, len(os.sched_getaffinity(0)))
+    alone = run_alone("--read", folder, count, args, cpus={min(os.sched_getaffinity(0))})
+    print_table(alone, sizes, count, 1)
     ratios = {f"vs_{name}": round(medians[name] / medians["ringrl"], 2) for name in ("npz", "h5py", "minari")}
     ratios |= {"chain128_ms": round(medians["ringrl"] * 1e3, 2), "build_peak_mb": round(built["peak_mb"])}
     ratios |= {"open_ms": round(opening[count], 2), "size_vs_npz": round(sizes["ringrl"] / sizes["npz"], 3)}
-    print(json.dumps(ratios))
+    ratios |= {"vs_npz_1_cpu": round(alone["npz"] / alone["ringrl"], 2)}
+    print(json.dumps(ratios | {"chain128_ms_1_cpu": round(alone["ringrl"] * 1e3, 2)}))
+
+
+def run_alone(step: str, folder: Path, count: int, args: Args, cpus: set[int] | None = None) -> dict[str, float]:
+    """What a process of its own, bound to `cpus` before it starts a thread, prints as JSON."""
+    command = [sys.executable, "-m", "benchmarks.store", "--transitions", str(count * LENGTH)]
+    command += ["--rounds", str(args.rounds), step, str(folder)]
+    mine = os.sched_getaffinity(0)
+    # This thread's, which the process inherits; TensorStore's threads here keep theirs.
+    os.sched_setaffinity(0, cpus or mine)
+    try:
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    finally:
+        os.sched_setaffinity(0, mine)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def warn_of_cache(written: int) -> None:
+    """Print a line if the files do not fit into the page cache."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    if written > available:
+        print(f"warning: {written / 1e9:.1f} GB written, {available / 1e9:.1f} GB of memory: the disk is measured too")
+
+
+def print_table(medians: dict[str, float], sizes: dict[str, int], count: int, cpus: int) -> None:
+    """Print the median seconds, and what each format takes of the disk."""
+    where = f"on {cpus} CPU{'s' if cpus > 1 else ''}"
+    print(f"\n{where:<16}{'GB':>8}{'B/transition':>14}{'chain of 128, ms':>18}{'times ringrl':>14}")
+    for name, seconds in medians.items():
+        size = sizes["h5py" if name == "minari" else name]
+        columns = f"{size / 1e9:>8.2f}{size / count / LENGTH:>14.0f}{seconds * 1e3:>18.1f}"
+        print(f"{name:<16}{columns}{seconds / medians['ringrl']:>14.1f}", flush=True)
 
 
 def report(what: str, seconds: float) -> None:
