@@ -62,7 +62,8 @@ def pack_first(draw: Callable[[], int], rows: int, steps: int) -> Packing:
     """As many of an endless sequence's chains as can be packed, from its beginning and none left out.
 
     So which chains are seen does not depend on how well they fit, but for the one that ends the batch: of n chains a
-    batch, any kind's share is off by at most about 1/n, in disfavour of long ones.
+    batch, any kind's share is off by at most about 1/n, in disfavour of long ones. Of the places a share of less than
+    (1 + 1/rows) longest chain / steps stays empty, for a chain that best fit cannot place finds less room in every row.
 
     Args:
         draw: the length of the next chain; called for a few more chains than are packed.

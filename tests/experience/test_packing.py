@@ -85,6 +85,7 @@ def test_the_first_chains_of_any_sequence_are_packed(data, rows, steps):
     count = len(packing.row)
     assert count >= rows
     assert_sound(packing, drawn[:count], rows, steps)
+    assert rows * steps - sum(drawn[:count]) < (rows + 1) * max(lengths)
 
 
 def hopper(rng):
@@ -102,13 +103,21 @@ def trials(rng):
     return sum(hopper(rng) for _ in range(4))
 
 
-@pytest.mark.parametrize(
-    "length, rows, steps", [(hopper, 16, 1000), (hopper, 64, 1000), (windows, 4, 1000), (trials, 16, 4000)]
-)
-def test_mixed_lengths_leave_at_most_five_percent_empty(length, rows, steps):
+def uniform(rng):
+    """Episodes of any length up to 1000 alike."""
+    return int(rng.integers(1, 1001))
+
+
+def one_of(*lengths):
+    """Episodes of these lengths, each as often."""
+    return lambda rng: int(rng.choice(lengths))
+
+
+def packed_batches(length, rows, steps, batches=20):
+    """Of every batch the lengths packed; and how many chains more were drawn."""
     rng = np.random.default_rng(0)
-    empty, seen, drawn = [], [], []
-    for _ in range(10):
+    seen, spare = [], 0
+    for _ in range(batches):
         lengths = []
 
         def draw(lengths=lengths):
@@ -116,10 +125,41 @@ def test_mixed_lengths_leave_at_most_five_percent_empty(length, rows, steps):
             return lengths[-1]
 
         count = len(pack_first(draw, rows, steps).row)
-        empty.append(1 - sum(lengths[:count]) / (rows * steps))
-        seen += lengths[:count]
-        drawn += lengths
-    assert np.mean(empty) <= 0.05, empty
+        seen.append(lengths[:count])
+        spare += len(lengths) - count
+    return seen, spare
+
+
+@pytest.mark.parametrize(
+    "length, rows, steps", [(hopper, 16, 1000), (hopper, 64, 1000), (windows, 4, 1000), (trials, 16, 4000)]
+)
+def test_of_many_short_chains_none_is_disfavoured_and_few_are_drawn_in_vain(length, rows, steps):
+    batches, spare = packed_batches(length, rows, steps, 10)
+    seen = np.concatenate(batches)
+    assert 1 - seen.sum() / (10 * rows * steps) <= 0.05
+    rng = np.random.default_rng(1)
     # Whether a chain is seen hardly depends on its length.
     assert abs(np.mean(seen) / np.mean([length(rng) for _ in range(20_000)]) - 1) < 3 / np.sqrt(len(seen))
-    assert len(drawn) - len(seen) <= 10 * (2 + 0.05 * len(seen) / 10)
+    assert spare <= 10 * (2 + 0.05 * len(seen) / 10)
+
+
+@pytest.mark.parametrize(
+    "length, rows, steps, least, most",
+    [
+        (uniform, 16, 1000, 0.07, 0.12),
+        (uniform, 64, 1000, 0.03, 0.06),
+        (uniform, 8, 2000, 0, 0.05),
+        (uniform, 4, 4000, 0, 0.05),
+        (one_of(350, 400), 32, 1000, 0.2, 0.27),  # two a row, whichever
+        (one_of(350, 400), 8, 4000, 0, 0.05),
+        (one_of(550, 300), 18, 1000, 0.12, 0.24),
+        (one_of(550, 300), 8, 4000, 0, 0.05),
+        (one_of(1000, 350), 16, 1000, 0.08, 0.15),
+        (one_of(1000, 350), 4, 4000, 0, 0.05),
+        (one_of(801), 4, 4000, 0.19, 0.2),  # four a row, and 796 places
+        (one_of(801), 4, 4005, 0, 0),
+    ],
+)
+def test_mean_padding_is_what_the_docs_say(length, rows, steps, least, most):
+    batches, _ = packed_batches(length, rows, steps)
+    assert least <= 1 - np.mean([sum(batch) for batch in batches]) / (rows * steps) <= most
