@@ -23,6 +23,8 @@ from ringrl.rollout.evaluate import evaluate, load_model
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.loop import resume, train
 from ringrl.training.mesh import make_mesh
+from ringrl.training.processes import held_here
+from ringrl.training.source import open_source
 from ringrl.training.state import init_state, split_model
 
 SIZES = {"observation": 5, "action": 1}
@@ -156,12 +158,25 @@ def test_a_run_directory_has_all_that_was_promised(finished):
     lines = metrics(run)
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
-        assert {"loss", "grad_norm", "learning_rate", "tokens", "tokens_per_s", "mfu", "loader_wait"} <= set(line)
+        speed = {"tokens", "tokens_per_s", "mfu", "loader_wait"}
+        assert {"loss", "grad_norm", "learning_rate", "padding"} | speed <= set(line)
         assert line["tokens"] == line["step"] * 4 * 4 and line["tokens_per_s"] > 0
         assert 0 < line["mfu"] < 1 and 0 <= line["loader_wait"] <= 1
     assert list((run / "tensorboard").glob("events*"))
     card = json.loads((run / "dataset.json").read_text())
     assert card["episodes"] == 8 == len(card["returns"]) and card["sizes"] == SIZES
+
+
+def test_padding_is_the_share_of_empty_places_of_the_steps_own_batch(trained):
+    config, run = trained(True)
+    source = open_source(config, load_agent(config.agent.name))
+    source.prepare(run)
+    t = config.training
+    batches = source.batches(0, held_here(make_mesh(config.mesh), t.batch, t.row_steps))
+    padding = [float(np.mean(next(batches)["segment_ids"] == 0)) for _ in range(5)]
+    assert 0 < min(padding) < max(padding) < 1
+    logged = [(line["step"], line["padding"]) for line in metrics(run)]
+    assert logged == [(step, pytest.approx(padding[step - 1], rel=1e-6)) for step, _ in logged] and logged
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
