@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 
 from ringrl.errors import UserError
 from ringrl.experience.reader import EpisodeReader, by_decision, rewards_by_decision
+from ringrl.files import write_text
 
 EPISODES_AT_ONCE = 16
 
@@ -83,9 +84,7 @@ class Normalizer:
     def save(self, path: str | Path) -> None:
         """Writes the scales as JSON, complete or not at all."""
         values = {name: np.asarray(value).tolist() for name, value in asdict(self).items()}
-        partial = Path(f"{path}.partial")
-        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-        partial.rename(path)
+        write_text(Path(path), json.dumps(values, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Normalizer":

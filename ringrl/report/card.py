@@ -4,12 +4,10 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ringrl.errors import UserError
@@ -19,8 +17,10 @@ from ringrl.report import card_figures as draw
 from ringrl.report.card_facts import Groups, facts, group_sources, notes
 from ringrl.report.card_sample import Sample, draw_sample
 from ringrl.report.figures import Drawing, render
+from ringrl.report.html import render_page
 from ringrl.report.provenance import versions
-from ringrl.report.style import SERIES_DARK, SERIES_LIGHT
+from ringrl.report.return_figures import TaskReturns, return_distribution, return_history
+from ringrl.report.style import SERIES_LIGHT
 
 _SHOWN_ROWS = 40  # of the table of sources; card.json has them all
 
@@ -68,14 +68,10 @@ def describe(store: Store, seed: int = 0) -> tuple[dict[str, Any], Groups, Sampl
 
 
 def _page(store: Store, groups: Groups, sample: Sample, card: dict[str, Any], now: datetime) -> str:
-    here = files("ringrl.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((here / "card.html").read_text(encoding="utf-8"))
     colours = {label: index % len(SERIES_LIGHT) for index, label in enumerate(groups.labels)}
-    return template.render(
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        light=SERIES_LIGHT,
-        dark=SERIES_DARK,
+    return render_page(
+        "card.html",
+        now,
         colours=colours,
         title=card["store"],
         byline=f"{card['domain']}: data for in-context reinforcement learning",
@@ -92,9 +88,8 @@ def _page(store: Store, groups: Groups, sample: Sample, card: dict[str, Any], no
             for source in card["sources"][:_SHOWN_ROWS]
             if source["collected"]
         ],
-        date=f"{now.day} {now:%B %Y}",
-        written=f"{now:%Y-%m-%d %H:%M} UTC",
         versions=versions(),
+        numbers="card.json",
     )
 
 
@@ -165,7 +160,7 @@ def _returns(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _task(store: Store, groups: Groups, task: str, card: dict[str, Any], colours: dict[str, int]) -> dict[str, Any]:
-    data = draw.TaskReturns(store.returns(task), groups.of_episode, store.source.astype(np.int64), groups.labels)
+    data = TaskReturns(store.returns(task), groups.of_episode, store.source.astype(np.int64), groups.labels)
     middle = _number(card["quantiles"]["0.5"])
     span = f"from {_number(card['quantiles']['0'])} to {_number(card['quantiles']['1'])}"
     drawings = [
@@ -175,7 +170,7 @@ def _task(store: Store, groups: Groups, task: str, card: dict[str, Any], colours
             "Each histogram is scaled to its own peak. The line is the median, the bar below reaches from the 10% to "
             "the 90% quantile.",
             f"Histograms of the episodes' returns under {task} for each source: {span}, median {middle}.",
-            partial(draw.return_distribution, data=data),
+            partial(return_distribution, data=data),
         ),
         Drawing(
             f"{task}-history",
@@ -183,7 +178,7 @@ def _task(store: Store, groups: Groups, task: str, card: dict[str, Any], colours
             "Source after source. Where episodes are many: the median of each stretch, in a band from its 10% to its "
             "90% quantile.",
             f"Return under {task} over the episodes in file order, source after source.",
-            partial(draw.return_history, data=data),
+            partial(return_history, data=data),
         ),
     ]
     rows = [

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ringrl.report.figures import SHOWN, Drawing, returns_by_trial, target_against_achieved
-from ringrl.report.input_figures import data_distribution, learning_history, loss_curves
+from ringrl.report.loss_figures import loss_curves
+from ringrl.report.return_figures import TaskReturns, return_distribution, return_history
 from ringrl.report.returns import DataSet, Metrics
 from ringrl.report.series import Section, Series
 from ringrl.report.statistics import (
@@ -100,15 +101,18 @@ def _data_figures(data: DataSet, suffix: str) -> dict[str, Any]:
     total = f"{len(data.returns):,} episodes, {data.steps:,} environment steps; {mode}"
     trends = [(source.collector, trend(data, index)) for index, source in enumerate(data.sources)]
     rising = "; ".join(f"{name} {show_number(value)}" for name, value in trends if math.isfinite(value))
+    collectors = tuple(dict.fromkeys(source.collector for source in data.sources))
+    owner = np.asarray([collectors.index(source.collector) for source in data.sources], np.int64)
+    returns = TaskReturns(data.returns, owner[data.source], data.source, collectors, coloured=False)
     return {
         "store": data.store,
         "histogram": Drawing(
             f"data_returns{suffix}",
             "Returns in the data",
-            f"Distribution of episode returns by collector in {data.store}: {total}. Each row is scaled to its "
-            "own highest bar; the vertical line is the median.",
+            f"Distribution of episode returns by collector in {data.store}: {total}. Each row is scaled to its own "
+            "highest bar; the vertical line is the median, the bar below reaches from the 10 % to the 90 % quantile.",
             f"Histogram of the data set's episode returns by collector; {total}.",
-            partial(data_distribution, data=data),
+            partial(return_distribution, data=returns),
         ),
         "history": Drawing(
             f"data_history{suffix}",
@@ -117,7 +121,7 @@ def _data_figures(data: DataSet, suffix: str) -> dict[str, Any]:
             "around it the single episodes or, where they are many, the band that holds the middle 80 %. "
             + (f"Rank correlation of return with order (1: the history only rises): {rising}." if rising else ""),
             "Episode returns of the data set in file order.",
-            partial(learning_history, data=data),
+            partial(return_history, data=returns),
         ),
     }
 

@@ -1,26 +1,25 @@
 """Runs in, one self-contained page out."""
 
 import json
-import os
 import platform
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ringrl.errors import UserError
+from ringrl.files import write_bytes
 from ringrl.report import content, provenance
 from ringrl.report.figures import Drawing, Rendered, render, returns_by_trial
+from ringrl.report.html import render_page
 from ringrl.report.returns import read_run
 from ringrl.report.series import Section, arrange
 from ringrl.report.statistics import agent_statistics, references
-from ringrl.report.style import SERIES_DARK, SERIES_LIGHT, assign_colours
+from ringrl.report.style import assign_colours
 from ringrl.report.summary import Analysed, summarise
 
 
@@ -50,7 +49,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, body in documents.items():
-            _replace(out / name, body)
+            write_bytes(out / name, body)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another place with --out"
@@ -110,35 +109,20 @@ def _lead_png(analysed: Sequence[Analysed], figures: Sequence[Rendered]) -> byte
 
 
 def _page(analysed: Sequence[Analysed], sections: list[dict[str, Any]], now: datetime) -> str:
-    here = files("ringrl.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((here / "template.html").read_text(encoding="utf-8"))
-    colours = _colours(analysed)
-    return template.render(
-        style=Markup((here / "style.css").read_text(encoding="utf-8")),
-        light=SERIES_LIGHT,
-        dark=SERIES_DARK,
-        colours={label: index % len(SERIES_LIGHT) for label, index in colours.items()},
+    agents = dict.fromkeys(series.label for section, _, _ in analysed for series in section.series)
+    return render_page(
+        "report.html",
+        now,
+        colours=_colours(analysed),
         title=sections[0]["task"] if len(sections) == 1 else f"{len(sections)} tasks",
         overview=content.overview(analysed),
         slugs={section["task"]: section["slug"] for section in sections},
-        agents=list(dict.fromkeys(series.label for section, _, _ in analysed for series in section.series)),
+        byline=", ".join(agents),
+        numbers="summary.json",
         sections=sections,
-        date=f"{now.day} {now:%B %Y}",
-        written=f"{now:%Y-%m-%d %H:%M} UTC",
         versions=[*provenance.versions(), ("Python", platform.python_version())],
     )
 
 
 def _slug(task: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_]+", "-", task)
-
-
-def _replace(path: Path, body: bytes) -> None:
-    """Writes `body` beside `path` and renames it into place: readers see the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(body)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
