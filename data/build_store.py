@@ -14,8 +14,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import track
 
 from ringrl.envs import split_task
 from ringrl.episode import Episode
@@ -25,6 +23,7 @@ from ringrl.experience.folders import Description, describe_folder
 from ringrl.experience.relabel import examine, relabelable_tasks
 from ringrl.experience.relabel_workers import Backend, Workers, relabelled
 from ringrl.experience.store import build, open_store
+from ringrl.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def main(args: Args) -> None:
         episodes = [_relabelled(args, tasks, reader) for reader in readers]
     build(
         args.out,
-        _track(_numbered(episodes), total=sum(len(reader) for reader in readers)),
+        tracked(_numbered(episodes), "building the store", sum(len(reader) for reader in readers)),
         domain=descriptions[0].domain,
         tasks=tasks,
         sources=[description.source for description in descriptions],
@@ -138,11 +137,6 @@ def _numbered(sources: list[Iterator[Episode]]) -> Iterator[tuple[Episode, int]]
     for index, episodes in enumerate(sources):
         for episode in episodes:
             yield episode, index
-
-
-def _track(episodes: Iterator[tuple[Episode, int]], total: int) -> Iterator[tuple[Episode, int]]:
-    console = Console(stderr=True)  # in a pipe only errors are wanted there
-    yield from track(episodes, "building the store", total=total, console=console, disable=not console.is_terminal)
 
 
 def _print_summary(out: Path, skipped: int) -> None:

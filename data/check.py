@@ -16,7 +16,6 @@ from typing import Annotated
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from ringrl.episode import Episode
@@ -25,6 +24,7 @@ from ringrl.experience.check import ATOL, RTOL, check_episodes
 from ringrl.experience.check_report import Comparison, Report
 from ringrl.experience.exorl import read_episode, read_folder
 from ringrl.experience.folders import describe_folder
+from ringrl.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def main(args: Args) -> None:
     reader = read_folder(args.folder)
     count = min(args.episodes or len(reader), len(reader))
     chosen = [reader.files[index] for index in np.linspace(0, len(reader) - 1, count).astype(int)]
-    console = Console(stderr=True)  # in a pipe only errors are wanted there
-    progress = track(chosen, f"checking {args.folder}", console=console, disable=not console.is_terminal)
+    progress = tracked(chosen, f"checking {args.folder}", len(chosen))
 
     def episodes() -> Iterator[Episode]:
         for path in progress:

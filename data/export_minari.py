@@ -6,19 +6,16 @@ It is written where Minari keeps its data sets (`MINARI_DATASETS_PATH`, else `~/
 environments carry their specification, so that `recover_environment()` works. Needs `pip install 'ringrl[minari]'`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import track
 
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.episodes import stored_episodes
 from ringrl.experience.minari import write_dataset
 from ringrl.experience.store import open_store
+from ringrl.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -53,14 +50,9 @@ def main(args: Args) -> None:
         raise UserError(f"{args.store} has episodes 0 to {store.episodes - 1}, no {missing[0]}")
     sources = ", ".join(source.name for source in store.sources)
     description = f"{task}, from {sources}; written by ringrl {store.provenance.get('ringrl', '')}".rstrip()
-    episodes = _track(stored_episodes(store, indices, task), len(indices))
+    episodes = tracked(stored_episodes(store, indices, task), "writing the data set", len(indices))
     folder = write_dataset(args.id, episodes, task, description=description, overwrite=args.overwrite)
     print(f"{folder}: {len(indices)} episodes of {task}, {store.lengths[list(indices)].sum()} steps")
-
-
-def _track(episodes: Iterator[Episode], total: int) -> Iterator[Episode]:
-    console = Console(stderr=True)  # in a pipe only errors are wanted there
-    yield from track(episodes, "writing the data set", total=total, console=console, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

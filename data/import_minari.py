@@ -15,8 +15,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import track
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
@@ -29,6 +27,7 @@ from ringrl.experience.minari import (
     task_of,
 )
 from ringrl.experience.store import Source, build, open_store
+from ringrl.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def main(args: Args) -> None:
     total = sum(dataset.total_episodes for dataset in datasets)
     build(
         args.out,
-        _track(_episodes(datasets), total),
+        tracked(_episodes(datasets), "building the store", total),
         domain=domain_of(task),
         tasks=(task,),
         sources=[_source(dataset) for dataset in datasets],
@@ -96,11 +95,6 @@ def _episodes(datasets: list[Any]) -> Iterator[tuple[Episode, int]]:
     for source, dataset in enumerate(datasets):
         for episode in read_episodes(dataset):
             yield episode, source
-
-
-def _track(episodes: Iterator[tuple[Episode, int]], total: int) -> Iterator[tuple[Episode, int]]:
-    console = Console(stderr=True)  # in a pipe only errors are wanted there
-    yield from track(episodes, "building the store", total=total, console=console, disable=not console.is_terminal)
 
 
 def _print_summary(out: Path, datasets: list[Any]) -> None:

@@ -11,13 +11,12 @@ again; given on several machines that share a file system, the command divides t
 """
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import track
 
 from ringrl import __version__
 from ringrl.errors import UserError
@@ -26,6 +25,7 @@ from ringrl.experience.folders import describe_folder
 from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
 from ringrl.experience.relabel_folder import SKIPPED, Job, relabel_folder
 from ringrl.experience.relabel_workers import Backend, Workers
+from ringrl.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def main(args: Args) -> None:
     folder, out = args.folder.absolute(), args.out.absolute()
     description = describe_folder(folder, args.domain)
     reader = read_folder(folder)
-    relabel = Relabeler(args.tasks or relabelable_tasks(description.domain, reader.dims.physics, args.mode), args.mode)
+    possible = partial(relabelable_tasks, description.domain, reader.dims.physics, args.mode)
+    relabel = Relabeler(args.tasks or possible(observation_width=reader.dims.observation), args.mode)
     if relabel.domain != description.domain:
         raise UserError(f"{args.folder} is of {description.domain}, the tasks of {relabel.domain}")
     about = {
@@ -79,9 +80,7 @@ def main(args: Args) -> None:
     job = Job(tuple(reader.files), reader.dims, about)
     workers = Workers(args.jobs, args.backend, args.address)
     finished = relabel_folder(job, out, workers=workers, overwrite=args.overwrite, skip_bad=args.skip_bad)
-    console = Console(stderr=True)  # in a pipe only errors are wanted there
-    label = f"relabelling {args.folder}"
-    done = list(track(finished, label, total=len(job.files), console=console, disable=not console.is_terminal))
+    done = list(tracked(finished, f"relabelling {args.folder}", len(job.files)))
     reasons = (out / SKIPPED).read_text(encoding="utf-8").splitlines() if (out / SKIPPED).exists() else []
     skipped = f"; {len(reasons)} bad files skipped, see {args.out / SKIPPED}" if reasons else ""
     there = "" if done else "; they were there already"

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, UInt8
 from ringrl.envs.tasks import load, split_task
 from ringrl.errors import UserError
 
-_UNBOUNDED = 1e10
+UNBOUNDED = 1e10
 _RENDERING_ADVICE = "Install EGL (libegl1) or set MUJOCO_GL to egl, osmesa or glfw"
 
 
@@ -57,7 +57,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.metadata = {**type(self).metadata, "render_fps": round(1 / (self.control_timestep * action_repeat))}
         spec = self._env.action_spec()
         # An actuator without bounds (MuJoCo says +-1e10) takes the action itself.
-        bounded = np.broadcast_to(spec.maximum - spec.minimum, spec.shape) < _UNBOUNDED
+        bounded = np.broadcast_to(spec.maximum - spec.minimum, spec.shape) < UNBOUNDED
         self._low = np.where(bounded, spec.minimum, -1.0)
         self._high = np.where(bounded, spec.maximum, 1.0)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.shape, np.float32)

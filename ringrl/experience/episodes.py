@@ -7,10 +7,9 @@ from jaxtyping import Float32, Shaped
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.experience.exorl import ACTION_LIMIT
 from ringrl.experience.store import Store
 from ringrl.experience.zarr import open_array, open_context
-
-_ACTION_LIMIT = 1 + 1e-5
 
 
 def make_episode(
@@ -71,7 +70,7 @@ def _check_values(arrays: dict[str, np.ndarray]) -> None:
         if not np.isfinite(values).all():
             raise UserError(f"{name} is NaN or infinite in step {int(np.argwhere(~np.isfinite(values))[0, 0])}")
     largest = float(np.abs(arrays["action"]).max(initial=0.0))
-    if largest > _ACTION_LIMIT:
+    if largest > ACTION_LIMIT:
         raise UserError(f"an action is {largest:g} where 1 is the actuators' bound; clip the actions, or scale them")
 
 

@@ -32,7 +32,7 @@ QUARANTINE = "quarantine"
 
 _NAME = re.compile(r"(?P<prefix>episode|\d{8}T\d{6})_(?P<index>\d+)_(?P<length>\d+)\.npz")
 _DTYPES = {name: np.float32 for name in ("observation", "action", "reward", "discount")} | {"physics": np.float64}
-_ACTION_LIMIT = 1 + 1e-5
+ACTION_LIMIT = 1 + 1e-5
 # A folder's files are judged by the widths that most of the first ones have, lest an odd first file condemn the rest.
 _FILES_FOR_DIMS = 5
 # Of all arrays of a file together, against archives that blow up: 1000 times a walker episode.
@@ -81,7 +81,7 @@ def read_episode(path: EpisodeFile | str, *, dims: Dims | None = None) -> Episod
             raise _bad(path, f"{name} is NaN or infinite in row {row}")
     if rows < 2:
         raise _bad(path, "it has no transition")
-    if np.abs(arrays["action"]).max(initial=0.0) > _ACTION_LIMIT:
+    if np.abs(arrays["action"]).max(initial=0.0) > ACTION_LIMIT:
         raise _bad(path, f"an action is {np.abs(arrays['action']).max():g}, outside [-1, 1]")
     if arrays["discount"].shape[1] != 1:
         raise _bad(path, f"discount has shape {arrays['discount'].shape}, not ({rows}, 1)")

@@ -6,6 +6,7 @@ said beside them in `infos`. It is an optional dependency: `pip install 'ringrl[
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float32, Float64
 
 from ringrl.envs import DMControlEnv, domains, make, split_task, tasks
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
+from ringrl.envs.suite import UNBOUNDED
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.atomic import atomic_folder
@@ -24,7 +26,6 @@ from ringrl.experience.episodes import make_episode
 if TYPE_CHECKING:
     from minari import MinariDataset
 
-_UNBOUNDED = 1e10
 # HDF5 keeps what it knows of every episode until the file is closed, which Minari does at the end of a request.
 _EPISODES_AT_ONCE = 50
 _FORMAT_MARKER = "data/metadata.json"
@@ -122,7 +123,7 @@ def action_bounds(dataset: "MinariDataset") -> tuple[Float64[np.ndarray, " actio
     if not isinstance(space, spaces.Box):
         raise UserError(f"{dataset.id}: its actions are {type(space).__name__}; only Box actions can be learnt here")
     low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
-    bounded = (np.clip(high, -_UNBOUNDED, _UNBOUNDED) - np.clip(low, -_UNBOUNDED, _UNBOUNDED)) < _UNBOUNDED
+    bounded = (np.clip(high, -UNBOUNDED, UNBOUNDED) - np.clip(low, -UNBOUNDED, UNBOUNDED)) < UNBOUNDED
     bounded &= high > low
     return np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
 
@@ -221,16 +222,11 @@ def write_dataset(
         )
         about = {"dataset_id": dataset_id, "minari_version": minari.__version__, "description": description}
         storage.update_metadata(about)
-        storage.update_episodes(_to_buffer(episode, env) for episode in _chain(first, episodes))
+        storage.update_episodes(_to_buffer(episode, env) for episode in chain([first], episodes))
         writing.rename(partial / "data")
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return get_dataset_path(dataset_id)
-
-
-def _chain(first: Episode, rest: Iterator[Episode]) -> Iterator[Episode]:
-    yield first
-    yield from rest
 
 
 def _to_buffer(episode: Episode, env: DMControlEnv | None) -> Any:

@@ -2,10 +2,7 @@
 
 import json
 import re
-import shutil
-import subprocess
 
-import matplotlib.image
 import numpy as np
 import pytest
 
@@ -14,19 +11,7 @@ from ringrl.errors import UserError
 from ringrl.experience.store import Source, build, open_store
 from ringrl.report.card import describe, write_card
 from ringrl.report.card_sample import principal_components
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--enable-logging=stderr",
-)  # fmt: skip
-PROBE = """<script>
-addEventListener("load", () => {
-  const narrow = getComputedStyle(document.querySelector(".plot.narrow")).display
-  const texts = document.querySelectorAll("svg text").length
-  console.log(`probe ${innerWidth} ${document.documentElement.scrollWidth} ${narrow} ${texts}`)
-})
-</script>"""
+from tests.report.browser import CHROMIUM, PROBE, browse
 
 
 def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=None, **provenance):
@@ -176,19 +161,6 @@ def page(tmp_path_factory):
     rising = [(400 * k / 80 + rng.normal(0, 20), rng.normal(50, 9)) for k in range(80)]
     flat = [(rng.normal(90, 20), rng.normal(50, 9)) for _ in range(60)]
     return write_card(make_store(base / "walker.store", [rising, flat, rising], observation=24))
-
-
-def browse(page, profile, width, *flags):
-    """A screenshot [height, width, rgb], 0 to 1, and what the page wrote to the console."""
-    image = page.with_suffix(".shot.png")
-    profile.mkdir()
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},1600", *flags]
-    done = subprocess.run(
-        [*command, f"--screenshot={image}", page.as_uri()], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert image.is_file(), done.stderr
-    console = "\n".join(re.findall(r"CONSOLE[^\"]*\"(.*?)\", source", done.stderr, re.DOTALL))
-    return matplotlib.image.imread(image)[..., :3], console
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
