@@ -40,8 +40,8 @@ class Args:
     """Task ids, such as walker_run. Default: all of the domain that the files allow; if recorded, those recorded."""
     relabel: Literal["exact", "exorl", "recorded"] = "exact"
     """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action. recorded: as in the files."""
-    jobs: int = 1
-    """Processes that read and relabel; 0 is one for each core."""
+    jobs: int = 0
+    """Processes that read and relabel; 0: one for each core, or fewer for few files."""
     backend: Backend = "loky"
     """loky: processes of this machine. dask, ray: of a cluster."""
     address: str | None = None
