@@ -163,6 +163,7 @@ class RunConfig(Section):
     """Everything that a run depends on."""
 
     seed: int = Field(default=0, ge=0)
+    label: str | None = Field(default=None, min_length=1)  # what tables and figures call it; None: the agent's file
     data: DataConfig
     agent: SerializeAsAny[AgentConfig]
     model: ModelConfig = ModelConfig()
@@ -170,6 +171,13 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("label")
+    @classmethod
+    def _refuse_references(cls, label: str | None) -> str | None:
+        if label in ("random", "expert"):
+            raise ValueError(f"{label!r} is what tables call a reference; choose another name")
+        return label
 
     @field_validator("agent", mode="before")
     @classmethod

@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ringrl.agent import Acting, load_agent
+from ringrl.agent import Acting, find_learner, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
 from ringrl.envs import make, make_vector, split_task
 from ringrl.episode import COLUMNS, TrialReturn
@@ -22,6 +22,7 @@ from ringrl.errors import UserError
 from ringrl.experience.normalizer import Normalizer
 from ringrl.files import write_text
 from ringrl.model.transformer import Transformer
+from ringrl.rollout.learner import LearnerPolicy, load_learner
 from ringrl.rollout.policy import Policy, RandomPolicy, SequencePolicy
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
@@ -58,7 +59,9 @@ def evaluate(
     setting = change_section(config.evaluation, known, "ringrl evaluate")
     acting = _acting(config, card, setting)
     _check_task(run, config.data.task, card["sizes"])
-    model, step = load_model(run, config, card, checkpoint)
+    learner = find_learner(config.agent.name)
+    load = partial(load_learner, learner) if learner else load_model
+    model, step = load(run, config, card, checkpoint)
     policies: dict[str, Callable[[int], Policy]] = {
         agent_label(config): partial(_trained, run, acting, card, model, setting)
     }
@@ -128,8 +131,8 @@ def _roll_out(
 
 
 def agent_label(config: RunConfig) -> str:
-    """The agent's name in tables: its file's, without folder and ending."""
-    return Path(config.agent.name).stem
+    """What tables call a run's agent: its label or, without one, its file's name without folder and ending."""
+    return config.label or Path(config.agent.name).stem
 
 
 def load_model(run: Path, config: RunConfig, card: dict, checkpoint: str = "latest") -> tuple[Transformer, int]:
@@ -162,6 +165,8 @@ def read_run(run: Path) -> tuple[RunConfig, dict]:
 
 def _acting(config: RunConfig, card: dict, setting: EvaluationConfig) -> Acting:
     """How the agent's file says to roll it out, with what the user asked for instead."""
+    if find_learner(config.agent.name):
+        return Acting(context_steps=1, across_trials=False)
     agent = load_agent(config.agent.name)
     acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
     if setting.target is not None and acting.target is not None:
@@ -177,9 +182,11 @@ def _acting(config: RunConfig, card: dict, setting: EvaluationConfig) -> Acting:
 
 
 def _trained(
-    run: Path, acting: Acting, card: dict, model: Transformer, setting: EvaluationConfig, decisions: int
+    run: Path, acting: Acting, card: dict, model: Transformer | LearnerPolicy, setting: EvaluationConfig, decisions: int
 ) -> Policy:
     """The trained agent."""
+    if isinstance(model, LearnerPolicy):
+        return model
     return SequencePolicy(
         model,
         Normalizer.load(run / "normalizer.json"),
