@@ -56,7 +56,7 @@ class Args:
     """Control steps for which an action is held."""
     overwrite: bool = False
     """Replace a folder that was collected before."""
-    learner: td3.Config = field(default_factory=td3.Config)  # pyright: ignore[reportInvalidTypeForm]
+    learner: td3.Collecting = field(default_factory=td3.Collecting)  # pyright: ignore[reportInvalidTypeForm]
     """TD3's hyper-parameters (agents/td3.py); `reward` follows from the policy."""
 
 
@@ -103,7 +103,7 @@ class Learner:
         """`config`: of agents/td3.py."""
         self._config, self._rng = config, np.random.default_rng(seed)
         self._state = td3.init(config, observation_size, action_size, seed)
-        self._replay = td3.Replay(config, observation_size, action_size)
+        self._replay = td3.make_replay(config, config.capacity, observation_size, action_size)
         self._decisions, self._owed = 0, 0.0
 
     def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
@@ -125,7 +125,7 @@ class Learner:
             batches = self._replay.sample(self._config.updates_per_call, self._rng)
             self._state, metrics = td3.update(self._config, self._state, batches)
             self._owed -= self._config.updates_per_call
-            if not np.isfinite(metrics["critic_loss"]):
+            if not np.isfinite(metrics["loss"]):
                 raise FloatingPointError(f"TD3 diverged at gradient step {int(self._state.step)}: lower its step sizes")
 
 

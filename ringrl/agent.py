@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from ringrl.config import AgentConfig
 from ringrl.errors import UserError
 from ringrl.experience.chain import Planner
 from ringrl.experience.store import Store
+from ringrl.learners.replay import Replay, Transitions
 from ringrl.model.heads import Head
 from ringrl.model.text import TokenIds
 from ringrl.model.tokens import TokenLayout
@@ -60,10 +62,52 @@ class Agent(Protocol):
         ...
 
 
+@runtime_checkable
+class Learner(Protocol):
+    """The other kind of module: an agent that learns from single transitions and sees no context.
+
+    It has networks and optimisers of its own; its state is a pytree of arrays.
+    """
+
+    Config: type[AgentConfig]
+
+    def init(self, config: Any, observation_size: int, action_size: int, seed: int) -> Any:
+        """The state at step 0."""
+        ...
+
+    def make_replay(self, config: Any, capacity: int, observation_size: int, action_size: int) -> Replay:
+        """An empty replay of `capacity` transitions, which gives minibatches as `update` takes them."""
+        ...
+
+    def update(self, config: Any, state: Any, batches: Transitions) -> tuple[Any, dict[str, jax.Array]]:
+        """A gradient step for each minibatch: the new state, and float32 scalars, `loss` and `grad_norm` among them."""
+        ...
+
+    def act(self, state: Any, observation: np.ndarray) -> np.ndarray:
+        """Actions in [-1, 1], float32 [batch, A], for normalised observations, float32 [batch, O]."""
+        ...
+
+
 def load_agent(name: str) -> Agent:
-    """The agent in `agents/NAME.py`, or in a file of the user's own (a path). Raises UserError when it is not one."""
+    """The agent in `agents/NAME.py`, or in a file of the user's own (a path).
+
+    Raises UserError when it is not one, or one that sees no context and so has no sequence model.
+    """
     module = recipes.load("agents", name)
-    missing = [part for part in ("Config", "planner", "tokens", "loss", "acting") if not hasattr(module, part)]
-    if missing:
+    if not _missing(Learner, module):
+        raise UserError(f"{module.__file__}: has no sequence model: it can be trained, resumed and evaluated only")
+    if missing := _missing(Agent, module):
         raise UserError(f"{module.__file__}: not an agent, for it has no {', '.join(missing)}; see `ringrl cp` for one")
     return module  # pyright: ignore[reportReturnType]  # a module that has the protocol's names
+
+
+def find_learner(name: str) -> Learner | None:
+    """The agent of that name if it is a `Learner`; None says that it is to be loaded with `load_agent`."""
+    module = recipes.load("agents", name)
+    return None if _missing(Learner, module) else module  # pyright: ignore[reportReturnType]
+
+
+def _missing(protocol: type, module: ModuleType) -> list[str]:
+    """The names of the protocol that the module does not have, in the protocol's order."""
+    names = [*protocol.__annotations__, *(name for name in vars(protocol) if not name.startswith("_"))]
+    return [name for name in dict.fromkeys(names) if not hasattr(module, name)]

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import jax
 
-from ringrl.agent import load_agent
-from ringrl.config import RunConfig, dump_config, load_config
+from ringrl.agent import find_learner, load_agent
+from ringrl.config import RunConfig, load_config
 from ringrl.errors import UserError
-from ringrl.files import write_text
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.metrics import Clock, Metrics, Silence, check_finite
+from ringrl.training.offline import train_offline
 from ringrl.training.processes import held_here, is_first
-from ringrl.training.source import Source, open_source
+from ringrl.training.run import next_batch, write_run
+from ringrl.training.source import open_source
 from ringrl.training.state import init_state, make_train_step
 
 
@@ -21,11 +22,14 @@ def train(config: RunConfig, run: Path) -> None:
 
     The run's own config, normalisation statistics and data-set summary are written first, so that evaluation and
     report need nothing else. With many processes (`ringrl.training.processes`) all of them call this; each reads the
-    part of every batch that its devices hold, and process 0 alone prints and writes what is not sharded.
+    part of every batch that its devices hold, and process 0 alone prints and writes what is not sharded. An agent that
+    learns from single transitions has a loop of its own (`ringrl.training.offline`).
 
     Raises UserError when the data are no longer those that the run began with, and FloatingPointError, naming the
     step, when the loss or its gradient is not finite.
     """
+    if learner := find_learner(config.agent.name):
+        return train_offline(config, learner, run)
     t, agent, mesh = config.training, load_agent(config.agent.name), make_mesh(config.mesh)
     held = held_here(mesh, t.batch, t.row_steps)
     source = open_source(config, agent)
@@ -37,11 +41,11 @@ def train(config: RunConfig, run: Path) -> None:
         start = 0
         if checkpoints.latest_step is not None:
             state, about = checkpoints.restore(state)
-            start = _position(about, config, run)
+            start = next_batch(about, config, run)
         batches = source.batches(start, held)
         first = next(batches)  # settings that do not fit the data are found out here, before there is a run
         if is_first():
-            _write_run(config, run, source)
+            write_run(config, run, source)
         clock = Clock(config, agent.tokens(config.agent).tokens_per_step, state.params, mesh.size)
         with Metrics(run, t.steps, start, config.agent.name) if is_first() else Silence() as metrics:
             values: dict[str, jax.Array] = {}
@@ -69,18 +73,3 @@ def find_run(run: Path) -> RunConfig:
     if not (run / "config.yaml").exists():
         raise UserError(f"{run}: not a run directory (it has no config.yaml); pass the folder that `ringrl train` made")
     return load_config(run / "config.yaml")
-
-
-def _position(about: dict, config: RunConfig, run: Path) -> int:
-    """The index of the next batch, as the checkpoint has it."""
-    loader = about["loader"]
-    if loader["seed"] != config.seed:
-        raise UserError(f"{run}: was trained with seed {loader['seed']}, not {config.seed}; name a new run with --out")
-    return loader["next_batch"]
-
-
-def _write_run(config: RunConfig, run: Path, source: Source) -> None:
-    """What a run directory is known by; config.yaml comes last, for it says that the others are there."""
-    run.mkdir(parents=True, exist_ok=True)
-    source.write(run)
-    write_text(run / "config.yaml", dump_config(config))

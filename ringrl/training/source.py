@@ -63,8 +63,8 @@ class EpisodeSource:
         card: what a report says of the data, so that it needs no store.
     """
 
-    def __init__(self, config: RunConfig, agent: Agent):
-        """Open the store; rows are read when batches are."""
+    def __init__(self, config: RunConfig, agent: Agent | None):
+        """Open the store; rows are read when batches are. Without an agent that draws chains there are no batches."""
         self._config, self._agent = config, agent
         self._store = open_store(config.data.store)
         self.sizes = {"observation": self._store.dims.observation, "action": self._store.dims.action}
@@ -91,11 +91,13 @@ class EpisodeSource:
 
     def write(self, run: Path) -> None:
         """normalizer.json and dataset.json."""
-        self._scales.save(run / "normalizer.json")
+        self.scales.save(run / "normalizer.json")
         write_text(run / "dataset.json", json.dumps(self.card))
 
     def batches(self, start_step: int, held: Held) -> Iterator[dict[str, np.ndarray]]:
         """See `Source`; the fields of `ringrl.episode.Batch`, the steps in ring order."""
+        if self._agent is None:
+            raise RuntimeError("there is no agent to draw chains")
         config, data, training = self._config, self._config.data, self._config.training
         # Where processes share a row, each reads its slice of it and keeps nothing, not even of a store that would fit.
         store = self._store if len(held.places) == training.row_steps else open_store(data.store, memory_limit=0)
@@ -103,7 +105,7 @@ class EpisodeSource:
             store,
             self._agent.planner(config.agent, self._store, data.task, data.action_repeat),
             data.task,
-            self._scales,
+            self.scales,
             batch=training.batch,
             steps=training.row_steps,
             seed=config.seed,
@@ -119,7 +121,8 @@ class EpisodeSource:
         return (batch.asdict() for batch in loader)
 
     @property
-    def _scales(self) -> Normalizer:
+    def scales(self) -> Normalizer:
+        """What `prepare` found."""
         if self._normalizer is None:
             raise RuntimeError("prepare the source first")
         return self._normalizer

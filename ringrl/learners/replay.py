@@ -1,0 +1,82 @@
+"""Transitions of whole episodes, and minibatches of them."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Int64
+
+
+class Transitions(NamedTuple):
+    """Minibatches for a learner; a leading axis `updates` holds one minibatch for each gradient step."""
+
+    observation: Float32[Array, "*updates batch observation"]
+    action: Float32[Array, "*updates batch action"]  # in [-1, 1]
+    reward: Float32[Array, "*updates batch"]  # the n-step sum of discounted rewards
+    discount: Float32[Array, "*updates batch"]  # of the value of `next_observation`: gamma^n, or 0 at a real end
+    next_observation: Float32[Array, "*updates batch observation"]
+
+
+class Replay:
+    """A ring of transitions in NumPy arrays: where it is full, the oldest leave first.
+
+    Attributes:
+        size: the transitions that it holds.
+    """
+
+    def __init__(
+        self, capacity: int, observation_size: int, action_size: int, *, batch: int, gamma: float, n_step: int
+    ) -> None:
+        """An empty replay.
+
+        Args:
+            capacity: transitions that it can hold.
+            observation_size: width of an observation.
+            action_size: width of an action.
+            batch: transitions in a minibatch.
+            gamma: discount factor of one decision.
+            n_step: rewards summed before the bootstrap.
+        """
+        self.size, self._next = 0, 0
+        self._capacity, self._batch, self._gamma, self._n_step = capacity, batch, np.float32(gamma), n_step
+        shapes = ((observation_size,), (action_size,), (), (), (observation_size,))
+        self._rows = tuple(np.zeros((capacity, *shape), np.float32) for shape in shapes)
+
+    def add_episode(
+        self,
+        observation: Float32[np.ndarray, "decisions_plus_1 observation"],
+        action: Float32[np.ndarray, "decisions action"],
+        reward: Float32[np.ndarray, " decisions"],
+        discount: Float32[np.ndarray, " decisions"],
+    ) -> None:
+        """Stores an episode as n-step transitions; near its end they are shorter, and none crosses into the next.
+
+        `discount` is the environment's, 0 where the episode really ended; gamma is applied here.
+        """
+        n_reward, n_discount = reward.copy(), self._gamma * discount
+        successor = np.arange(1, len(action) + 1)
+        for k in range(1, self._n_step):
+            longer = slice(max(len(action) - k, 0))  # the transitions that have a k-th further step
+            n_reward[longer] += n_discount[longer] * reward[k:]
+            n_discount[longer] *= self._gamma * discount[k:]
+            successor[longer] += 1
+        where = (self._next + np.arange(len(action))) % self._capacity
+        new = (observation[:-1], action, n_reward, n_discount, observation[successor])
+        for stored, rows in zip(self._rows, new, strict=True):
+            stored[where] = rows
+        self._next = (self._next + len(action)) % self._capacity
+        self.size = min(self.size + len(action), self._capacity)
+
+    def sample(self, updates: int, rng: np.random.Generator) -> Transitions:
+        """`updates` minibatches, uniform with replacement, on JAX's default device."""
+        return self._take(rng.integers(self.size, size=(updates, self._batch)))
+
+    def sample_steps(self, start: int, stop: int, seed: int) -> Transitions:
+        """The minibatches of the gradient steps `start:stop`, each a function of (seed, step), as `sample` else."""
+        draws = [
+            np.random.default_rng((seed, step)).integers(self.size, size=self._batch) for step in range(start, stop)
+        ]
+        return self._take(np.stack(draws))
+
+    def _take(self, index: Int64[np.ndarray, "updates batch"]) -> Transitions:
+        return Transitions(*(jnp.asarray(rows[index]) for rows in self._rows))
