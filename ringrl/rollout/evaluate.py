@@ -1,4 +1,4 @@
-"""`ringrl evaluate`: a run's checkpoint in its own task, beside a random policy in the same environments."""
+"""`ringrl evaluate`: a run's checkpoint in its own task, beside references in the same environments."""
 
 import csv
 import io
@@ -16,19 +16,21 @@ from rich.progress import Progress
 
 from ringrl.agent import Acting, find_learner, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
-from ringrl.envs import make, make_vector, split_task
+from ringrl.envs import VectorEnv, make, make_vector, split_task
 from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
 from ringrl.experience.normalizer import Normalizer
 from ringrl.files import write_text
 from ringrl.model.transformer import Transformer
 from ringrl.rollout.learner import LearnerPolicy, load_learner
-from ringrl.rollout.policy import Policy, RandomPolicy, SequencePolicy
+from ringrl.rollout.policy import ExpertPolicy, Policy, RandomPolicy, SequencePolicy
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model
+
+MakePolicy = Callable[[VectorEnv], Policy]
 
 
 def evaluate(
@@ -48,9 +50,9 @@ def evaluate(
     `checkpoint` is `latest`, `best` (the lowest training loss of those that are kept), or the number of a step.
     `trials` trials in each of `envs` environments, all in one context where the agent's file says so, of at most
     `context` tokens. `target` is the return asked for (agents that are told one). With `reference`, the uniform random
-    policy is rolled out in environments of the same seeds, under the agent name `random`. With `video`, the first
-    environment's trials are filmed, in a rollout of their own. Both files, returns.csv and
-    evaluation.json, are replaced whole at the end.
+    policy is rolled out in environments of the same seeds, under the agent name `random`, and where the task knows an
+    expert, so is that, as `expert`. With `video`, the first environment's trials are filmed, in a rollout of their own.
+    Both files, returns.csv and evaluation.json, are replaced whole at the end.
     """
     began = time.perf_counter()
     config, card = read_run(run)
@@ -62,11 +64,11 @@ def evaluate(
     learner = find_learner(config.agent.name)
     load = partial(load_learner, learner) if learner else load_model
     model, step = load(run, config, card, checkpoint)
-    policies: dict[str, Callable[[int], Policy]] = {
-        agent_label(config): partial(_trained, run, acting, card, model, setting)
+    policies: dict[str, MakePolicy] = {
+        agent_label(config): lambda vector: _trained(run, acting, card, model, setting, vector)
     }
     if reference:
-        policies["random"] = lambda _: RandomPolicy(setting.envs, card["sizes"]["action"], setting.seed)
+        policies |= _references(config.data.task, setting)
     results: list[TrialReturn] = []
     with Progress(console=Console(stderr=True)) as progress:
         for name, policy in policies.items():
@@ -78,10 +80,8 @@ def evaluate(
     write_text(folder / "evaluation.json", json.dumps(about, indent=1) + "\n")
     write_returns(folder / "returns.csv", results)
     if video is not None:
-        alone = partial(_trained, run, acting, card, model, setting.model_copy(update={"envs": 1}))
-        record(
-            video, alone, config.data.task, setting.trials, seed=setting.seed, action_repeat=config.data.action_repeat
-        )
+        film = {"seed": setting.seed, "action_repeat": config.data.action_repeat}
+        record(video, policies[agent_label(config)], config.data.task, setting.trials, **film)
     return folder / "returns.csv"
 
 
@@ -106,18 +106,27 @@ def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
         )
 
 
+def _references(task: str, setting: EvaluationConfig) -> dict[str, MakePolicy]:
+    """By name, who acts in the same environments for comparison: `random` and, where the task has one, `expert`."""
+    env = make(task)
+    width, knows = math.prod(env.action_space.shape or ()), ExpertPolicy.knows(env)
+    env.close()
+    chance: dict[str, MakePolicy] = {"random": lambda _: RandomPolicy(setting.envs, width, setting.seed)}
+    return chance | {"expert": ExpertPolicy} if knows else chance
+
+
 def _roll_out(
-    config: RunConfig, setting: EvaluationConfig, name: str, policy: Callable[[int], Policy], progress: Progress
+    config: RunConfig, setting: EvaluationConfig, name: str, policy: MakePolicy, progress: Progress
 ) -> list[TrialReturn]:
-    """One agent's trials; `policy` makes it, given the decisions of an episode."""
+    """One agent's trials; `policy` makes it, given the environments."""
     data = config.data
     vector = make_vector(data.task, setting.envs, seed=setting.seed, action_repeat=data.action_repeat)
-    decisions = -(-vector.time_limit_steps // data.action_repeat)
+    decisions = setting.trials * _decisions(vector)
     about = f"{name}: {setting.trials} trials x {setting.envs} environments"
-    bar = progress.add_task(about, total=setting.trials * decisions)
+    bar = progress.add_task(about, total=decisions)
     try:
         return run_trials(
-            policy(decisions),
+            policy(vector),
             vector,
             setting.trials,
             agent=name,
@@ -128,6 +137,11 @@ def _roll_out(
         )
     finally:
         vector.close()
+
+
+def _decisions(envs: VectorEnv) -> int:
+    """Decisions in the longest episode."""
+    return -(-envs.time_limit_steps // envs.get_attr("action_repeat")[0])
 
 
 def agent_label(config: RunConfig) -> str:
@@ -182,7 +196,12 @@ def _acting(config: RunConfig, card: dict, setting: EvaluationConfig) -> Acting:
 
 
 def _trained(
-    run: Path, acting: Acting, card: dict, model: Transformer | LearnerPolicy, setting: EvaluationConfig, decisions: int
+    run: Path,
+    acting: Acting,
+    card: dict,
+    model: Transformer | LearnerPolicy,
+    setting: EvaluationConfig,
+    envs: VectorEnv,
 ) -> Policy:
     """The trained agent."""
     if isinstance(model, LearnerPolicy):
@@ -191,8 +210,8 @@ def _trained(
         model,
         Normalizer.load(run / "normalizer.json"),
         acting,
-        envs=setting.envs,
-        episode_steps=decisions,
+        envs=envs.num_envs,
+        episode_steps=_decisions(envs),
         trials=setting.trials,
         sizes=card["sizes"],
         seed=setting.seed,

@@ -1,13 +1,14 @@
 """A trained agent as a policy over a batch of environments, with returns-to-go, trials and segments as in training."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from ringrl.agent import Acting
+from ringrl.envs import DMControlEnv, VectorEnv
 from ringrl.experience.normalizer import Normalizer
 from ringrl.model.transformer import Transformer
 from ringrl.rollout.context import Cached, Window
@@ -49,6 +50,31 @@ class RandomPolicy:
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
         """Uniform in [-1, 1]."""
         return self._rng.uniform(-1.0, 1.0, self._shape).astype(np.float32)
+
+    def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
+        """Nothing to learn."""
+
+
+class ExpertPolicy:
+    """The task's own `expert`, who sees the physics and what is hidden from agents: a bound on what they can earn."""
+
+    target = None
+
+    def __init__(self, envs: VectorEnv):
+        self._envs = envs.envs
+
+    @staticmethod
+    def knows(env: DMControlEnv) -> bool:
+        """Whether the environment's task has one: a method `expert(physics)`, float64 [A] in [-1, 1]."""
+        return hasattr(env.task, "expert")
+
+    def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """Nothing to remember."""
+
+    def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
+        """Each expert's action in the environment's present state, whatever is observed of it."""
+        states: Any = self._envs
+        return np.stack([env.task.expert(env.physics) for env in states]).astype(np.float32)
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Nothing to learn."""

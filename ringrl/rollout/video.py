@@ -4,18 +4,18 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ringrl.envs import make_vector
+from ringrl.envs import VectorEnv, make_vector
 from ringrl.errors import UserError
 from ringrl.rollout.policy import Policy
 from ringrl.rollout.trials import run_trials
 
 
 def record(
-    path: Path, policy: Callable[[int], Policy], task: str, trials: int, *, seed: int, action_repeat: int
+    path: Path, policy: Callable[[VectorEnv], Policy], task: str, trials: int, *, seed: int, action_repeat: int
 ) -> None:
     """Roll out one environment for `trials` trials and write a film, a frame a decision.
 
-    `policy` makes who acts in it, given the decisions of an episode.
+    `policy` makes who acts in it, given the environment, a batch of one.
 
     The ending of `path` chooses the format (.mp4, .gif). The film is complete or not there. Raises UserError where
     imageio is not installed, the format is unknown, or the machine cannot render (see `DMControlEnv.render`).
@@ -25,7 +25,6 @@ def record(
     except ImportError as error:
         raise UserError('films need imageio: pip install "ringrl[video]"') from error
     envs = make_vector(task, 1, seed=seed, action_repeat=action_repeat, render_mode="rgb_array")
-    decisions = -(-envs.time_limit_steps // action_repeat)
     partial = path.with_name(f"partial-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -38,7 +37,7 @@ def record(
             def add_frame(_: int) -> None:
                 film.append_data(envs.envs[0].render())  # pyright: ignore[reportAttributeAccessIssue]
 
-            run_trials(policy(decisions), envs, trials, **options, on_step=add_frame)
+            run_trials(policy(envs), envs, trials, **options, on_step=add_frame)
         partial.replace(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); give a name.mp4") from error

@@ -12,7 +12,7 @@ FILM = """
 from pathlib import Path
 from ringrl.rollout.policy import RandomPolicy
 from ringrl.rollout.video import record
-record(Path({path!r}), lambda decisions: RandomPolicy(1, 1, 0), "cartpole_balance", 1, seed=0, action_repeat=100)
+record(Path({path!r}), lambda envs: RandomPolicy(1, 1, 0), "cartpole_balance", 1, seed=0, action_repeat=100)
 """
 
 
