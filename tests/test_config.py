@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from ringrl import recipes
+from ringrl import errors, recipes
 from ringrl.config import PRESETS, RunConfig, change_section, dump_config, load_config, parse_config
 from ringrl.errors import UserError
 
@@ -55,7 +55,7 @@ def test_overrides_are_yaml_and_win():
         ("agent.window=0", "`agent.window`: .*greater"),
         ("agent.window=2.5", "`agent.window`: .*integer"),
         ("agent.name=nope", "nope: agents has no recipe"),
-        ("agent.name=td3", "`agent`: td3 has no `Config` that extends"),
+        (f"agent.name={errors.__file__}", "`agent`: .*errors.py has no `Config` that extends"),
         ("agent=3", "`agent`"),
         ("agent={window: 3}", "`agent.name`: Field required"),
         ("seed.x=3", "`seed`"),

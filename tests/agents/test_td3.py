@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ringrl import recipes
+from ringrl.learners.curiosity import surprise
 
 td3 = recipes.load("agents", "td3")
-TINY = td3.Config(hidden=(8, 6), batch=4, updates_per_call=2, warmup=2, capacity=100)
+TINY = td3.Collecting(hidden=(8, 6), batch=4, updates_per_call=2, warmup=2, capacity=100)
 
 
 def minibatches(updates, config=TINY, observation=3, action=2, seed=0):
@@ -55,9 +57,9 @@ def test_act_is_tanh_of_the_network_for_one_observation_and_for_many():
     state = td3.init(TINY, 3, 2, seed=0)
     observation = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     expected = np.tanh(mlp(state.actor, observation))
-    np.testing.assert_allclose(td3.act(state.actor, observation), expected, rtol=1e-5)
-    one = td3.act(state.actor, observation[0])
-    assert one.shape == (2,) and one.dtype == jnp.float32
+    np.testing.assert_allclose(td3.act(state, observation), expected, rtol=1e-5)
+    one = td3.act(state, observation[0])
+    assert one.shape == (2,) and one.dtype == np.float32
     np.testing.assert_allclose(one, expected[0], rtol=1e-5)
 
 
@@ -107,12 +109,39 @@ def test_the_actor_climbs_the_first_critic():
     batch = first(minibatches(1))
 
     def value(actor):
-        return float(jnp.mean(state.critics(batch.observation, td3.act(actor, batch.observation))[0]))
+        return float(jnp.mean(state.critics(batch.observation, td3.policy(actor, batch.observation))[0]))
 
     batches = jax.tree.map(lambda x: jnp.repeat(x[None], 20, axis=0), batch)
     after, _ = td3.update(config, state, batches)
     assert not any(differs(state.critics, after.critics))
     assert value(after.actor) > value(state.actor)
+
+
+def test_the_cloning_term_draws_the_actor_to_the_datas_actions():
+    start = td3.init(TINY, 3, 2, seed=0)
+    batches = jax.tree.map(lambda x: jnp.repeat(x[:1], 60, axis=0), minibatches(1))
+    batch = first(batches)
+
+    def distance(weight):
+        config = replace(TINY, policy_delay=1, bc_weight=weight, actor_lr=1e-2)
+        state, _ = td3.update(config, start, batches)
+        return float(np.mean(np.square(td3.act(state, batch.observation) - np.asarray(batch.action))))
+
+    assert distance(100.0) < 0.2 * distance(0.0)
+
+
+def test_the_cloning_term_weighs_against_a_value_of_scale_one():
+    """One Adam step per parameter goes by the gradient's sign: with any scale of Q, TD3+BC's actor moves alike."""
+    config, batch = replace(TINY, policy_delay=1, critic_lr=0.0, bc_weight=0.4), minibatches(1)
+    state = td3.init(config, 3, 2, seed=0)
+    last = state.critics.q1.layers[-1]
+    larger = nnx.clone(state.critics)
+    larger.q1.layers[-1].kernel[...] = 50.0 * last.kernel[...]  # its bias starts as 0
+    actors = [
+        td3.update(config, state._replace(critics=critics), batch)[0].actor for critics in (state.critics, larger)
+    ]
+    for one, other in zip(leaves(actors[0]), leaves(actors[1]), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_one_fused_call_equals_single_updates():
@@ -129,7 +158,7 @@ def test_one_fused_call_equals_single_updates():
 def test_exploration_is_uniform_then_ever_less_noisy():
     config = replace(TINY, warmup=10, noise_start=0.4, noise_end=0.1, noise_decisions=100)
     state, observation = td3.init(config, 3, 2, seed=0), np.zeros(3, np.float32)
-    mean = np.asarray(td3.act(state.actor, observation))  # 0 for an observation of 0
+    mean = td3.act(state, observation)  # 0 for an observation of 0
 
     def deviation(decision):
         rng = np.random.default_rng(0)
@@ -142,52 +171,6 @@ def test_exploration_is_uniform_then_ever_less_noisy():
     assert deviation(10**6) == pytest.approx(0.1, rel=0.1)
 
 
-def test_replay_sums_n_steps_and_stops_at_the_episode_end():
-    replay = td3.Replay(replace(TINY, n_step=3, gamma=0.5, capacity=8), 1, 1)
-    observation = np.arange(5, dtype=np.float32)[:, None]
-    action = np.zeros((4, 1), np.float32)
-    replay.add_episode(observation, action, np.float32([1, 2, 4, 8]), np.float32([1, 1, 1, 0]))
-    stored = [rows[:4] for rows in replay._rows]
-    np.testing.assert_array_equal(stored[2], [1 + 2 / 2 + 4 / 4, 2 + 4 / 2 + 8 / 4, 4 + 8 / 2, 8])
-    np.testing.assert_array_equal(stored[3], [0.125, 0, 0, 0])  # gamma^3; then the real end
-    np.testing.assert_array_equal(stored[4][:, 0], [3, 4, 4, 4])
-
-
-def test_replay_drops_the_oldest_and_samples_rows_that_belong_together():
-    replay = td3.Replay(replace(TINY, gamma=1.0, capacity=5, batch=64), 1, 1)
-    for start in (0, 10):
-        observation = start + np.arange(4, dtype=np.float32)[:, None]
-        replay.add_episode(observation, observation[:-1] / 20, observation[1:, 0], np.ones(3, np.float32))
-    assert replay.size == 5
-    batch = replay.sample(2, np.random.default_rng(0))
-    assert batch.observation.shape == (2, 64, 1) and batch.reward.shape == (2, 64)
-    assert set(np.unique(batch.observation)) == {1, 2, 10, 11, 12}  # 0 gave way
-    np.testing.assert_array_equal(batch.next_observation, batch.observation + 1)
-    np.testing.assert_array_equal(batch.reward, batch.next_observation[..., 0])
-    np.testing.assert_allclose(batch.action, batch.observation / 20)
-
-
-def test_episodes_shorter_than_n_steps_and_longer_than_the_replay_are_stored():
-    replay = td3.Replay(replace(TINY, n_step=5, gamma=1.0, capacity=3), 1, 1)
-    for decisions in (2, 7):
-        ones = np.ones(decisions, np.float32)
-        replay.add_episode(np.arange(decisions + 1, dtype=np.float32)[:, None], ones[:, None], ones, ones)
-    assert replay.size == 3
-    assert set(replay._rows[0][:, 0]) == {4, 5, 6}
-
-
-def test_running_moments_equal_those_of_all_rows():
-    rng = np.random.default_rng(0)
-    chunks = [rng.normal(3.0, 2.0, size=(rows, 2)).astype(np.float32) for rows in (4, 1, 9)]
-    moments = td3.Moments(jnp.zeros(()), jnp.zeros(2), jnp.ones(2))
-    for chunk in chunks:
-        moments = jax.jit(td3._merge)(moments, jnp.asarray(chunk))
-    rows = np.concatenate(chunks)
-    assert float(moments.count) == len(rows)
-    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(moments.variance, rows.var(axis=0), rtol=1e-4)
-
-
 def test_curiosity_is_for_what_was_not_seen():
     config = replace(TINY, hidden=(32, 32), reward="rnd", rnd_lr=1e-3, batch=32)
     state = td3.init(config, 3, 2, seed=0)
@@ -195,9 +178,10 @@ def test_curiosity_is_for_what_was_not_seen():
     left = familiar._replace(next_observation=-jnp.abs(familiar.next_observation))
     state, metrics = td3.update(config, state, left)
     assert all(np.isfinite(float(value)) for value in metrics.values())
-    surprise = jax.jit(partial(td3._surprise, config, state.curiosity))
-    _, seen = surprise(left.next_observation[0])
-    _, new = surprise(-left.next_observation[0])
+    learn = partial(surprise, state.curiosity, lr=config.rnd_lr, clip=config.rnd_clip)
+    surprised = jax.jit(learn)
+    _, seen = surprised(left.next_observation[0])
+    _, new = surprised(-left.next_observation[0])
     assert new.shape == (32,)
     assert float(jnp.mean(new)) > 3 * float(jnp.mean(seen))
     features = [td3.init(config, 3, 2, seed=0).curiosity.features, state.curiosity.features]
@@ -212,8 +196,12 @@ def test_the_seed_determines_the_learner():
 
 def test_learns_to_go_to_the_origin():
     """A point on a line moves by a / 4 a step and is paid -x^2: the best policy stays within one step of 0."""
-    config = td3.Config(hidden=(32, 32), batch=64, warmup=400, noise_start=0.3, capacity=2000, gamma=0.9)
-    rng, state, replay = np.random.default_rng(0), td3.init(config, 1, 1, seed=0), td3.Replay(config, 1, 1)
+    config = td3.Collecting(hidden=(32, 32), batch=64, warmup=400, noise_start=0.3, capacity=2000, gamma=0.9)
+    rng, state, replay = (
+        np.random.default_rng(0),
+        td3.init(config, 1, 1, seed=0),
+        td3.make_replay(config, config.capacity, 1, 1),
+    )
     decision = 0
 
     def episode(choose):
@@ -232,5 +220,5 @@ def test_learns_to_go_to_the_origin():
         xs, actions = episode(exploring)
         replay.add_episode(xs, actions, -np.square(xs[1:, 0]), np.ones(20, np.float32))
         state, _ = td3.update(config, state, replay.sample(config.updates_per_call, rng))
-    last = [episode(lambda x: np.asarray(td3.act(state.actor, x)))[0][-5:] for _ in range(10)]
+    last = [episode(lambda x: td3.act(state, x))[0][-5:] for _ in range(10)]
     assert np.abs(last).mean() < 0.15

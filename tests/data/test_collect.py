@@ -13,7 +13,7 @@ from ringrl.experience.folders import describe_folder
 from ringrl.experience.relabel import relabel_episode
 
 collect = recipes.load("data", "collect")
-SMALL = replace(collect.td3.Config(), hidden=(8,), batch=8, warmup=200, updates_per_call=25, capacity=2000)
+SMALL = replace(collect.td3.Collecting(), hidden=(8,), batch=8, warmup=200, updates_per_call=25, capacity=2000)
 
 
 def args(out, **changes):
