@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from dm_control.rl.control import Environment
 
-from ringrl.envs.custom import cheetah, hopper, jaco, point_mass_maze, quadruped, walker
+from ringrl.envs.custom import cheetah, hidden, hopper, jaco, point_mass_maze, quadruped, walker
 
 CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
     "cheetah": cheetah.TASKS,
@@ -17,5 +17,6 @@ CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
     "point_mass_maze": point_mass_maze.TASKS,
     "quadruped": quadruped.TASKS,
     "walker": walker.TASKS,
+    **hidden.DOMAINS,
 }
 """Domain -> task name -> environment of a seed."""
