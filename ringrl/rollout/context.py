@@ -6,17 +6,20 @@ ends earlier than another's, or its context starts afresh, segment ids keep the 
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Int32, Int64
 
 from ringrl.episode import Batch
 from ringrl.model.transformer import Transformer, make_attend
 
 Step = Mapping[str, np.ndarray]  # one step of every environment: fields of `episode.Batch`, [envs, ...]
 _INTEGERS = ("step", "trial", "position", "segment_ids")
+_PREVIOUS = ("previous_action", "previous_reward", "previous_completion")
 
 
 class Recent:
@@ -57,8 +60,24 @@ class Recent:
 
     def cut(self) -> None:
         """Let the oldest step know nothing of the one before it, as in training at a context's first step."""
-        for name in ("previous_action", "previous_reward", "previous_completion"):
+        for name in _PREVIOUS:
             self.fields[name][:, 0] = 0
+
+    def begin_at(self, first: Int64[np.ndarray, " envs"]) -> dict[str, Int32[np.ndarray, " envs"]]:
+        """Let each environment's context begin at its slot `first`, as training's begin: trial 0, position 0.
+
+        What stands before is no longer there (segment 0). Returns what was taken off `trial` and `position`.
+        """
+        each, slots = np.arange(len(first)), np.arange(self.count)
+        gone, there = (slots < first[:, None], slots >= first[:, None])
+        taken = {name: self.fields[name][each, first] for name in ("trial", "position")}
+        for name, value in taken.items():
+            self.fields[name][:, : self.count] -= value[:, None] * there
+        for value in self.fields.values():
+            value[:, : self.count][gone] = 0
+        for name in _PREVIOUS:
+            self.fields[name][each, first] = 0
+        return taken
 
     def last(self) -> dict[str, np.ndarray]:
         """A copy of the newest step, [envs, 1, ...]; segment 0 where there is none."""
@@ -97,27 +116,37 @@ class Window:
 class Cached:
     """Predicts with a KV cache: a step costs its own tokens, whatever the context's length.
 
-    A full cache is rebuilt from the newest half of its steps, so the agent always sees at least that many.
+    Args:
+        model: the decoder.
+        envs: environments in the batch.
+        steps: of the context at most.
+        trial_steps: of the longest trial there can be. A full context is rebuilt from whole trials if one fits: as many
+            of the newest as leave room for another, and of those that go on what there is of them; they are counted
+            from 0 again, as training's contexts are, where an agent never saw more trials than fit. With a context of n
+            trials' length, n - 1 trials are always seen; with n = 1, none but the present one. A context shorter than a
+            trial goes on from its newest half.
+        sizes: widths of the observation and the action.
     """
 
-    def __init__(self, model: Transformer, envs: int, steps: int, sizes: Mapping[str, int]):
+    def __init__(self, model: Transformer, envs: int, steps: int, trial_steps: int, sizes: Mapping[str, int]):
         self._graph, self._params = nnx.split(model)
-        self._recent = Recent(envs, steps, sizes)
-        self._tokens, self._envs = steps * model.layout.tokens_per_step, envs
-        self._kept = max(steps // 2, 1)
-        self._cache = model.empty_cache(envs, self._tokens)
+        self._whole, self._steps = steps >= trial_steps, steps
+        # The same for all environments and whatever happens in them, so that none depends on its company.
+        self._kept = max(steps - trial_steps, steps // 2)
+        self._recent = Recent(envs, steps + 1, sizes)  # the one more stands there only while the others make room
+        self._renumbered = {name: np.zeros(envs, np.int32) for name in ("trial", "position")}
+        tokens = steps * model.layout.tokens_per_step
+        self._empty = partial(model.empty_cache, envs, tokens)
+        self._cache = self._empty()
         self._previous: Step = self._recent.last()
         attend = make_attend(None, "contiguous", model.config.block)
         self._decode = jax.jit(lambda params, *args: nnx.merge(self._graph, params).decode(*args), donate_argnums=3)
-        self._prefill = jax.jit(
-            lambda params, steps: nnx.merge(self._graph, params).prefill(steps, attend, self._tokens)
-        )
+        self._prefill = jax.jit(lambda params, steps: nnx.merge(self._graph, params).prefill(steps, attend, tokens))
 
     def predict(self, step: Step) -> jax.Array:
         """Raw outputs for the step's action, [envs, action, outputs]; `step` lacks action, reward and completion."""
-        if self._recent.count == self._recent.capacity:
-            self._rebuild()
-        self._recent.append(step)
+        if self._record(step):
+            self._rebuild(self._recent.fields)
         raw, self._cache = self._decode(self._params, self._previous, self._recent.last(), self._cache)
         return raw
 
@@ -126,9 +155,30 @@ class Cached:
         self._recent.amend(step)
         self._previous = self._recent.last()
 
-    def _rebuild(self) -> None:
-        self._recent.keep(self._kept)
-        self._recent.cut()
-        self._cache = self._prefill(self._params, {name: x[:, : self._kept] for name, x in self._recent.fields.items()})
-        # The rebuilt cache holds the newest step whole, so nothing of it is left to add.
-        self._previous = dict(self._previous) | {"segment_ids": np.zeros((self._envs, 1), np.int32)}
+    def _record(self, step: Step) -> bool:
+        """Append the step; whether others had to make room for it."""
+        numbers = {name: step[name] - taken for name, taken in self._renumbered.items()}
+        self._recent.append(dict(step) | numbers)
+        if self._recent.count <= self._steps:
+            return False
+        self._recent.keep(self._kept + 1)
+        if not self._whole:
+            self._recent.cut()
+            return True
+        starts = (self._recent.fields["step"] == 0) & (self._recent.fields["segment_ids"] > 0)
+        # Where a trial of a context of less than two has run for longer than what is kept, its newest steps go on.
+        first = starts[:, : self._kept + 1].argmax(axis=1)
+        if (first == self._kept).all():  # the new step alone
+            self._recent.keep(1)
+            first = np.zeros_like(first)
+        for name, taken in self._recent.begin_at(first).items():
+            self._renumbered[name] = self._renumbered[name] + taken
+        return True
+
+    def _rebuild(self, shown: Step) -> None:
+        """Make the cache anew from all but the newest of the recent steps, as they stand in `shown`."""
+        earlier = self._recent.count - 1
+        cache = self._prefill(self._params, {name: x[:, :earlier] for name, x in shown.items()}) if earlier else None
+        self._cache = cache or self._empty()
+        # The rebuilt cache holds the newest of them whole, so nothing of it is left to add.
+        self._previous = dict(self._previous) | {"segment_ids": np.zeros_like(self._previous["segment_ids"])}

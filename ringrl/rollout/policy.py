@@ -112,7 +112,12 @@ class SequencePolicy:
         windowed = not acting.across_trials and acting.context_steps < episode_steps
         # Without a window, a context that is cleared at every trial still fills one slot a step of every trial.
         steps = min(acting.context_steps, total) if acting.across_trials or windowed else total
-        self._context = (Window if windowed else Cached)(model, envs, steps, sizes)
+        if episode_steps < steps < min(total, 2 * episode_steps):
+            steps = episode_steps  # there is no room for two trials, so each has the context to itself
+        if windowed:
+            self._context = Window(model, envs, steps, sizes)
+        else:
+            self._context = Cached(model, envs, steps, episode_steps, sizes)
         self._act = jax.jit(self._head.act)
         self._decisions = 0
         zeros, integers = np.zeros(envs, np.float32), np.zeros(envs, np.int32)

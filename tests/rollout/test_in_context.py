@@ -1,5 +1,6 @@
 """A rollout shows the agent what training showed it: recorded and read as training reads, it predicts what was done."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -25,7 +26,7 @@ from ringrl.rollout.trials import run_trials
 TASK, REPEAT, TRIALS = "cartpole_balance", 4, 2
 LIMITS = (38, 50, 43)  # control steps of an episode in each environment: 10, 13 and 11 decisions
 DECISIONS = 13
-ROWS = TRIALS * DECISIONS
+ROWS, AT_ONCE = 4 * DECISIONS, 16  # steps of the longest chain here; chains in a batch
 TARGET = 36.0  # of at most one a control step: some trials reach it, and those are completed
 SIZES = {"observation": 5, "action": 1}
 NORMALIZER = Normalizer(np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(0.5, 2, 5, dtype=np.float32), 40.0, 3.0)
@@ -71,17 +72,17 @@ class Recorder(VectorWrapper):
         return Episode(**{**joined, "reward": joined["reward"][:, None]})
 
 
-def roll_out(tmp_path, model: Transformer, acting: Acting):
-    """(store of all trials, environment by environment; the actions, [env][trial] -> [decisions, action]; results)."""
-    envs = make_vector(TASK, len(LIMITS), seed=5, action_repeat=REPEAT)
-    for env, limit in zip(envs.envs, LIMITS, strict=True):
+def roll_out(tmp_path, model: Transformer, acting: Acting, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
+    """(store of all trials, environment by environment; results)."""
+    envs = make_vector(TASK, len(limits), seed=5, action_repeat=REPEAT)
+    for env, limit in zip(envs.envs, limits, strict=True):
         env._env._step_limit = limit
     recorder = Recorder(envs)
     policy = SequencePolicy(
-        model, NORMALIZER, acting, envs=len(LIMITS), episode_steps=DECISIONS, trials=TRIALS, sizes=SIZES, seed=0
+        model, NORMALIZER, acting, envs=len(limits), episode_steps=DECISIONS, trials=trials, sizes=SIZES, seed=0
     )
-    results = run_trials(policy, recorder, TRIALS, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
-    episodes = [(recorder.episode(env, trial), 0) for env in range(len(LIMITS)) for trial in range(TRIALS)]
+    results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
+    episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
     path = build(tmp_path / "s", episodes, domain="cartpole", tasks=(TASK,), sources=[Source("a", "a")], provenance={})
     return open_store(path), results
 
@@ -100,9 +101,12 @@ def window(chain: Chain, start: int, stop: int) -> Chain:
 
 def predict(model: Transformer, chains: list[Chain]) -> list[np.ndarray]:
     """The actions that the trained agent's forward pass gives for chains, as training batches them."""
-    rows = [*chains, *chains[:1] * (ROWS - len(chains))]  # one shape, compiled once
-    actions = np.asarray(forward(model)(pad_batch(rows, ROWS, NORMALIZER).asdict()))
-    return [row[: chain.length] for row, chain in zip(actions[: len(chains)], chains, strict=True)]
+    actions = []
+    for begin in range(0, len(chains), AT_ONCE):
+        rows = chains[begin : begin + AT_ONCE]
+        rows = [*rows, *rows[:1] * (AT_ONCE - len(rows))]  # one shape, compiled once
+        actions += list(np.asarray(forward(model)(pad_batch(rows, ROWS, NORMALIZER).asdict())))
+    return [row[: chain.length] for row, chain in zip(actions, chains, strict=False)]
 
 
 @cache
@@ -169,6 +173,50 @@ def test_a_full_context_goes_on_from_its_newest_half(tmp_path, layout, context):
                 first = t - context // 2
             windows.append(window(chain, first, t + 1))
         assert_taken(np.stack([each[-1] for each in predict(model, windows)]), chain.action)
+
+
+@pytest.mark.parametrize("layout, fit", [(INTERLEAVED, 2), (FUSED, 3), (INTERLEAVED, 1), (FUSED, 1)])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout, fit, spare):
+    """Where `fit` trials fit, each is seen with the `fit` - 1 before it, as a chain that begins with the first of them.
+
+    With some steps to `spare` the oldest trial is seen a little longer.
+    """
+    model, trials, decisions = make_model(layout), 5, DECISIONS
+    context = fit * decisions + spare
+    limits = (REPEAT * decisions,) * 2
+    store, _ = roll_out(tmp_path, model, Acting(context, across_trials=True, target=TARGET), trials, limits)
+    for env in range(len(limits)):
+        for trial in range(trials):
+            last, held = trials * env + trial, min(fit, trial + 1)
+            chain = read(store, list(range(last - held + 1, last + 1)), TARGET)
+            expected = predict(model, [chain])[0][-decisions:]
+            if spare and 1 < fit <= trial:
+                longer = read(store, list(range(last - fit, last + 1)), TARGET)
+                expected = np.concatenate([predict(model, [longer])[0][-decisions:][:spare], expected[spare:]])
+            assert_taken(expected, chain.action[-decisions:])
+
+
+@pytest.mark.parametrize("layout, context", [(INTERLEAVED, 26), (FUSED, 32), (FUSED, 13), (FUSED, 20)])
+def test_trials_of_unequal_lengths_make_room_one_by_one(tmp_path, layout, context):
+    """Every environment keeps whole trials of its own, of those in the newest slots that leave room for the longest."""
+    model, trials = make_model(layout), 4
+    store, _ = roll_out(tmp_path, model, Acting(context, across_trials=True, target=TARGET), trials)
+    context = context if context >= 2 * DECISIONS else DECISIONS
+    kept = max(context - DECISIONS, context // 2)
+    cuts = 0
+    for env in range(len(LIMITS)):
+        chain = read(store, list(range(trials * env, trials * (env + 1))), TARGET)
+        first, slots, windows = 0, 0, []  # the first step seen, and the slots in use, empty ones counted
+        for t in range(chain.length):
+            if slots == context:
+                starts = [s for s in range(t - kept, t + 1) if chain.step[s] == 0]
+                first, slots, cuts = starts[0] if starts else t - kept, kept, cuts + 1
+            slots += 1
+            seen = window(chain, first, t + 1)
+            windows.append(replace(seen, trial=seen.trial - seen.trial[0]))
+        assert_taken(np.stack([each[-1] for each in predict(model, windows)]), chain.action)
+    assert cuts >= len(LIMITS)
 
 
 def test_drawn_actions_follow_the_seed(tmp_path):
