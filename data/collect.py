@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import tyro
@@ -25,11 +25,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ringrl import envs, recipes
 from ringrl.envs import DMControlEnv
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.experience.atomic import atomic_folder
 from ringrl.experience.exorl import write_episode
 from ringrl.experience.folders import COLLECT
+from ringrl.experience.record import Decisions, record_episode
 from ringrl.experience.relabel import Relabeler
 
 # In ExoRL's files of these domains the reward has a column for each of the domain's tasks.
@@ -58,15 +58,6 @@ class Args:
     """Replace a folder that was collected before."""
     learner: td3.Collecting = field(default_factory=td3.Collecting)  # pyright: ignore[reportInvalidTypeForm]
     """TD3's hyper-parameters (agents/td3.py); `reward` follows from the policy."""
-
-
-class Decisions(NamedTuple):
-    """An episode as the learner sees it: one row a decision, with the sum of the rewards while the action is held."""
-
-    observation: Float32[np.ndarray, "decisions_plus_1 observation"]
-    action: Float32[np.ndarray, "decisions action"]
-    reward: Float32[np.ndarray, " decisions"]
-    discount: Float32[np.ndarray, " decisions"]
 
 
 class Policy(Protocol):
@@ -142,7 +133,7 @@ def main(args: Args) -> None:
     returns, steps = [], 0
     with atomic_folder(out, marker=COLLECT, overwrite=args.overwrite) as partial, _progress(args) as report:
         for index in range(args.episodes):
-            episode, decisions = run_episode(env, policy)
+            episode, decisions = record_episode(env, policy.act)
             recorded = replace(episode, reward=relabel(episode)) if relabel else episode
             write_episode(partial / "buffer", index, recorded)
             policy.learn(decisions)
@@ -178,35 +169,6 @@ def _make_policy(args: Args, config: Any, env: DMControlEnv) -> Policy:
     if args.policy == "random":
         return Random(action_size, args.seed)
     return Learner(config, math.prod(env.observation_space.shape or ()), action_size, args.seed)
-
-
-def run_episode(env: DMControlEnv, policy: Policy) -> tuple[Episode, Decisions]:
-    """One episode, as ExoRL stores it (a dummy row, then one row a control step) and as the learner sees it."""
-    observation, info = env.reset()
-    rows = [_rows(observation[None], info["physics"][None], reward=0.0, discount=1.0)]
-    seen, actions, rewards, discounts = [observation], [], [], []
-    held = [np.zeros((1, *(env.action_space.shape or ())), np.float32)]
-    terminated = truncated = False
-    while not (terminated or truncated):
-        action = policy.act(observation)
-        observation, reward, terminated, truncated, info = env.step(action)
-        rows.append(info["rows"])
-        held.append(np.repeat(action[None], len(info["rows"]["reward"]), axis=0))
-        seen.append(observation)
-        actions.append(action)
-        rewards.append(reward)
-        discounts.append(info["discount"])
-    joined = {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
-    episode = Episode(**{**joined, "reward": joined["reward"][:, None]}, action=np.concatenate(held))
-    return episode, Decisions(
-        np.stack(seen), np.stack(actions), np.asarray(rewards, np.float32), np.asarray(discounts, np.float32)
-    )
-
-
-def _rows(observation: np.ndarray, physics: np.ndarray, reward: float, discount: float) -> dict[str, np.ndarray]:
-    """One control step in the form of the environment's `info["rows"]`."""
-    scalars = {"reward": np.full(1, reward, np.float32), "discount": np.full(1, discount, np.float32)}
-    return {"observation": observation, "physics": physics, **scalars}
 
 
 @contextmanager

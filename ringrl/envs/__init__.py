@@ -1,7 +1,8 @@
-"""dm_control's suite and ExoRL's own tasks under Gymnasium's API."""
+"""dm_control's suite and ExoRL's own tasks, and families of hidden tasks, under Gymnasium's API."""
 
+from ringrl.envs.custom.hidden import HELD_OUT
 from ringrl.envs.suite import DMControlEnv, make
 from ringrl.envs.tasks import domains, split_task, tasks
 from ringrl.envs.vector import VectorEnv, make_vector
 
-__all__ = ["DMControlEnv", "VectorEnv", "domains", "make", "make_vector", "split_task", "tasks"]
+__all__ = ["HELD_OUT", "DMControlEnv", "VectorEnv", "domains", "make", "make_vector", "split_task", "tasks"]

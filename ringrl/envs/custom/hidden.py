@@ -7,7 +7,7 @@ in both. Every family has a twin `visible_...` whose observation ends with the h
 | family | hidden | reward |
 |---|---|---|
 | `hidden_point_mass_goal` | where the goal is | nearness to it, the suite's with a wider margin |
-| `hidden_point_mass_actuators` | which way each motor pushes, as in the suite's `point_mass_hard` | the same, goal at the origin |
+| `hidden_point_mass_actuators` | each motor's direction, as in `point_mass_hard` | the same, goal at the origin |
 | `hidden_reacher_target` | where the target is | nearness of the finger to it |
 | `hidden_cheetah_velocity` | how fast to run, in either direction | nearness to that speed |
 
@@ -75,7 +75,7 @@ class PointMassGoal(_Hidden):
     def get_reward(self, physics: Any) -> Any:
         """The suite's, with a margin from which the goal can be felt."""
         near = rewards.tolerance(physics.mass_to_target_dist(), bounds=(0, _RADIUS), margin=_MARGIN)
-        ease = rewards.tolerance(physics.control(), margin=1, value_at_margin=0, sigmoid="quadratic").mean()
+        ease = np.mean(rewards.tolerance(physics.control(), margin=1, value_at_margin=0, sigmoid="quadratic"))
         return near * (ease + 4) / 5
 
     def expert(self, physics: Any) -> Float64[np.ndarray, "2"]:
