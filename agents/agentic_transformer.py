@@ -23,11 +23,13 @@ class Config(AgentConfig):
     # "stratified": one from each n-th part of the episodes by return
     draw: Literal["uniform", "stratified"] = "uniform"
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
+    within_source: bool = False  # whether a chain is of one source only, as where each source is another hidden task
     completion: bool = True  # whether the completion token is there
 
 
 def planner(config: Config, store, task, action_repeat):
     options = {"draw": config.draw, "target_jitter": config.target_jitter}
+    options["source"] = store.source if config.within_source else None
     return Ascending(store.lengths, store.returns(task), config.trajectories, **options)
 
 

@@ -110,6 +110,8 @@ class Ascending:
         draw: "uniform" draws n of all episodes; "stratified" cuts the episodes, ranked by return, into n equal bands
             and draws one of each, so that every chain climbs through the whole range of returns.
         target_jitter: see `_jittered`.
+        source: which source each episode belongs to, where a chain must not cross from one into another, as where
+            each is of another hidden task; None: they are all alike. A source is drawn in proportion to its episodes.
     """
 
     lengths: Int64[np.ndarray, " episodes"]
@@ -118,13 +120,15 @@ class Ascending:
     episodes: Int64[np.ndarray, " subset"] | None = None
     draw: Literal["uniform", "stratified"] = "uniform"
     target_jitter: float = 0.0
+    source: Int32[np.ndarray, " episodes"] | None = None
 
     def __post_init__(self) -> None:
         """Checks that a chain can be drawn."""
-        if not 1 <= self.trajectories <= len(self._pool):
+        fewest = min(len(pool) for pool in self._pools)
+        if not 1 <= self.trajectories <= fewest:
             raise UserError(
-                f"a chain of {self.trajectories} trajectories cannot be drawn from {len(self._pool)} episodes; "
-                f"ask for 1 to {len(self._pool)} trajectories or collect more episodes"
+                f"a chain of {self.trajectories} trajectories cannot be drawn from {fewest} episodes; "
+                f"ask for 1 to {fewest} trajectories or collect more episodes"
             )
 
     @cached_property
@@ -132,16 +136,32 @@ class Ascending:
         return _pool(self.lengths, self.episodes)
 
     @cached_property
-    def _bands(self) -> list[Int64[np.ndarray, " band"]]:
-        ranked = self._pool[np.argsort(self.returns[self._pool], kind="stable")]
-        return np.array_split(ranked, self.trajectories)
+    def _pools(self) -> list[Int64[np.ndarray, " pool"]]:
+        """The episodes that may stand in one chain together: all, or those of a source."""
+        if self.source is None:
+            return [self._pool]
+        of = self.source[self._pool]
+        order = np.argsort(of, kind="stable")
+        return np.split(self._pool[order], np.flatnonzero(np.diff(of[order])) + 1)
+
+    @cached_property
+    def _bands(self) -> list[list[Int64[np.ndarray, " band"]]]:
+        """Of every pool, its n parts by return."""
+        ranked = [pool[np.argsort(self.returns[pool], kind="stable")] for pool in self._pools]
+        return [np.array_split(pool, self.trajectories) for pool in ranked]
+
+    @cached_property
+    def _ends(self) -> Int64[np.ndarray, " pools"]:
+        return np.cumsum([len(pool) for pool in self._pools], dtype=np.int64)
 
     def plan(self, rng: np.random.Generator) -> ChainPlan:
         """One chain."""
+        several = len(self._pools) > 1
+        index = int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right")) if several else 0
         if self.draw == "stratified":
-            drawn = np.array([rng.choice(band) for band in self._bands], np.int64)
+            drawn = np.array([rng.choice(band) for band in self._bands[index]], np.int64)
         else:
-            drawn = rng.choice(self._pool, self.trajectories, replace=False)
+            drawn = rng.choice(self._pools[index], self.trajectories, replace=False)
         episode = drawn[np.argsort(self.returns[drawn], kind="stable")]
         best = self.returns[episode].max(keepdims=True)
         target = np.repeat(_jittered(best, self.target_jitter, rng), len(episode))

@@ -250,3 +250,20 @@ def test_a_jittered_target_is_one_for_the_chain_and_stays_within_its_bounds():
         single = windows.plan(rng)
         assert abs(single.target[0] - returns[single.episode[0]]) <= 0.2 * returns[single.episode[0]] + 1e-9
     assert 0.8 <= min(factors) < 0.85 and 1.15 < max(factors) <= 1.2
+
+
+def test_a_chain_of_hindsight_stays_within_a_source():
+    returns = np.array([3.0, 9.0, 1.0, 8.0, 2.0, 7.0, 4.0])
+    source = np.array([0, 1, 0, 1, 0, 1, 0], np.int32)
+    for draw in ("uniform", "stratified"):
+        planner = Ascending(np.full(7, 5), returns, 3, draw=draw, source=source)
+        plans = [planner.plan(np.random.default_rng(seed)) for seed in range(40)]
+        chains = {tuple(plan.episode.tolist()) for plan in plans}
+        assert all(len(set(source[list(chain)])) == 1 for chain in chains)
+        assert (5, 3, 1) in chains and any(source[chain[0]] == 0 for chain in chains)
+        assert all(plan.target[0] == returns[plan.episode].max() for plan in plans)
+
+
+def test_a_source_must_hold_a_whole_chain():
+    with pytest.raises(UserError, match="3 trajectories cannot be drawn from 2 episodes"):
+        Ascending(np.full(5, 5), np.arange(5.0), 3, source=np.array([0, 0, 0, 1, 1], np.int32))
