@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ringrl.report.figures import SHOWN, Drawing, returns_by_trial, target_against_achieved
+from ringrl.report.analysis import Analysis
+from ringrl.report.figures import Drawing, returns_by_trial
 from ringrl.report.loss_figures import loss_curves
 from ringrl.report.return_figures import TaskReturns, return_distribution, return_history
 from ringrl.report.returns import DataSet, Metrics
@@ -23,7 +24,7 @@ from ringrl.report.statistics import (
     trend,
     verdict,
 )
-from ringrl.report.summary import Analysed, normalised
+from ringrl.report.summary import normalised
 
 Cell = dict[str, str]
 TABLE = (
@@ -36,48 +37,33 @@ TABLE = (
 )
 
 
-def drawings(analysed: Analysed, suffix: str) -> dict[str, Any]:
+def drawings(analysis: Analysis, suffix: str) -> dict[str, Any]:
     """The figures of one task by their place on the page; `suffix` keeps file names of several tasks apart."""
-    section, _, levels = analysed
+    section = analysis.section
     curves = [
         (series.label, run.metrics)
         for series in section.series
         for run in series.distinct_runs
         if len(run.metrics.step)
     ]
-    told = [series.label for series in section.series if np.isfinite(series.target).any()]
     data = [_data_figures(data, f"{suffix}-{n + 1}" if n else suffix) for n, data in enumerate(section.datasets)]
     return {
-        "lead": _lead_figure(analysed, levels, suffix),
-        "target": _target_figure(section, told, suffix) if told else None,
+        "lead": _lead_figure(analysis, suffix),
         "data": data,
         "loss": _loss_figure(section, curves, suffix) if curves else None,
     }
 
 
-def _lead_figure(analysed: Analysed, levels: References, suffix: str) -> Drawing:
-    section, statistics, _ = analysed
+def _lead_figure(analysis: Analysis, suffix: str) -> Drawing:
+    section, statistics = analysis.section, analysis.statistics
     return Drawing(
         f"returns_by_trial{suffix}",
         "Return at each trial",
         "Mean return of an episode at each trial of one context; no weight changes between trials. "
-        f"{interval_words(section.series, 'Bands')}{_level_words(section, levels)}",
+        f"{interval_words(section.series, 'Bands')}{level_words(analysis)}",
         f"{section.task}: return at each trial. "
         + " ".join(verdict(series, statistics[series.label]) for series in section.series),
-        partial(returns_by_trial, sections=[analysed]),
-    )
-
-
-def _target_figure(section: Section, told: Sequence[str], suffix: str) -> Drawing:
-    return Drawing(
-        f"target_return{suffix}",
-        "Return asked for and return achieved",
-        f"Each small mark is one trial of one environment (at most {SHOWN} an agent); each large mark is the mean over "
-        "all trials with its 95 % interval. Around a target (dotted) the agents stand side by side, and an agent’s "
-        "trials from the first, left, to the last, right. On the dashed line an agent achieves what it is told.",
-        f"{section.task}: achieved against target return of {', '.join(told)}.",
-        partial(target_against_achieved, section=section),
-        beside=True,
+        partial(returns_by_trial, sections=[analysis]),
     )
 
 
@@ -150,8 +136,11 @@ def _size(seeds: int, envs: int) -> str:
     return f"{seeds} training seed{'s' * (seeds != 1)} × {envs} environment{'s' * (envs != 1)}"
 
 
-def _level_words(section: Section, levels: References) -> str:
-    words = ""
+def level_words(analysis: Analysis) -> str:
+    """What the level lines are."""
+    words, section, levels = "", analysis.section, analysis.levels
+    if levels.expert is not None:
+        words += f" Expert, which sees what is hidden: {show(levels.expert)} over {section.expert.size} environments."
     if levels.random is not None:
         words += f" Random policy: {show(levels.random)} over {section.random.size} environments."
     if levels.top_decile is not None and levels.best is not None:
@@ -160,24 +149,37 @@ def _level_words(section: Section, levels: References) -> str:
     return words
 
 
-def table(analysed: Analysed) -> dict[str, Any]:
-    """The statistics table: headings, and a row of cells {name, value, interval} an agent."""
-    section, statistics, levels = analysed
+def table(analysis: Analysis) -> dict[str, Any]:
+    """The statistics table: headings, and a row of cells {name, value, interval} an agent and a reference policy."""
+    section, levels = analysis.section, analysis.levels
     rows = []
     for series in section.series:
-        numbers = statistics[series.label]
-        cells = [_cell(heading, getattr(numbers, key), key == "gain") for key, heading in TABLE]
+        numbers = analysis.statistics[series.label]
+        cells = [cell(heading, getattr(numbers, key), key == "gain") for key, heading in TABLE]
         if levels.scale is not None:
-            cells.append(_cell("Score, last", numbers.last.scaled(*levels.scale)))
-        rows.append({"label": series.label, "size": _row_size(series), "cells": cells})
+            cells.append(cell("Score, last", numbers.last.scaled(*levels.scale)))
+        rows.append({"label": series.label, "series": True, "size": _row_size(series), "cells": cells})
+    references = (("Expert", levels.expert, section.expert), ("Random policy", levels.random, section.random))
+    for name, level, envs in references:
+        if level is not None:
+            cells = _level_cells(level, levels)
+            rows.append({"label": name, "series": False, "size": f"{envs.size} envs", "cells": cells})
     return {
         "headings": [heading for _, heading in TABLE] + (["Score, last"] if levels.scale else []),
         "rows": rows,
-        "caption": table_caption(section, levels),
+        "caption": table_caption(levels),
     }
 
 
-def table_caption(section: Section, levels: References) -> str:
+def _level_cells(level: Estimate, levels: References) -> list[Cell]:
+    """A reference policy's row: it learns nothing, so all its trials are one number."""
+    cells = [cell(heading, level if key == "mean" else Estimate(math.nan)) for key, heading in TABLE]
+    if levels.scale is not None:
+        cells.append(cell("Score, last", Estimate(level.scaled(*levels.scale).value)))
+    return cells
+
+
+def table_caption(levels: References) -> str:
     """What the table's columns mean."""
     words = (
         "Means over environments and seeds. Gain: paired within each environment. Best of n: the best of an "
@@ -187,17 +189,21 @@ def table_caption(section: Section, levels: References) -> str:
     if levels.scale is not None:
         zero, hundred = levels.scale
         return words + (
-            f" Score: 0 is the random policy ({show_number(zero)}), 100 the mean of the data’s best tenth of episodes "
+            f" Score: 0 is the random policy ({show_number(zero)}), 100 the {levels.hundred_words} "
             f"({show_number(hundred)}), both taken as exact."
         )
-    missing = "the random policy was not evaluated" if levels.random is None else "the data’s returns are not known"
-    if levels.random is not None and levels.top_decile is not None:
-        missing = "the data’s best tenth is no better than random"
+    if levels.random is None:
+        missing = "the random policy was not evaluated"
+    elif levels.hundred is None:
+        missing = "neither an expert’s nor the data’s returns are known"
+    else:
+        missing = f"the {levels.hundred_words} is no better than random"
     return words + f" No normalised score: {missing}."
 
 
-def _cell(heading: str, number: Estimate, signed: bool = False) -> Cell:
-    if not math.isfinite(number.value):
+def cell(heading: str, number: Estimate | None, signed: bool = False) -> Cell:
+    """A table's cell; a dash for what is not known."""
+    if number is None or not math.isfinite(number.value):
         return {"name": heading, "value": "–", "interval": ""}
     interval = show(number, signed).partition(" ")[2]
     return {"name": heading, "value": show_number(number.value, number, signed), "interval": interval}
@@ -209,49 +215,37 @@ def _row_size(series: Series) -> str:
     return " · ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in parts)
 
 
-def overview(sections: Sequence[Analysed]) -> dict[str, Any]:
-    """Several tasks at a glance: a row a task, the last trial's return of each agent."""
-    labels = list(dict.fromkeys(series.label for section, _, _ in sections for series in section.series))
-    rows = []
-    for section, statistics, _ in sections:
-        known = {label: _cell(label, statistics[label].last) for label in labels if label in statistics}
-        cells = [known.get(label, {"name": label, "value": "–", "interval": ""}) for label in labels]
-        rows.append({"task": section.task, "cells": cells})
-    return {"headings": labels, "rows": rows}
-
-
-def per_trial(analysed: Analysed) -> dict[str, Any]:
+def per_trial(analysis: Analysis) -> dict[str, Any]:
     """The numbers behind the lead figure: a row a trial, a cell an agent."""
-    section, statistics, _ = analysed
+    section, statistics = analysis.section, analysis.statistics
     longest = max(series.returns.shape[2] for series in section.series)
     rows = []
     for trial in range(longest):
         columns = [(series.label, statistics[series.label].by_trial) for series in section.series]
-        cells = [_cell(name, line[trial]) if trial < len(line) else {"name": name, "value": "", "interval": ""}
+        cells = [cell(name, line[trial]) if trial < len(line) else {"name": name, "value": "", "interval": ""}
                  for name, line in columns]  # fmt: skip
         rows.append({"trial": trial + 1, "cells": cells})
     return {"headings": [series.label for series in section.series], "rows": rows}
 
 
-def findings(analysed: Analysed) -> list[dict[str, Any]]:
+def findings(analysis: Analysis) -> list[dict[str, Any]]:
     """A card an agent: the return of its last trial, its score, and the verdict."""
-    section, statistics, levels = analysed
     cards = []
-    for series in section.series:
-        numbers = statistics[series.label]
-        score = normalised(numbers, levels)
+    for series in analysis.section.series:
+        numbers = analysis.statistics[series.label]
+        score = normalised(numbers, analysis.levels)
         cards.append(
             {
                 "label": series.label,
-                "last": _cell("", numbers.last),
+                "last": cell("", numbers.last),
                 "state": {True: "up", False: "down", None: "flat"}[numbers.improves],
                 "score": show_number(score["last"]["value"] or 0.0) if score else None,
-                "verdict": _unbroken(verdict(series, numbers).removeprefix(f"{series.label}: ")),
+                "verdict": unbroken(verdict(series, numbers).removeprefix(f"{series.label}: ")),
             }
         )
     return cards
 
 
-def _unbroken(text: str) -> str:
+def unbroken(text: str) -> str:
     """Keeps intervals on one line."""
     return re.sub(r"\[[^]]*\]", lambda match: match.group().replace(" ", "\u00a0"), text)

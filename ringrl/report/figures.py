@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ringrl.report.series import Section, Series
-from ringrl.report.statistics import AgentStatistics, Estimate, References, estimate
+from ringrl.report.analysis import Analysis
+from ringrl.report.series import Series
+from ringrl.report.statistics import Estimate, References, estimate
 from ringrl.report.style import MARGIN, PAPER, Look, name_axes, page_look, thousands, to_png, to_svg
 
 SHOWN = 400  # marks an agent at most, so that the page stays small
-Statistics = dict[str, AgentStatistics]  # by series label
+_LONGEST = 30  # letters of a label that still fit beside a wide figure
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,17 @@ def render(drawing: Drawing, colours: dict[str, int]) -> Rendered:
     )
 
 
-def returns_by_trial(
-    look: Look, sections: Sequence[tuple[Section, Statistics, References]], named: bool = False
-) -> Figure:
-    """Mean return at each trial with its band; random policy and data as level lines. A panel a section."""
+def returns_by_trial(look: Look, sections: Sequence[Analysis], named: bool = False) -> Figure:
+    """Mean return at each trial with its band; reference policies and data as level lines. A panel a section."""
     columns = 1 if look.narrow else min(2, len(sections))
     rows = -(-len(sections) // columns)
     figure, axes = look.figure((3.9 if look.narrow else 4.3) * rows if columns == 1 else 3.4 * rows, rows, columns)
-    roomy = columns == 1 and not look.narrow
+    short = all(len(label) <= _LONGEST for analysis in sections for label in analysis.statistics)
+    roomy = columns == 1 and not look.narrow and short
     for panel, content in zip(axes.flat, sections, strict=False):
-        _curves(panel, look, *content, labels_outside=roomy)
+        _curves(panel, look, content, labels_outside=roomy)
         if named:
-            panel.annotate(content[0].task, (0, 1), (-72 * MARGIN, 27), xycoords="axes fraction",
+            panel.annotate(content.section.task, (0, 1), (-72 * MARGIN, 27), xycoords="axes fraction",
                            textcoords="offset points", fontweight="bold")  # fmt: skip
     for panel in axes.flat[len(sections) :]:
         panel.set_visible(False)
@@ -90,13 +90,11 @@ def returns_by_trial(
     return figure
 
 
-def _curves(
-    axes: Axes, look: Look, section: Section, statistics: Statistics, levels: References, labels_outside: bool
-) -> None:
+def _curves(axes: Axes, look: Look, analysis: Analysis, labels_outside: bool) -> None:
     ends: list[tuple[float, str, str]] = []
-    most = max(series.returns.shape[2] for series in section.series)
-    for series in section.series:
-        colour, line = look.colour(series.label), statistics[series.label].by_trial
+    most = max(series.returns.shape[2] for series in analysis.section.series)
+    for series in analysis.section.series:
+        colour, line = look.colour(series.label), analysis.statistics[series.label].by_trial
         x = np.arange(1, len(line) + 1)
         value, low, high = (np.asarray([getattr(e, key) for e in line]) for key in ("value", "low", "high"))
         if np.isfinite(low).all() and len(line) > 1:
@@ -106,7 +104,7 @@ def _curves(
         dots = {"marker": look.marker(series.label), "markersize": 5} if len(line) <= 24 else {}
         axes.plot(x, value, color=colour, label=series.label, markeredgewidth=0, **dots)
         ends.append((float(value[-1]), series.label, colour))
-    for value, text, dashes in _levels(levels):
+    for value, text, dashes in level_lines(analysis.levels):
         axes.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes,
                      label=None if labels_outside else text)  # fmt: skip
         ends.append((value, text, look.palette.muted))
@@ -122,8 +120,11 @@ def _curves(
         _label_ends(axes, ends)
 
 
-def _levels(levels: References) -> list[tuple[float, str, tuple[int, tuple[int, int]]]]:
-    lines: list[tuple[float, str, tuple[int, tuple[int, int]]]] = []
+def level_lines(levels: References) -> list[tuple[float, str, tuple[int, tuple[int, ...]]]]:
+    """(return, name, dashes) of the levels that curves are seen against."""
+    lines: list[tuple[float, str, tuple[int, tuple[int, ...]]]] = []
+    if levels.expert is not None:
+        lines.append((levels.expert.value, "Expert", (0, (7, 2, 1, 2))))
     if levels.top_decile is not None:
         lines.append((levels.top_decile, "Data, best tenth", (0, (1, 2))))
     if levels.random is not None:
@@ -150,23 +151,28 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         )
 
 
-def target_against_achieved(look: Look, section: Section) -> Figure:
-    """Every trial's achieved return over its target return, means with intervals, and the line of perfect obedience."""
+def target_against_achieved(look: Look, told: Sequence[Series]) -> Figure:
+    """Every trial's achieved return over its target return, means with intervals, and the line of perfect obedience.
+
+    `told` are agents with targets.
+    """
     figure, axes = look.figure(4.5 if look.narrow else 5.1, width=5.4)
     panel = axes[0, 0]
-    told = [series for series in section.series if np.isfinite(series.target).any()]
     everything = np.concatenate([np.concatenate([s.target.ravel(), s.returns.ravel()]) for s in told])
     low, high = min(0.0, float(np.nanmin(everything))), float(np.nanmax(everything))
     high += 0.09 * (high - low)
     panel.plot([low, high], [low, high], color=look.palette.muted, linewidth=1.1, linestyle=(0, (5, 3)))
-    for level in _levels_of(*(series.target for series in told)):
+    targets = _levels_of(*(series.target for series in told))
+    for level in targets:
         panel.axvline(level, color=look.palette.muted, linewidth=0.9, linestyle=(0, (1, 2)))
     panel.annotate("achieved = target", (low + 0.06 * (high - low),) * 2, (-1, 6), textcoords="offset points",
                    color=look.palette.muted, rotation=45, rotation_mode="anchor", transform_rotates_text=True,
                    fontsize=8.5)  # fmt: skip
+    # Agents told the same would hide each other, and so would an agent's trials: spread them around the target.
+    closest = float(np.diff(targets).min()) if len(targets) > 1 else high - low
+    width = min(0.055 * (high - low), 0.8 * closest / len(told))
     for index, series in enumerate(told):
-        # Agents told the same would hide each other, and so would an agent's trials: spread them around the target.
-        _achieved(panel, look, series, 0.055 * (high - low), index - (len(told) - 1) / 2)
+        _achieved(panel, look, series, width, index - (len(told) - 1) / 2)
     panel.set_xlim(low, high)
     panel.set_ylim(low, high)
     panel.set_aspect("equal", adjustable="box", anchor="SW")
@@ -213,10 +219,11 @@ def _levels_of(*targets: Float64[np.ndarray, "seeds envs trials"]) -> Float64[np
 def _mean_by_target(
     target: Float64[np.ndarray, "seeds envs trials"], returns: Float64[np.ndarray, "seeds envs trials"]
 ) -> list[tuple[float, Estimate]]:
-    """(target, mean return) for targets that all environments were given; none if targets are all different."""
+    """(target, mean return) for targets that several environments, or the only one, were given in all seeds."""
     means = []
     for level in _levels_of(target):
         chosen = np.where(target == level, returns, np.nan)
-        if np.isfinite(chosen).any(axis=2).all():
-            means.append((float(level), estimate(np.nanmean(chosen, axis=2))))
+        envs = np.isfinite(chosen).any(axis=2).all(axis=0)
+        if envs.all() or envs.sum() > 1:
+            means.append((float(level), estimate(np.nanmean(chosen[:, envs], axis=2))))
     return means

@@ -13,20 +13,22 @@ from markupsafe import Markup
 
 from ringrl.errors import UserError
 from ringrl.files import write_bytes
-from ringrl.report import content, provenance
+from ringrl.report import content, context_content, provenance
+from ringrl.report.across import Across, compare_across
+from ringrl.report.across_content import across_tables
+from ringrl.report.analysis import Analysis, analyse
 from ringrl.report.figures import Drawing, Rendered, render, returns_by_trial
 from ringrl.report.html import render_page
 from ringrl.report.returns import read_run
-from ringrl.report.series import Section, arrange
-from ringrl.report.statistics import agent_statistics, references
+from ringrl.report.series import arrange
 from ringrl.report.style import assign_colours
-from ringrl.report.summary import Analysed, summarise
+from ringrl.report.summary import summarise
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report on `runs` and return the path of its `index.html`.
 
-    Runs of one agent on one task are pooled as seeds; each task becomes a section. Beside the page stand
+    Runs of one label on one task are pooled as seeds; each task becomes a section. Beside the page stand
     `summary.json`, a PNG of each figure, and `report.png`, the lead figure. `out` is by default the run's own
     `report/`, or `runs/report` for several runs. Every file replaces an older one in one step, the page last.
 
@@ -38,14 +40,15 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError("nothing to report on: give at least one run directory")
     if out is None:
         out = paths[0] / "report" if len(paths) == 1 else Path("runs") / "report"
-    analysed = [_analyse(section) for section in arrange([read_run(path) for path in paths])]
+    analyses = [analyse(section) for section in arrange([read_run(path) for path in paths])]
+    across = compare_across(analyses) if len(analyses) > 1 else None
     now = datetime.now(UTC)
-    figures, sections = _render_sections(analysed)
+    figures, sections = _render_sections(analyses)
     documents = {f"{figure.drawing.name}.png": figure.png for figure in figures}
-    documents["report.png"] = _lead_png(analysed, figures)
-    summary = summarise(analysed, now.isoformat(timespec="seconds"))
+    documents["report.png"] = _lead_png(analyses, figures)
+    summary = summarise(analyses, across, now.isoformat(timespec="seconds"))
     documents["summary.json"] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
-    documents["index.html"] = _page(analysed, sections, now).encode()
+    documents["index.html"] = _page(analyses, across, sections, now).encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, body in documents.items():
@@ -57,14 +60,9 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return out / "index.html"
 
 
-def _analyse(section: Section) -> Analysed:
-    statistics = {series.label: agent_statistics(series.returns) for series in section.series}
-    return section, statistics, references(section)
-
-
-def _render_sections(analysed: Sequence[Analysed]) -> tuple[list[Rendered], list[dict[str, Any]]]:
+def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list[dict[str, Any]]]:
     """All figures in the page's order, and what the template needs of each section."""
-    colours = _colours(analysed)
+    colours = _colours(analyses)
     rendered: list[Rendered] = []
 
     def draw(drawing: Drawing) -> dict[str, Any]:
@@ -72,52 +70,60 @@ def _render_sections(analysed: Sequence[Analysed]) -> tuple[list[Rendered], list
         rendered.append(figure)
         return {"drawing": drawing, "wide": Markup(figure.wide), "narrow": Markup(figure.narrow)}
 
+    def draw_in(part: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if part is None else part | {"figure": draw(part["drawing"])}
+
     sections = []
-    for entry in analysed:
-        suffix = "" if len(analysed) == 1 else f"-{_slug(entry[0].task)}"
+    for entry in analyses:
+        suffix = "" if len(analyses) == 1 else f"-{_slug(entry.section.task)}"
         figures = content.drawings(entry, suffix)
         sections.append(
             {
-                "task": entry[0].task,
-                "slug": _slug(entry[0].task),
-                "notes": entry[0].notes,
+                "task": entry.section.task,
+                "slug": _slug(entry.section.task),
+                "notes": entry.section.notes,
                 "findings": content.findings(entry),
                 "table": content.table(entry),
                 "per_trial": content.per_trial(entry),
                 "lead": draw(figures["lead"]),
-                "target": draw(figures["target"]) if figures["target"] else None,
+                "trajectories": draw_in(context_content.trajectories(entry, suffix)),
+                "probes": draw_in(context_content.probes(entry, suffix)),
+                "target": draw_in(context_content.target(entry, suffix)),
                 "data": [
                     {"store": data["store"], "figures": [draw(data["histogram"]), draw(data["history"])]}
                     for data in figures["data"]
                 ],
                 "loss": draw(figures["loss"]) if figures["loss"] else None,
-                "provenance": provenance.provenance(entry[0]),
+                "provenance": provenance.provenance(entry.section),
             }
         )
     return rendered, sections
 
 
-def _colours(analysed: Sequence[Analysed]) -> dict[str, int]:
-    return assign_colours([(series.label, series.agent) for section, _, _ in analysed for series in section.series])
+def _colours(analyses: Sequence[Analysis]) -> dict[str, int]:
+    """One colour a label over all tasks; labels of one task, and curves of one figure, are told apart."""
+    series = [list(analysis.statistics) for analysis in analyses]
+    curves = [[curve.label for curve in analysis.curves] for analysis in analyses]
+    return assign_colours([*series, *curves])
 
 
-def _lead_png(analysed: Sequence[Analysed], figures: Sequence[Rendered]) -> bytes:
-    if len(analysed) == 1:
+def _lead_png(analyses: Sequence[Analysis], figures: Sequence[Rendered]) -> bytes:
+    if len(analyses) == 1:
         return figures[0].png
-    drawing = Drawing("report", "", "", "", partial(returns_by_trial, sections=analysed, named=True))
-    return render(drawing, _colours(analysed)).png
+    drawing = Drawing("report", "", "", "", partial(returns_by_trial, sections=analyses, named=True))
+    return render(drawing, _colours(analyses)).png
 
 
-def _page(analysed: Sequence[Analysed], sections: list[dict[str, Any]], now: datetime) -> str:
-    agents = dict.fromkeys(series.label for section, _, _ in analysed for series in section.series)
+def _page(analyses: Sequence[Analysis], across: Across | None, sections: list[dict[str, Any]], now: datetime) -> str:
+    agents = across.labels if across else list(analyses[0].statistics)
     return render_page(
         "report.html",
         now,
-        colours=_colours(analysed),
+        colours=_colours(analyses),
         title=sections[0]["task"] if len(sections) == 1 else f"{len(sections)} tasks",
-        overview=content.overview(analysed),
+        across=across_tables(across) if across else None,
         slugs={section["task"]: section["slug"] for section in sections},
-        byline=", ".join(agents),
+        byline=" · ".join(agents),
         numbers="summary.json",
         sections=sections,
         versions=[*provenance.versions(), ("Python", platform.python_version())],

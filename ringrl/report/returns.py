@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,30 @@ class Run:
     metrics: Metrics
     dataset: DataSet | None
     evaluation: dict[str, Any]
+    targets: tuple[TrialReturn, ...]  # the evaluation repeated for several target returns; may be empty
+    probes: dict[str, tuple[TrialReturn, ...]]  # by name: the evaluation with its context tampered with
 
     @property
     def name(self) -> str:
         """The directory's own name."""
         return self.path.resolve().name
+
+    @property
+    def agent_file(self) -> str | None:
+        """The agent's file without folder and ending, as the config has it; None if that does not say."""
+        name = self._agent.get("name")
+        return PurePath(name).stem if isinstance(name, str) else None
+
+    @property
+    def trajectories(self) -> int | None:
+        """Trajectories that stand in one context in training, as the config has them; None for agents without."""
+        count = self._agent.get("trajectories")
+        return count if isinstance(count, int) else None
+
+    @property
+    def _agent(self) -> dict[str, Any]:
+        section = self.config.get("agent")
+        return section if isinstance(section, dict) else {}
 
 
 def read_run(path: Path) -> Run:
@@ -80,6 +99,8 @@ def read_run(path: Path) -> Run:
         raise UserError(
             f"{path} has not been evaluated (no evaluation/returns.csv): run `ringrl evaluate {path}` first"
         )
+    probes = sorted((path / "evaluation").glob("probe-*.csv"))
+    targets = path / "evaluation" / "targets.csv"
     return Run(
         path=path,
         config=_read_config(path / "config.yaml"),
@@ -87,14 +108,17 @@ def read_run(path: Path) -> Run:
         metrics=read_metrics(path / "metrics.jsonl"),
         dataset=read_dataset(path / "dataset.json"),
         evaluation=_read_json_object(path / "evaluation" / "evaluation.json"),
+        targets=read_returns(targets, several_targets=True) if targets.is_file() else (),
+        probes={file.stem.removeprefix("probe-"): read_returns(file) for file in probes},
     )
 
 
-def read_returns(path: Path) -> tuple[TrialReturn, ...]:
-    """The rows of a `returns.csv`, in file order.
+def read_returns(path: Path, several_targets: bool = False) -> tuple[TrialReturn, ...]:
+    """The rows of a `returns.csv`, in file order; of a `targets.csv` with `several_targets`.
 
     Raises:
-      UserError: a wrong header, a cell that is no number, or a (seed, env, trial) that occurs twice; names the line.
+      UserError: a wrong header, a cell that is no number, or a (seed, env, trial) that occurs twice (with
+        `several_targets`, twice for one target); names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -105,12 +129,14 @@ def read_returns(path: Path) -> tuple[TrialReturn, ...]:
     if tuple(header) != COLUMNS:
         raise UserError(f"{path} line 1: the columns are {','.join(header)!r} but must be {','.join(COLUMNS)!r}")
     rows: list[TrialReturn] = []
-    seen: dict[tuple[str, str, int, int, int], int] = {}
+    seen: dict[tuple[str, str, int, int, int, float], int] = {}
     for cells in lines:
         if not cells:
             continue
         row = _parse_row(cells, f"{path} line {lines.line_num}")
-        key = (row.agent, row.task, row.seed, row.env, row.trial)
+        if several_targets and not math.isfinite(row.target_return):
+            raise UserError(f"{path} line {lines.line_num}: a sweep over targets needs a target_return in every row")
+        key = (row.agent, row.task, row.seed, row.env, row.trial, row.target_return if several_targets else 0.0)
         if key in seen:
             raise UserError(
                 f"{path} line {lines.line_num}: {row.agent}, seed {row.seed}, env {row.env}, trial {row.trial} "

@@ -1,6 +1,6 @@
-"""Runs sorted into sections: a section a task, in it one series an agent, each a full [seeds, envs, trials] array."""
+"""Runs sorted into sections: a section a task, in it one series a label, each a full [seeds, envs, trials] array."""
 
-import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -8,11 +8,11 @@ from pathlib import PurePath
 import numpy as np
 from jaxtyping import Float64
 
-from ringrl.episode import TrialReturn
 from ringrl.errors import UserError
+from ringrl.report.pooling import Probe, Replica, Sweep, grid, pool_probes, pool_sweep, stack
 from ringrl.report.returns import DataSet, Run
 
-RANDOM = "random"
+RANDOM, EXPERT = "random", "expert"  # rows of these in returns.csv are reference levels, no series
 
 # In the order in which a report shows them; others follow by name.
 _NAMES = {
@@ -26,14 +26,22 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Series:
-    """What one agent earned on one task. Several runs of the agent count as seeds of the same thing."""
+    """What one agent earned on one task. Several runs of one label count as seeds of the same thing."""
 
     label: str
-    agent: str
+    agent: str  # its file without folder and ending, or, where no config names that, what the tables call it
     runs: tuple[Run, ...]  # a run for each seed; one evaluated with several seeds stands here several times
     seeds: tuple[int, ...]
     returns: Float64[np.ndarray, "seeds envs trials"]
     target: Float64[np.ndarray, "seeds envs trials"]  # NaN where the agent was told nothing
+    sweep: Sweep | None = None
+    probes: tuple[Probe, ...] = ()
+
+    @property
+    def trajectories(self) -> int | None:
+        """Trajectories in one context in training; None without runs, or where they do not say or differ."""
+        counts = {run.trajectories for run in self.runs}
+        return counts.pop() if len(counts) == 1 else None
 
     @property
     def distinct_runs(self) -> tuple[Run, ...]:
@@ -48,6 +56,7 @@ class Section:
     task: str
     series: tuple[Series, ...]
     random: Float64[np.ndarray, " envs"]  # mean return of the uniform random policy in each environment; may be empty
+    expert: Float64[np.ndarray, " _"]  # the same of an oracle that sees what is hidden; may be empty
     datasets: tuple[DataSet, ...]  # the different ones among the runs', for this task
     notes: tuple[str, ...]  # what a reader must know about how the runs were put together
 
@@ -59,57 +68,77 @@ def arrange(runs: Sequence[Run]) -> tuple[Section, ...]:
       UserError: an environment lacks a trial that others have, or a run holds only the random policy's returns.
     """
     for run in runs:
-        if all(row.agent == RANDOM for row in run.returns):
-            raise UserError(f"{run.path} holds no agent's returns, only the random policy's: evaluate it again")
+        if all(row.agent in (RANDOM, EXPERT) for row in run.returns):
+            raise UserError(f"{run.path} holds no agent's returns, only reference policies': evaluate it again")
     return tuple(_section(task, runs) for task in sorted({row.task for run in runs for row in run.returns}))
 
 
-def display_name(agent: str) -> str:
-    """An agent's name as people write it."""
-    stem = PurePath(agent).stem  # an agent may be named by the path of one's own file
+def display_name(name: str) -> str:
+    """What a report calls an agent's file, or the label of a run, which is shown as it is."""
+    stem = PurePath(name).stem if name.endswith(".py") else name
     return _NAMES.get(stem, stem)
 
 
-def _rank(agent: str) -> tuple[int, str]:
-    known, stem = list(_NAMES), PurePath(agent).stem
-    return (known.index(stem) if stem in known else len(known), agent)
+def rank(name: str, file: str) -> tuple[int, str, list[str | int]]:
+    """Known agents first, labels of one file together, the numbers in labels in order of size."""
+    known = list(_NAMES)
+    pieces = [int(piece) if piece.isdigit() else piece for piece in re.split(r"([0-9]+)", name)]
+    return (known.index(file) if file in known else len(known), file, pieces)
 
 
 def _section(task: str, runs: Sequence[Run]) -> Section:
     notes: list[str] = []
     series: list[Series] = []
     held = [run for run in runs if any(row.task == task for row in run.returns)]
-    agents = {row.agent for run in held for row in run.returns if row.task == task and row.agent != RANDOM}
-    for agent in sorted(agents, key=_rank):
-        series.extend(_series_of_agent(task, agent, held, notes))
+    references = (RANDOM, EXPERT)
+    names = {r.agent: run for run in held for r in run.returns if r.task == task and r.agent not in references}
+    for name in sorted(names, key=lambda name: rank(name, _file(names[name], name))):
+        series.extend(_series_of_agent(task, name, held, notes))
     others = {run.dataset.task for run in held if run.dataset is not None and task not in _task_names(run.dataset)}
     if others:
         notes.append(f"Trained on data of {', '.join(sorted(others))}; those returns say nothing about {task}.")
-    return Section(task, tuple(series), _random(task, held), _datasets(task, held), tuple(notes))
+    random, expert = (_reference(task, name, held) for name in references)
+    return Section(task, tuple(series), random, expert, _datasets(task, held), tuple(notes))
+
+
+def _file(run: Run, name: str) -> str:
+    return run.agent_file or (PurePath(name).stem if name.endswith(".py") else name)
 
 
 def _series_of_agent(task: str, agent: str, runs: Sequence[Run], notes: list[str]) -> list[Series]:
-    """One series, or one a run where two runs have the same seed: those cannot be repetitions of one experiment."""
-    replicas: list[tuple[Run, int]] = []
+    """One series, but one for each number of trajectories in the context: those are different experiments."""
+    replicas: list[Replica] = []
     for run in runs:
         seeds = {row.seed for row in run.returns if row.task == task and row.agent == agent}
-        replicas.extend((run, seed) for seed in sorted(seeds))
-    seeds = [_training_seed(run, seed) for run, seed in replicas]
+        replicas.extend(Replica(run, seed) for seed in sorted(seeds))
+    counts = {replica.run.trajectories for replica in replicas}
+    label = display_name(agent)
+    if len(counts) == 1:
+        return _repetitions(task, agent, label, replicas, notes)
+    found: list[Series] = []
+    for count in sorted(counts, key=lambda count: count or 0):
+        words = label if count is None else f"{label}, {count} trajector{'y' if count == 1 else 'ies'}"
+        found += _repetitions(task, agent, words, [r for r in replicas if r.run.trajectories == count], notes)
+    return found
+
+
+def _repetitions(task: str, agent: str, label: str, replicas: Sequence[Replica], notes: list[str]) -> list[Series]:
+    """One series, or one a run where two runs have the same seed: those cannot be repetitions of one experiment."""
+    seeds = [_training_seed(replica) for replica in replicas]
     if len(set(seeds)) == len(seeds):
-        return [_series(task, agent, display_name(agent), replicas, notes)]
-    notes.append(
-        f"{display_name(agent)}: several runs have the same seed, so each run is shown as a series of its own."
-    )
-    owners = list(dict.fromkeys(run.path for run, _ in replicas))
-    labels = _short_labels([str(path) for path in owners])
+        return [_series(task, agent, label, replicas, notes)]
+    notes.append(f"{label}: several runs have the same seed, so each run is shown as a series of its own.")
+    owners = list(dict.fromkeys(replica.run.path for replica in replicas))
+    names = _short_labels([str(path) for path in owners])
     return [
-        _series(task, agent, f"{display_name(agent)} · {label}", [r for r in replicas if r[0].path == owner], notes)
-        for owner, label in zip(owners, labels, strict=True)
+        _series(task, agent, f"{label} · {name}", [r for r in replicas if r.run.path == owner], notes)
+        for owner, name in zip(owners, names, strict=True)
     ]
 
 
-def _training_seed(run: Run, seed: int) -> int:
+def _training_seed(replica: Replica) -> int:
     """What tells repetitions apart: the config's seed; the table's where that holds several, or without a config."""
+    run, seed = replica
     configured = run.config.get("seed")
     return configured if isinstance(configured, int) and len({row.seed for row in run.returns}) == 1 else seed
 
@@ -119,45 +148,41 @@ def _short_labels(paths: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else paths
 
 
-def _series(task: str, agent: str, label: str, replicas: Sequence[tuple[Run, int]], notes: list[str]) -> Series:
-    grids = [_grid([r for r in run.returns if (r.task, r.agent, r.seed) == (task, agent, seed)], run)
-             for run, seed in replicas]  # fmt: skip
-    envs, trials = (min(grid.shape[axis] for grid in grids) for axis in (1, 2))
-    if any(grid.shape[1:] != (envs, trials) for grid in grids):
+def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], notes: list[str]) -> Series:
+    both, cut = stack(
+        [
+            grid([r for r in run.returns if (r.task, r.agent, r.seed) == (task, agent, seed)],
+                 run.path / "evaluation" / "returns.csv")
+            for run, seed in replicas
+        ]
+    )  # fmt: skip
+    _, _, envs, trials = both.shape
+    if cut:
         notes.append(
             f"{label}: its seeds were evaluated with different numbers of environments or trials; "
             f"the first {envs} environments and {trials} trials, which all of them have, are used."
         )
-    if keys := _differing_keys([run for run, _ in replicas]):
+    runs = tuple(replica.run for replica in replicas)
+    if keys := differing_keys(runs):
         notes.append(f"{label}: the runs pooled as seeds also differ in {', '.join(keys)}.")
-    both = np.stack([grid[:, :envs, :trials] for grid in grids], axis=1)
-    seeds = tuple(_training_seed(run, seed) for run, seed in replicas)
-    return Series(label, agent, tuple(run for run, _ in replicas), seeds, both[0], both[1])
+    return Series(
+        label=label,
+        agent=_file(runs[0], agent),
+        runs=runs,
+        seeds=tuple(_training_seed(replica) for replica in replicas),
+        returns=both[0],
+        target=both[1],
+        sweep=pool_sweep(task, agent, replicas),
+        probes=pool_probes(task, agent, replicas, both[0]),
+    )
 
 
-def _grid(rows: Sequence[TrialReturn], run: Run) -> Float64[np.ndarray, "2 envs trials"]:
-    """Returns and targets; every environment must have every trial, else paired differences mean nothing."""
-    envs = sorted({row.env for row in rows})
-    trials = sorted({row.trial for row in rows})
-    grid = np.full((2, len(envs), len(trials)), math.nan, dtype=np.float64)
-    for row in rows:
-        grid[:, envs.index(row.env), trials.index(row.trial)] = row.return_, row.target_return
-    missing = np.argwhere(np.isnan(grid[0]))
-    if len(missing):
-        env, trial = envs[missing[0][0]], trials[missing[0][1]]
-        raise UserError(
-            f"{run.path / 'evaluation' / 'returns.csv'}: {rows[0].agent} has no trial {trial} in env {env}, though "
-            f"other environments have: run `ringrl evaluate {run.path}` again"
-        )
-    return grid
-
-
-def _random(task: str, runs: Sequence[Run]) -> Float64[np.ndarray, " envs"]:
-    # Runs evaluated with the same seed repeat the same random episodes: the set keeps one of each.
-    by_run = [[row for row in run.returns if row.task == task and row.agent == RANDOM] for run in runs]
+def _reference(task: str, name: str, runs: Sequence[Run]) -> Float64[np.ndarray, " envs"]:
+    """Mean return of a reference policy in each environment."""
+    by_run = [[row for row in run.returns if row.task == task and row.agent == name] for run in runs]
     by_env: dict[tuple[int, int], list[float]] = {}
     seen: set[tuple[int, int, float]] = set()
-    # Runs evaluated in the same environments repeat its random episodes, whatever their own seed: count each once.
+    # Runs evaluated in the same environments repeat its episodes, whatever their own seed: count each once.
     for index, rows in enumerate(sorted(by_run, key=len, reverse=True)):
         fresh = [row for row in rows if (row.env, row.trial, row.return_) not in seen]
         for row in fresh:
@@ -179,13 +204,11 @@ def _task_names(data: DataSet) -> tuple[str, str]:
     return data.task, f"{data.domain}_{data.task}"
 
 
-def _differing_keys(runs: Sequence[Run]) -> list[str]:
+def differing_keys(runs: Sequence[Run], expected: Sequence[str] = ()) -> list[str]:
+    """The settings, `section.key`, in which the runs' configs differ, but for names, seeds and the `expected` ones."""
     flat = [_flatten(run.config) for run in runs]
-    keys = sorted({key for config in flat for key in config})
-    ignored = {"seed", "run", "out", "name"}
-    return [
-        key for key in keys if key.split(".")[-1] not in ignored and len({repr(config.get(key)) for config in flat}) > 1
-    ]
+    keys = sorted({key for config in flat for key in config} - {"seed", "run", "out", "name", "label", *expected})
+    return [key for key in keys if len({repr(config.get(key)) for config in flat}) > 1]
 
 
 def _flatten(config: dict, prefix: str = "") -> dict[str, object]:

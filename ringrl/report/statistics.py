@@ -77,13 +77,24 @@ class References:
     random: Estimate | None
     top_decile: float | None  # mean return of the data set's best tenth of episodes
     best: float | None  # of the data set's best episode
+    expert: Estimate | None = None  # an oracle that sees what is hidden, in the agents' environments
+
+    @property
+    def hundred(self) -> float | None:
+        """The return of score 100, should there be a scale: the expert's, or without one the data's best tenth's."""
+        return self.top_decile if self.expert is None else self.expert.value
 
     @property
     def scale(self) -> tuple[float, float] | None:
         """(return of score 0, return of score 100), or None if there is no such scale."""
-        if self.random is None or self.top_decile is None or self.top_decile <= self.random.value:
+        if self.random is None or self.hundred is None or self.hundred <= self.random.value:
             return None
-        return self.random.value, self.top_decile
+        return self.random.value, self.hundred
+
+    @property
+    def hundred_words(self) -> str:
+        """What 100 is."""
+        return "mean of the data’s best tenth of episodes" if self.expert is None else "mean of the expert"
 
 
 def estimate(values: Float64[np.ndarray, "seeds envs"], statistic: Statistic = np.mean) -> Estimate:
@@ -155,12 +166,13 @@ def agent_statistics(returns: Float64[np.ndarray, "seeds envs trials"]) -> Agent
 
 
 def references(section: Section) -> References:
-    """The random policy's and the data's returns. Of several data sets, the one with the highest best tenth counts."""
+    """The policies' and the data's returns. Of several data sets, the one with the highest best tenth counts."""
     random = estimate(section.random[None, :]) if section.random.size else None
+    expert = estimate(section.expert[None, :]) if section.expert.size else None
     if not section.datasets:
-        return References(random, None, None)
+        return References(random, None, None, expert)
     data = max(section.datasets, key=lambda data: top_decile(data.returns))
-    return References(random, top_decile(data.returns), float(data.returns.max()))
+    return References(random, top_decile(data.returns), float(data.returns.max()), expert)
 
 
 def top_decile(returns: Float64[np.ndarray, " episodes"]) -> float:

@@ -1,10 +1,13 @@
 """How figures look: palettes, sizes, and how a matplotlib figure becomes SVG that follows light and dark mode."""
 
 import io
+import itertools
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from zlib import crc32
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -20,13 +23,13 @@ SERIES_DARK = ("#6db3ff", "#ff9a5f", "#42cda9", "#f08cc6", "#e2bc45", "#ab9fff",
 MARGIN = 0.47  # inches left of an axis: room for `1,000`
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 
-# These agents keep their colour over all figures and all reports; other agents take the remaining ones first.
+# These keep their colour over all figures and all reports; other labels take the remaining ones first.
 _FIXED = {
-    "agentic_transformer": 0,
-    "decision_transformer": 1,
-    "algorithm_distillation": 2,
-    "behavior_cloning": 3,
-    "td3": 4,
+    "Agentic Transformer": 0,
+    "Decision Transformer": 1,
+    "Algorithm Distillation": 2,
+    "Behavior Cloning": 3,
+    "TD3": 4,
 }
 
 
@@ -66,7 +69,8 @@ class Look:
 
     def marker(self, label: str) -> str:
         """The marker of a series: colour is never the only cue."""
-        return MARKERS[self.colours[label] % len(MARKERS)]
+        index = self.colours[label]
+        return MARKERS[(index + index // len(SERIES_LIGHT)) % len(MARKERS)]
 
     def figure(
         self, height: float, rows: int = 1, columns: int = 1, width: float = 9.6, **subplots: Any
@@ -124,18 +128,23 @@ class Look:
         }
 
 
-def assign_colours(labels_and_agents: list[tuple[str, str]]) -> dict[str, int]:
-    """Series label -> colour index: fixed for known agents, else what is left, in order of appearance."""
-    colours: dict[str, int] = {}
-    taken: set[int] = set()
-    for label, agent in labels_and_agents:
-        if label not in colours and agent in _FIXED and _FIXED[agent] not in taken:
-            colours[label] = _FIXED[agent]
-            taken.add(_FIXED[agent])
-    by_preference = [*range(len(_FIXED), len(SERIES_LIGHT)), *range(len(_FIXED))]
-    free = [index for index in by_preference if index not in taken] or by_preference
-    rest = [label for label in dict.fromkeys(label for label, _ in labels_and_agents) if label not in colours]
-    return colours | {label: free[position % len(free)] for position, label in enumerate(rest)}
+def assign_colours(groups: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Series label -> colour index, given the labels of each group that must be told apart.
+
+    Agents under their own names have fixed colours. Any other label has a preference of its own, whatever else is in
+    the report, and gives way only within its groups. Indices from `len(SERIES_LIGHT)` on repeat the colours, with
+    other markers.
+    """
+    labels = dict.fromkeys(label for group in groups for label in group)
+    colours = {label: _FIXED[label] for label in labels if label in _FIXED}
+    for label in sorted(labels.keys() - colours.keys()):
+        taken = {colours[other] for group in groups if label in group for other in group if other in colours}
+        first, second = list(range(len(_FIXED), len(SERIES_LIGHT))), list(range(len(_FIXED)))
+        turn = crc32(label.encode())
+        preferred = [part[(turn + step) % len(part)] for part in (first, second) for step in range(len(part))]
+        more = itertools.count(len(SERIES_LIGHT))
+        colours[label] = next(index for index in itertools.chain(preferred, more) if index not in taken)
+    return colours
 
 
 def page_look(narrow: bool, colours: dict[str, int]) -> Look:

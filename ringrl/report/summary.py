@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from ringrl import __version__
+from ringrl.report.across import Across, Comparison
+from ringrl.report.analysis import Analysis, SweepPoint
+from ringrl.report.probes import ProbeResult
 from ringrl.report.returns import DataSet, Metrics
-from ringrl.report.series import Section, Series
+from ringrl.report.series import Series
 from ringrl.report.statistics import (
     CONFIDENCE,
     RESAMPLES,
@@ -18,19 +21,20 @@ from ringrl.report.statistics import (
     trend,
     verdict,
 )
+from ringrl.report.trajectories import TrajectoryCurve, finding
 
 FORMAT = 1  # raised when a key changes its meaning
 NORMALISED = ("first", "last", "mean", "max_of_n", "iqm")
 
-Analysed = tuple[Section, dict[str, AgentStatistics], References]
 
-
-def summarise(sections: Sequence[Analysed], created: str) -> dict[str, Any]:
+def summarise(analyses: Sequence[Analysis], across: Across | None, created: str) -> dict[str, Any]:
     """The document: plain JSON values; what is not known or not finite is null.
 
     {format, ringrl, created, confidence, resamples, tasks: {task: {references, agents: {label: {agent, seeds, envs,
     trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
-    training}}, datasets, notes}}}; an estimate is {value, low, high}.
+    training}}, by_trajectories, targets, probes, datasets, notes}}, across_tasks}; an estimate is {value, low, high}.
+    `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task: {label}}, normalised,
+    average: {label}, iqm, differences: [{one, other, difference, verdict}]}}, notes}.
     """
     return {
         "format": FORMAT,
@@ -38,22 +42,88 @@ def summarise(sections: Sequence[Analysed], created: str) -> dict[str, Any]:
         "created": created,
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
-        "tasks": {section.task: _task(section, statistics, levels) for section, statistics, levels in sections},
+        "tasks": {analysis.section.task: _task(analysis) for analysis in analyses},
+        "across_tasks": _across(across) if across else None,
     }
 
 
-def _task(section: Section, statistics: dict[str, AgentStatistics], levels: References) -> dict[str, Any]:
+def _task(analysis: Analysis) -> dict[str, Any]:
+    section, statistics, levels = analysis.section, analysis.statistics, analysis.levels
     return {
         "references": {
             "random": _estimate(levels.random) if levels.random else None,
+            "expert": _estimate(levels.expert) if levels.expert else None,
             "dataset_top_decile": levels.top_decile,
             "dataset_best": levels.best,
             "zero": "random policy" if levels.scale else None,
-            "hundred": "mean of the data set's best tenth of episodes" if levels.scale else None,
+            "hundred": levels.hundred_words if levels.scale else None,
         },
         "agents": {series.label: _agent(series, statistics[series.label], levels) for series in section.series},
+        "by_trajectories": {curve.label: _curve(curve) for curve in analysis.curves},
+        "targets": {label: [_sweep_point(point) for point in points] for label, points in analysis.sweeps.items()},
+        "probes": {label: {each.name: _probe(each) for each in results} for label, results in analysis.probes.items()},
         "datasets": [_dataset(data) for data in section.datasets],
         "notes": list(section.notes),
+    }
+
+
+def _curve(curve: TrajectoryCurve) -> dict[str, Any]:
+    return {
+        "agent": curve.agent,
+        "series": [series.label for series in curve.series],
+        "trajectories": list(curve.trajectories),
+        "n": curve.trials,
+        "differ": list(curve.differ),
+    } | {
+        measure: {
+            "points": [_estimate(point) for point in points],
+            "gain": _estimate(curve.gain[measure]),
+            "rises": curve.rises[measure],
+            "monotone": curve.monotone[measure],
+            "finding": finding(curve, measure),
+        }
+        for measure, points in curve.points.items()
+    }
+
+
+def _sweep_point(point: SweepPoint) -> dict[str, Any]:
+    measures = ("first", "last", "mean", "max_of_n")
+    return {"target": point.target} | {measure: _estimate(getattr(point, measure)) for measure in measures}
+
+
+def _probe(result: ProbeResult) -> dict[str, Any]:
+    return {
+        "seeds": result.seeds,
+        "envs": result.envs,
+        "intact_by_trial": [_estimate(number) for number in result.intact],
+        "returns_by_trial": [_estimate(number) for number in result.tampered],
+        "cost": _estimate(result.cost),
+        "matters": result.matters,
+        "finding": result.sentence,
+    }
+
+
+def _across(across: Across) -> dict[str, Any]:
+    return {
+        "n": across.trials,
+        "measures": {measure: _comparison(comparison) for measure, comparison in across.comparisons.items()},
+        "notes": list(across.notes),
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    def by_label(numbers: dict[str, Estimate]) -> dict[str, Any]:
+        return {label: _estimate(number) for label, number in numbers.items()}
+
+    return {
+        "returns": {task: by_label(numbers) for task, numbers in comparison.returns.items()},
+        "normalised": {task: by_label(numbers) for task, numbers in comparison.scores.items()},
+        "average": by_label(comparison.average),
+        "iqm": by_label(comparison.iqm),
+        "differences": [
+            {"one": pair.one, "other": pair.other, "difference": _estimate(pair.difference), "verdict": pair.verdict}
+            for pair in comparison.pairs
+        ],
     }
 
 

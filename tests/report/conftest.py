@@ -26,20 +26,44 @@ def write_run(
     collectors: tuple[str, ...] = ("rnd", "td3"),
     episodes: int = 60,
     points: int = 50,
+    label: str | None = None,
+    trajectories: int | None = None,
+    expert: float | None = None,
+    targets: tuple[float, ...] = (),
+    probes: dict[str, float] | None = None,
 ) -> Path:
-    """Writes a run whose mean return rises by `gain` a trial, with noise that depends on `seed` alone."""
+    """Writes a run whose mean return rises by `gain` a trial, with noise that depends on `seed` alone.
+
+    `expert` is that policy's return; `targets` are achieved to nine tenths; `probes` says what each takes from every
+    trial but the first.
+    """
     rng = np.random.default_rng(seed)
     (path / "evaluation").mkdir(parents=True)
     config = {"seed": seed, "agent": {"name": agent}, "data": {"store": "datasets/walker", "task": task}}
+    config["label"] = label
+    if trajectories is not None:
+        config["agent"]["trajectories"] = trajectories
+    name = label or agent
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     lines = [HEADER]
     returns = first + gain * np.arange(trials) + rng.normal(0, 25, (envs, trials)) + rng.normal(0, 15, (envs, 1))
     asked = "" if target is None else repr(target)
     for env in range(envs):
-        lines += [f"{agent},{task},{seed},{env},{k},{returns[env, k]:.3f},1000,{asked}" for k in range(trials)]
+        lines += _rows(name, task, seed, env, returns[env], asked)
+        if expert is not None:
+            lines += _rows("expert", task, seed, env, expert + np.full(2, env % 3 - 1.0), "")
         if random:
             lines += [f"random,{task},{seed},{env},{k},{rng.normal(30, 6):.3f},1000," for k in range(2)]
     (path / "evaluation" / "returns.csv").write_text("\n".join(lines) + "\n")
+    if targets:
+        swept = [HEADER]
+        for told, env in ((told, env) for told in targets for env in range(envs)):
+            swept += _rows(name, task, seed, env, 0.9 * told + rng.normal(0, 5, trials), repr(told))
+        (path / "evaluation" / "targets.csv").write_text("\n".join(swept) + "\n")
+    for probe, cost in (probes or {}).items():
+        worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
+        rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
+        (path / "evaluation" / f"probe-{probe}.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     (path / "evaluation" / "evaluation.json").write_text(
         json.dumps({"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000})
     )
@@ -51,6 +75,11 @@ def write_run(
     if data:
         (path / "dataset.json").write_text(json.dumps(card(task, collectors, episodes)))
     return path
+
+
+def _rows(name: str, task: str, seed: int, env: int, returns: np.ndarray, target: str) -> list[str]:
+    quoted = f'"{name}"' if "," in name else name
+    return [f"{quoted},{task},{seed},{env},{k},{value:.3f},1000,{target}" for k, value in enumerate(returns)]
 
 
 def card(task: str, collectors: tuple[str, ...], episodes: int) -> dict:

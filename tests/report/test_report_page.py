@@ -10,7 +10,7 @@ import pytest
 
 from ringrl.errors import UserError
 from ringrl.report import write_report
-from ringrl.report.style import SERIES_LIGHT, assign_colours
+from ringrl.report.style import assign_colours
 
 VOID = {"meta", "link", "br", "path", "use", "rect"}
 
@@ -116,11 +116,13 @@ def test_the_page_says_the_numbers_of_the_summary(one_task):
 
 def test_the_summary_keeps_its_schema(one_task):
     _, _, summary = one_task
-    assert set(summary) == {"format", "ringrl", "created", "confidence", "resamples", "tasks"}
+    assert set(summary) == {"format", "ringrl", "created", "confidence", "resamples", "tasks", "across_tasks"}
     assert summary["format"] == 1 and summary["confidence"] == 0.95
     task = summary["tasks"]["walker_run"]
-    assert set(task) == {"references", "agents", "datasets", "notes"}
-    assert set(task["references"]) == {"random", "dataset_top_decile", "dataset_best", "zero", "hundred"}
+    assert summary["across_tasks"] is None
+    assert set(task) == {"references", "agents", "by_trajectories", "targets", "probes", "datasets", "notes"}
+    assert set(task["references"]) == {"random", "expert", "dataset_top_decile", "dataset_best", "zero", "hundred"}
+    assert task["references"]["expert"] is None and "best tenth" in task["references"]["hundred"]
     agent = task["agents"]["Agentic Transformer"]
     assert set(agent) == {
         "agent", "runs", "seeds", "envs", "trials", "returns_by_trial", "first", "last", "gain", "mean", "max_of_n",
@@ -203,9 +205,19 @@ def test_an_older_report_is_replaced_and_other_files_stay(make_run, tmp_path):
 
 
 def test_agents_keep_their_colours_and_strangers_do_not_take_them():
-    known = assign_colours([("DT", "decision_transformer"), ("AT", "agentic_transformer")])
-    assert known == {"AT": 0, "DT": 1}
-    mixed = assign_colours([("mine", "mine"), ("DT", "decision_transformer"), ("DT 2", "decision_transformer")])
-    assert mixed["DT"] == 1 and len(set(mixed.values())) == 3 and mixed["mine"] >= 5
-    many = assign_colours([(str(n), "mine") for n in range(20)])
-    assert set(many.values()) == set(range(len(SERIES_LIGHT)))
+    known = assign_colours([["Decision Transformer", "Agentic Transformer"]])
+    assert known == {"Agentic Transformer": 0, "Decision Transformer": 1}
+    mixed = assign_colours([["mine", "Decision Transformer", "DT 2"]])
+    assert mixed["Decision Transformer"] == 1 and {mixed["mine"], mixed["DT 2"]} <= {5, 6, 7}
+    assert mixed["mine"] != mixed["DT 2"]
+    many = assign_colours([[str(n) for n in range(20)]])
+    assert set(many.values()) == set(range(20))
+
+
+def test_a_label_keeps_its_colour_whatever_else_is_reported_and_only_its_own_task_crowds_it():
+    alone = assign_colours([["AD, 4 trials"]])["AD, 4 trials"]
+    tasks = [["AD, 4 trials", "TD3"], [f"other {n}" for n in range(8)]]
+    both = assign_colours(tasks)
+    assert both["AD, 4 trials"] == alone
+    assert {both[f"other {n}"] for n in range(8)} == set(range(8))
+    assert assign_colours([tasks[1], tasks[0][::-1]]) == both

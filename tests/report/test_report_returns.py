@@ -182,7 +182,7 @@ def test_a_run_with_the_random_policy_alone_is_refused(make_run):
     path = make_run()
     table = path / "evaluation" / "returns.csv"
     table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.startswith("agentic")))
-    with pytest.raises(UserError, match="only the random policy's"):
+    with pytest.raises(UserError, match="only reference policies'"):
         arrange([read_run(path)])
 
 

@@ -115,7 +115,7 @@ def test_ninety_five_per_cent_intervals_cover_about_that_often():
 
 
 def test_normalised_scores():
-    section = Section("t", (), np.array([10.0, 30.0]), (dataset([*range(0, 200, 10), 120.0]),), ())
+    section = Section("t", (), np.array([10.0, 30.0]), np.zeros(0), (dataset([*range(0, 200, 10), 120.0]),), ())
     levels = references(section)
     assert levels.random is not None and levels.random.value == 20
     assert levels.top_decile == 185  # of 21 episodes the best two: 190 and 180
@@ -129,7 +129,7 @@ def test_there_is_no_scale_without_both_ends_in_order():
     assert References(None, 10.0, 11.0).scale is None
     assert References(Estimate(5.0), None, None).scale is None
     assert References(Estimate(10.0), 10.0, 11.0).scale is None
-    assert references(Section("t", (), np.zeros(0), (), ())) == References(None, None, None)
+    assert references(Section("t", (), np.zeros(0), np.zeros(0), (), ())) == References(None, None, None)
 
 
 def test_the_best_tenth_has_at_least_one_episode():
