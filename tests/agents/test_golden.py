@@ -1,0 +1,121 @@
+"""Every agent's first losses on a small fixed data set: they change with its chain, tokens, loss or initial weights.
+
+Such a change is either a mistake or meant. Where it is meant, say so in CHANGELOG.md and put here what this prints:
+
+    JAX_PLATFORMS=cpu .venv/bin/python tests/agents/test_golden.py
+"""
+
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ringrl.agent import find_learner, load_agent
+from ringrl.config import RunConfig, parse_config
+from ringrl.episode import Episode
+from ringrl.experience.store import Source, build
+from ringrl.training.mesh import make_mesh, place_batch
+from ringrl.training.offline import fill_replay
+from ringrl.training.processes import held_here
+from ringrl.training.source import EpisodeSource, open_source
+from ringrl.training.state import init_state, make_train_step
+
+STEPS = 4
+AGENTS = {
+    "bc": {"name": "behavior_cloning", "fraction": 1.0, "window": 5},
+    "bc10": {"name": "behavior_cloning", "fraction": 0.1, "window": 5},
+    "dt": {"name": "decision_transformer", "window": 5},
+    "at": {"name": "agentic_transformer", "trajectories": 3},
+    "ad": {"name": "algorithm_distillation", "trajectories": 3, "fused": True},
+    "td3": {"name": "td3", "hidden": [8, 8], "batch": 16, "n_step": 3, "tau": 0.3, "actor_lr": 1e-2},
+}
+GOLDEN = {
+    "bc": [0.374870, 0.592889, 0.862044, 0.693162],
+    "bc10": [0.778491, 0.340828, 0.572974, 0.580310],
+    "dt": [0.669770, 0.389617, 0.508079, 0.528216],
+    "at": [0.938374, 0.907073, 0.684006, 0.792362],
+    "ad": [54.433086, 26.087671, 6.366306, 3.954114],
+    "td3": [32.890217, 30.520046, 25.603371, 30.333450],
+}
+
+
+def make_store(path: Path) -> Path:
+    """Eight episodes of 8 to 11 steps from two sources, numbers from one seed; the last really ends."""
+    rng = np.random.default_rng(7)
+
+    def episodes():
+        for index in range(8):
+            rows = 9 + index % 4
+            draw = lambda width: rng.normal(size=(rows, width)).astype(np.float32)  # noqa: B023, E731
+            discount = np.ones(rows, np.float32)
+            discount[-1] = index < 7
+            reward = (1 + index % 3) * np.abs(draw(1))
+            yield Episode(draw(3), np.tanh(draw(2)), reward, discount, np.zeros((rows, 1))), index // 4
+
+    sources = [Source("one", "one"), Source("two", "two")]
+    return build(path, episodes(), domain="toy", tasks=("toy_walk",), sources=sources, provenance={})
+
+
+def losses(agent: str, store: Path) -> list[float]:
+    """The losses of the first training steps."""
+    values = {"data": {"store": str(store), "task": "toy_walk"}, "agent": AGENTS[agent], "training": {"steps": STEPS}}
+    if agent == "td3":
+        return offline_losses(parse_config(values, agent))
+    values["training"] |= {"batch": 2, "row_steps": 36}
+    values |= {"model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "remat": "none"}}
+    values["model"] |= {"max_steps": 12, "max_trials": 4}
+    values |= {"optimizer": {"learning_rate": 3e-3, "warmup_steps": 0}}
+    return sequence_losses(parse_config(values, agent))
+
+
+def sequence_losses(config: RunConfig) -> list[float]:
+    agent, mesh, t = load_agent(config.agent.name), make_mesh(config.mesh), config.training
+    source = open_source(config, agent)
+    source.prepare(Path("no run yet"))
+    graph, state = init_state(config, agent, source.sizes, mesh)
+    step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
+    held = held_here(mesh, t.batch, t.row_steps)
+    batches, found = source.batches(0, held), []
+    for _ in range(t.steps):
+        state, metrics = step(state, place_batch(next(batches), mesh, held))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+def offline_losses(config: RunConfig) -> list[float]:
+    learner, source = find_learner(config.agent.name), EpisodeSource(config, None)
+    assert learner is not None
+    source.prepare(Path("no run yet"))
+    replay, state = fill_replay(config, learner, source), learner.init(config.agent, 3, 2, config.seed)
+    found = []
+    for step in range(config.training.steps):
+        state, metrics = learner.update(config.agent, state, replay.sample_steps(step, step + 1, config.seed))
+        found.append(float(metrics["loss"]))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """Nearly all the time goes into compiling, and the numbers are the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("golden") / "toy.store")
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_first_losses_are_what_they_were(agent, store):
+    np.testing.assert_allclose(losses(agent, store), GOLDEN[agent], rtol=1e-4)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        toy = make_store(Path(folder) / "toy.store")
+        for name in AGENTS:
+            print(f'    "{name}": [{", ".join(f"{loss:.6f}" for loss in losses(name, toy))}],')
