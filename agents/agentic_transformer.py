@@ -20,7 +20,7 @@ class Config(AgentConfig):
     """Hyper-parameters."""
 
     trajectories: int = Field(default=4, ge=1)  # n, trajectories in a chain (paper: 4; Ring Attention trains with 128)
-    # "stratified": one from each n-th part of the episodes by return
+    # how they are drawn: "uniform" among all, or "stratified": one from each n-th part of the episodes by return
     draw: Literal["uniform", "stratified"] = "uniform"
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
     within_source: bool = False  # whether a chain is of one source only, as where each source is another hidden task

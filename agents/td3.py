@@ -46,7 +46,7 @@ class Learning:
     policy_delay: Count = 2  # critic updates for one update of the actor and the targets (section 5.2)
     target_noise: Annotated[float, Field(ge=0)] = 0.2  # standard deviation of the target action's noise (section 5.3)
     target_clip: Annotated[float, Field(ge=0)] = 0.5  # and its largest magnitude
-    # Of the actor's squared distance to the data's actions, where Q is scaled to 1; 0: plain TD3 (TD3+BC's: 1 / 2.5).
+    # weight of cloning (the squared distance to the data's actions) beside a mean |Q| of 1; 0: plain TD3; TD3+BC: 0.4
     bc_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
