@@ -209,7 +209,7 @@ def _achieved(axes: Axes, look: Look, series: Series, width: float, place: float
               label=series.label)  # fmt: skip
 
 
-def _levels_of(*targets: Float64[np.ndarray, "seeds envs trials"]) -> Float64[np.ndarray, " levels"]:
+def _levels_of(*targets: Float64[np.ndarray, "_ _ _"]) -> Float64[np.ndarray, " levels"]:
     """The different targets; none where they are too many to be levels."""
     everything = np.concatenate([target.ravel() for target in targets])
     levels = np.unique(everything[np.isfinite(everything)])

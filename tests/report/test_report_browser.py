@@ -22,6 +22,22 @@ def report(tmp_path_factory, write_run) -> Path:
     return write_report(runs, base / "report")
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory, write_run) -> Path:
+    """Two tasks, many labels, all that a page can have; small, for figures take their time."""
+    base = tmp_path_factory.mktemp("crowded")
+    small = {"envs": 2, "trials": 2, "points": 0, "data": False, "expert": 900.0}
+    runs = [
+        write_run(base / f"{n}", label=f"AT, {n} trajectories in the context", trajectories=n, seed=n, **small,
+                  task="hidden_point_mass_goal", targets=(200.0, 800.0) if n == 128 else (),
+                  probes={"truncated": 60.0} if n == 128 else {})
+        for n in (1, 2, 4, 8, 16, 128)
+    ]  # fmt: skip
+    runs += [write_run(base / agent, agent=agent, seed=200, task="hidden_reacher_target", **small)
+             for agent in ("agentic_transformer", "behavior_cloning")]  # fmt: skip
+    return write_report(runs, base / "report")
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_shows_itself_without_complaint(report, tmp_path, dark):
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
@@ -36,9 +52,10 @@ def test_the_page_shows_itself_without_complaint(report, tmp_path, dark):
 
 
 @pytest.mark.parametrize(("width", "narrow"), [(360, "block"), (1200, "none")])
-def test_nothing_is_wider_than_the_screen(report, tmp_path, width, narrow):
+@pytest.mark.parametrize("page", ["report", "crowded"])
+def test_nothing_is_wider_than_the_screen(request, tmp_path, page, width, narrow):
     """Headless windows are never narrower than 500 pixels, so a phone is a frame within one."""
-    text = re.sub(r"<meta http-equiv[^>]*>", "", report.read_text())
+    text = re.sub(r"<meta http-equiv[^>]*>", "", request.getfixturevalue(page).read_text())
     (tmp_path / "copy.html").write_text(text.replace("</body>", f"{PROBE}</body>"))
     frame = tmp_path / "frame.html"
     frame.write_text(f'<body style="margin:0"><iframe src="copy.html" style="width:{width}px;height:1500px;border:0">')
