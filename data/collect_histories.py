@@ -49,6 +49,8 @@ class Args:
     """How noise and expert share an action; see above."""
     correlation: float = 0.8
     """Of the blended noise from one decision to the next."""
+    scale: float = 1.0
+    """Standard deviation of the blended noise; less for strong actuators."""
     seed: int = 0
     """Of the first history's task; history i is of seed + i."""
     jobs: int = 0
@@ -64,7 +66,7 @@ def main(args: Args) -> None:
         UserError: in one line, for a task without an expert or settings out of range. No store is left then.
     """
     _check(args)
-    noise, jobs = Noise(args.anneal, args.mix, args.correlation), args.jobs or cpu_count()
+    noise, jobs = Noise(args.anneal, args.mix, args.correlation, args.scale), args.jobs or cpu_count()
     parallel = Parallel(n_jobs=jobs, return_as="generator")
     histories = parallel(
         delayed(noisy_history)(args.task, seed, args.trials, args.action_repeat, noise)
@@ -89,8 +91,8 @@ def main(args: Args) -> None:
 def _check(args: Args) -> None:
     if min(args.histories, args.trials) < 1:
         raise UserError(f"--histories {args.histories}, --trials {args.trials}: give whole numbers, 1 or more")
-    if not (0 < args.anneal <= 1 and 0 <= args.correlation < 1):
-        raise UserError(f"--anneal {args.anneal} must be in (0, 1], --correlation {args.correlation} in [0, 1)")
+    if not (0 < args.anneal <= 1 and 0 <= args.correlation < 1 and args.scale > 0):
+        raise UserError("--anneal must be in (0, 1], --correlation in [0, 1), --scale above 0")
     if not 0 <= args.seed <= HELD_OUT - args.histories:
         raise UserError(
             f"seeds {args.seed} to {args.seed + args.histories - 1}: training tasks are 0 to {HELD_OUT - 1}"

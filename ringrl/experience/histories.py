@@ -24,11 +24,13 @@ class Noise:
         mix: "coin", the paper's: a decision is with probability eps a uniform draw, else the expert's. "blend": it is
             (1 - eps) expert + eps noise, so that what to do next has one mode, as a Gaussian head has.
         correlation: of the blended noise from one decision to the next; correlated noise explores further.
+        scale: standard deviation of the blended noise, before it is clipped to [-1, 1].
     """
 
     anneal: float = 0.8
     mix: Literal["blend", "coin"] = "blend"
     correlation: float = 0.8
+    scale: float = 1.0
 
 
 def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: Noise) -> list[Episode]:
@@ -64,7 +66,7 @@ class _Noisy:
         if self._settings.mix == "coin":
             drawn = self._rng.uniform(-1, 1, self._size)
             return np.where(self._rng.uniform() < eps, drawn, expert).astype(np.float32)
-        action = (1 - eps) * expert + eps * np.clip(self._noise, -1, 1)
+        action = (1 - eps) * expert + eps * np.clip(self._settings.scale * self._noise, -1, 1)
         rho = self._settings.correlation
         self._noise = rho * self._noise + np.sqrt(1 - rho**2) * self._rng.normal(size=self._size)
         return action.astype(np.float32)

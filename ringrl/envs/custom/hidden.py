@@ -32,6 +32,7 @@ _REACH = (0.1, 0.25)  # m, how far from the origin a point mass's goal lies
 _RADIUS, _MARGIN = 0.02, 0.15  # m, of the goal, and beyond it to where the reward has fallen to a tenth
 _TARGET_RADIUS, _TARGET_MARGIN = 0.03, 0.12  # m, the reacher's
 _TARGET_REACH = (0.05, 0.20)  # m, as in the suite
+_LINK = 0.12  # m, of each of the reacher's two
 _SPEED = 4.0  # m/s, the cheetah's fastest target
 _SPEED_MARGIN = 2.0  # m/s
 
@@ -110,22 +111,23 @@ class PointMassActuators(PointMassGoal):
 
 
 class ReacherTarget(_Hidden):
-    """Keep the finger at a hidden target; the finger's place is seen instead of the way to the target."""
+    """Keep the finger at a hidden target in front of the arm; the finger's place is seen, not the way to the target.
+
+    The suite puts targets all around. In front (x > 0), with the arm starting there, no way round is the longer one.
+    """
 
     def _draw(self, rng: np.random.Generator) -> Float64[np.ndarray, " hidden"]:
-        return _on_ring(rng, _TARGET_REACH)
+        x, y = _on_ring(rng, _TARGET_REACH)
+        return np.array([abs(x), y])
 
     def _seen(self, physics: Any) -> dict[str, Any]:
         finger = physics.named.data.geom_xpos["finger", :2].copy()
-        angles = physics.position()
-        return {"angles": np.concatenate([np.sin(angles), np.cos(angles)]), "finger": finger} | {
-            "velocity": physics.velocity()
-        }
+        return {"position": physics.position(), "finger": finger, "velocity": physics.velocity()}
 
     def initialize_episode(self, physics: Any) -> None:
-        """At rest, the arm bent anyhow."""
+        """At rest, the shoulder within a quarter turn of straight ahead, the wrist bent to the left."""
         physics.named.model.geom_pos["target", :2] = self.hidden
-        physics.data.qpos[:] = self.random.uniform((-np.pi, np.pi / 4), (np.pi, 3 * np.pi / 4))
+        physics.data.qpos[:] = self.random.uniform((-np.pi / 2, np.pi / 4), (np.pi / 2, 3 * np.pi / 4))
         super().initialize_episode(physics)
 
     def get_reward(self, physics: Any) -> Any:
@@ -133,18 +135,11 @@ class ReacherTarget(_Hidden):
         return rewards.tolerance(physics.finger_to_target_dist(), bounds=(0, _TARGET_RADIUS), margin=_TARGET_MARGIN)
 
     def expert(self, physics: Any) -> Float64[np.ndarray, "2"]:
-        """The action in [-1, 1] of a controller that knows the target: the arm bent by its inverse kinematics."""
-        shoulder, wrist = physics.position()
-        radius = np.linalg.norm(self.hidden)
-        link = 0.12
-        bend = np.arccos(np.clip(radius**2 / (2 * link**2) - 1, -1, 1))
-        towards = np.arctan2(self.hidden[1], self.hidden[0]) - bend / 2
-        turn = (towards - shoulder + np.pi) % (2 * np.pi) - np.pi
-        error = np.array([turn, bend - wrist])
-        return np.clip(_REACHER_KP * error - _REACHER_KD * physics.velocity(), -1, 1)
-
-
-_REACHER_KP, _REACHER_KD = 1.0, 0.3
+        """The action in [-1, 1] of a controller that knows the target: the arm is turned to where it reaches it."""
+        bend = 2 * np.arccos(np.linalg.norm(self.hidden) / (2 * _LINK))
+        ahead = np.arctan2(self.hidden[1], self.hidden[0]) - bend / 2
+        error = np.array([ahead, bend]) - physics.position()
+        return np.clip(0.5 * error - 0.15 * physics.velocity(), -1, 1)
 
 
 class CheetahVelocity(_Hidden, cheetah.Cheetah):
