@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from ringrl import recipes
 from ringrl.errors import UserError
+from ringrl.rollout import Probe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,7 +107,11 @@ class Evaluate:
     context: int | None = None
     """Tokens the agent may look back on."""
     target: float | None = None
-    """Return to ask for, of agents that are told one; default the best of the data set."""
+    """Return to ask for, of agents that are told one; default the config's evaluation.target, or the data's best."""
+    targets: tuple[float, ...] = ()
+    """Several returns to ask for in turn: writes evaluation/targets.csv, and leaves returns.csv alone."""
+    probe: tuple[Probe, ...] = ()
+    """Remove, reorder or swap the earlier trials, or hide all rewards: writes evaluation/probe-NAME.csv each."""
     seed: int | None = None
     """Of the environments and the drawn actions."""
     checkpoint: str = "latest"
@@ -116,18 +121,19 @@ class Evaluate:
 
     def run(self) -> None:
         """Evaluate."""
-        from ringrl.rollout.evaluate import evaluate
+        from ringrl.rollout.evaluate import evaluate, repeat
 
-        settings = {
-            "trials": self.trials,
-            "envs": self.envs,
-            "context": self.context,
-            "target": self.target,
-            "seed": self.seed,
-            "video": self.video,
-            "checkpoint": self.checkpoint,
-        }
-        print(f"returns: {evaluate(self.run_directory, **settings)}")
+        names = ("trials", "envs", "context", "target", "seed", "checkpoint")
+        settings = {name: getattr(self, name) for name in names}
+        if not self.targets and not self.probe:
+            print(f"returns: {evaluate(self.run_directory, video=self.video, **settings)}")
+            return
+        if self.video is not None:
+            raise UserError("--video films the evaluation itself: leave out --targets and --probe")
+        if self.targets and self.target is not None:
+            raise UserError("give --target or --targets, not both")
+        for table in repeat(self.run_directory, self.targets, self.probe, **settings):
+            print(f"returns: {table}")
 
 
 @dataclass(frozen=True)

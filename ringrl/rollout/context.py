@@ -6,7 +6,6 @@ ends earlier than another's, or its context starts afresh, segment ids keep the 
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,8 @@ from flax import nnx
 from jaxtyping import Int32, Int64
 
 from ringrl.episode import Batch
-from ringrl.model.transformer import Transformer, make_attend
+from ringrl.model.tokens import Steps
+from ringrl.model.transformer import Cache, Transformer, make_attend
 
 Step = Mapping[str, np.ndarray]  # one step of every environment: fields of `episode.Batch`, [envs, ...]
 _INTEGERS = ("step", "trial", "position", "segment_ids")
@@ -135,25 +135,34 @@ class Cached:
         self._kept = max(steps - trial_steps, steps // 2)
         self._recent = Recent(envs, steps + 1, sizes)  # the one more stands there only while the others make room
         self._renumbered = {name: np.zeros(envs, np.int32) for name in ("trial", "position")}
-        tokens = steps * model.layout.tokens_per_step
-        self._empty = partial(model.empty_cache, envs, tokens)
-        self._cache = self._empty()
+        per_step = model.layout.tokens_per_step
+        tokens = steps * per_step
+        self._cache = model.empty_cache(envs, tokens)
         self._previous: Step = self._recent.last()
         attend = make_attend(None, "contiguous", model.config.block)
         self._decode = jax.jit(lambda params, *args: nnx.merge(self._graph, params).decode(*args), donate_argnums=3)
-        self._prefill = jax.jit(lambda params, steps: nnx.merge(self._graph, params).prefill(steps, attend, tokens))
+
+        def prefill(params: Any, batch: Steps, count: jax.Array) -> Cache:
+            """The cache of the first `count` of all slots: one shape, compiled once."""
+            cache = nnx.merge(self._graph, params).prefill(batch, attend, tokens)
+            return cache | {"cursor": count * per_step}
+
+        self._prefill = jax.jit(prefill)
 
     def predict(self, step: Step) -> jax.Array:
         """Raw outputs for the step's action, [envs, action, outputs]; `step` lacks action, reward and completion."""
         if self._record(step):
             self._rebuild(self._recent.fields)
-        raw, self._cache = self._decode(self._params, self._previous, self._recent.last(), self._cache)
-        return raw
+        return self._add(self._recent.last())
 
     def amend(self, step: Step) -> None:
         """Tell what followed the last predicted step: its action, reward and completion."""
         self._recent.amend(step)
         self._previous = self._recent.last()
+
+    def _add(self, newest: Step) -> jax.Array:
+        raw, self._cache = self._decode(self._params, self._previous, newest, self._cache)
+        return raw
 
     def _record(self, step: Step) -> bool:
         """Append the step; whether others had to make room for it."""
@@ -177,8 +186,10 @@ class Cached:
 
     def _rebuild(self, shown: Step) -> None:
         """Make the cache anew from all but the newest of the recent steps, as they stand in `shown`."""
-        earlier = self._recent.count - 1
-        cache = self._prefill(self._params, {name: x[:, :earlier] for name, x in shown.items()}) if earlier else None
-        self._cache = cache or self._empty()
+        count = self._recent.count - 1
+        slots = {name: np.zeros_like(value[:, : self._steps]) for name, value in self._recent.fields.items()}
+        for name, value in slots.items():
+            value[:, :count] = shown[name][:, :count]
+        self._cache = self._prefill(self._params, slots, np.int32(count))
         # The rebuilt cache holds the newest of them whole, so nothing of it is left to add.
         self._previous = dict(self._previous) | {"segment_ids": np.zeros_like(self._previous["segment_ids"])}

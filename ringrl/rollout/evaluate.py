@@ -5,8 +5,8 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ringrl.errors import UserError
 from ringrl.experience.normalizer import Normalizer
 from ringrl.files import write_text
 from ringrl.model.transformer import Transformer
+from ringrl.rollout import Probe
 from ringrl.rollout.learner import LearnerPolicy, load_learner
 from ringrl.rollout.policy import ExpertPolicy, Policy, RandomPolicy, SequencePolicy
 from ringrl.rollout.trials import run_trials
@@ -55,8 +56,128 @@ def evaluate(
     Both files, returns.csv and evaluation.json, are replaced whole at the end.
     """
     began = time.perf_counter()
-    config, card = read_run(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
+    trained = _load(run, checkpoint, given)
+    policies: dict[str, MakePolicy] = {agent_label(trained.config): trained.policy}
+    if reference:
+        policies |= _references(trained.config.data.task, trained.setting)
+    results: list[TrialReturn] = []
+    with _progress() as progress:
+        for name, policy in policies.items():
+            results += trained.roll_out(name, policy, progress)
+    returns = trained.write("returns.csv", "evaluation.json", results, began)
+    if video is not None:
+        film = {"seed": trained.setting.seed, "action_repeat": trained.config.data.action_repeat}
+        record(video, trained.policy, trained.config.data.task, trained.setting.trials, **film)
+    return returns
+
+
+def repeat(
+    run: Path,
+    targets: Sequence[float] = (),
+    probes: Sequence[Probe] = (),
+    *,
+    checkpoint: str = "latest",
+    **given: int | float | None,
+) -> list[Path]:
+    """The agent's evaluation once more for each of `targets`, and with its past tampered with by each of `probes`.
+
+    Writes evaluation/targets.csv for all targets, evaluation/probe-NAME.csv for each probe, with the agent's rows
+    alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The probes are those of
+    `ringrl.rollout.probe`. `given` are `evaluate`'s trials, envs, context, target and seed; None takes the run's own.
+
+    Raises UserError as `evaluate`; for targets of an agent that is told none; and for probes of one that looks at the
+    present trial alone.
+    """
+    trained = _load(run, checkpoint, given)
+    label, acting, setting = agent_label(trained.config), trained.acting, trained.setting
+    if targets and acting.target is None:
+        raise UserError(f"--targets: {label} is told no return, so there is none to vary; leave it out")
+    if probes and not acting.across_trials:
+        raise UserError(f"--probe: {label} looks at the present trial alone, so there is no past to tamper with")
+    if "foreign" in probes and setting.envs < 2:
+        raise UserError("--probe foreign: takes the past of another environment; give --envs 2 or more")
+    tables = []
+    with _progress() as progress:
+        if targets:
+            began, results = time.perf_counter(), []
+            for target in dict.fromkeys(targets):
+                told = replace(trained, acting=replace(acting, target=float(target)))
+                results += told.roll_out(label, told.policy, progress, f"told {target:g}")
+            about = {"target": None, "targets": list(targets)}
+            tables.append(trained.write("targets.csv", "targets.json", results, began, about))
+        for probe in dict.fromkeys(probes):
+            began = time.perf_counter()
+            results = trained.roll_out(label, partial(trained.policy, probe=probe), progress, probe)
+            about = {"probe": probe}
+            tables.append(trained.write(f"probe-{probe}.csv", f"probe-{probe}.json", results, began, about))
+    return tables
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A run's agent, and under which setting it is rolled out."""
+
+    run: Path
+    config: RunConfig
+    card: dict
+    setting: EvaluationConfig
+    acting: Acting
+    model: Transformer | LearnerPolicy
+    step: int  # optimiser steps that it was trained for
+
+    def policy(self, envs: VectorEnv, probe: Probe | None = None) -> Policy:
+        """It, as it acts in these environments."""
+        if isinstance(self.model, LearnerPolicy):
+            return self.model
+        return SequencePolicy(
+            self.model,
+            Normalizer.load(self.run / "normalizer.json"),
+            self.acting,
+            envs=envs.num_envs,
+            episode_steps=_decisions(envs),
+            trials=self.setting.trials,
+            sizes=self.card["sizes"],
+            seed=self.setting.seed,
+            probe=probe,
+        )
+
+    def roll_out(self, name: str, policy: MakePolicy, progress: Progress, how: str = "") -> list[TrialReturn]:
+        """One agent's trials, in its rows called `name`; `policy` makes it, given the environments."""
+        data, setting = self.config.data, self.setting
+        vector = make_vector(data.task, setting.envs, seed=setting.seed, action_repeat=data.action_repeat)
+        about = f"{', '.join(filter(None, (name, how)))}: {setting.trials} trials x {setting.envs} environments"
+        bar = progress.add_task(about, total=setting.trials * _decisions(vector))
+        try:
+            return run_trials(
+                policy(vector),
+                vector,
+                setting.trials,
+                agent=name,
+                task=data.task,
+                seed=self.config.seed,
+                action_repeat=data.action_repeat,
+                on_step=lambda _: progress.advance(bar),
+            )
+        finally:
+            vector.close()
+
+    def write(
+        self, table: str, about: str, results: list[TrialReturn], began: float, more: Mapping[str, object] | None = None
+    ) -> Path:
+        """A table of the run's evaluation/, and in `about`, a JSON beside it, how it came about."""
+        folder = self.run / "evaluation"
+        folder.mkdir(exist_ok=True)
+        facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.step}
+        facts |= {"agent": agent_label(self.config)} | dict(more or {})
+        write_text(folder / about, json.dumps(self.setting.model_dump() | facts, indent=1) + "\n")
+        write_returns(folder / table, results)
+        return folder / table
+
+
+def _load(run: Path, checkpoint: str, given: Mapping[str, int | float | None]) -> _Trained:
+    """The run's agent; of `given`, what is not None changes the run's own setting."""
+    config, card = read_run(run)
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
     acting = _acting(config, card, setting)
@@ -64,25 +185,11 @@ def evaluate(
     learner = find_learner(config.agent.name)
     load = partial(load_learner, learner) if learner else load_model
     model, step = load(run, config, card, checkpoint)
-    policies: dict[str, MakePolicy] = {
-        agent_label(config): lambda vector: _trained(run, acting, card, model, setting, vector)
-    }
-    if reference:
-        policies |= _references(config.data.task, setting)
-    results: list[TrialReturn] = []
-    with Progress(console=Console(stderr=True)) as progress:
-        for name, policy in policies.items():
-            results += _roll_out(config, setting, name, policy, progress)
-    folder = run / "evaluation"
-    folder.mkdir(exist_ok=True)
-    seconds = round(time.perf_counter() - began, 2)
-    about = setting.model_dump() | {"seconds": seconds, "checkpoint_step": step, "agent": agent_label(config)}
-    write_text(folder / "evaluation.json", json.dumps(about, indent=1) + "\n")
-    write_returns(folder / "returns.csv", results)
-    if video is not None:
-        film = {"seed": setting.seed, "action_repeat": config.data.action_repeat}
-        record(video, policies[agent_label(config)], config.data.task, setting.trials, **film)
-    return folder / "returns.csv"
+    return _Trained(run, config, card, setting, acting, model, step)
+
+
+def _progress() -> Progress:
+    return Progress(console=Console(stderr=True))
 
 
 def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
@@ -113,30 +220,6 @@ def _references(task: str, setting: EvaluationConfig) -> dict[str, MakePolicy]:
     env.close()
     chance: dict[str, MakePolicy] = {"random": lambda _: RandomPolicy(setting.envs, width, setting.seed)}
     return chance | {"expert": ExpertPolicy} if knows else chance
-
-
-def _roll_out(
-    config: RunConfig, setting: EvaluationConfig, name: str, policy: MakePolicy, progress: Progress
-) -> list[TrialReturn]:
-    """One agent's trials; `policy` makes it, given the environments."""
-    data = config.data
-    vector = make_vector(data.task, setting.envs, seed=setting.seed, action_repeat=data.action_repeat)
-    decisions = setting.trials * _decisions(vector)
-    about = f"{name}: {setting.trials} trials x {setting.envs} environments"
-    bar = progress.add_task(about, total=decisions)
-    try:
-        return run_trials(
-            policy(vector),
-            vector,
-            setting.trials,
-            agent=name,
-            task=data.task,
-            seed=config.seed,
-            action_repeat=data.action_repeat,
-            on_step=lambda _: progress.advance(bar),
-        )
-    finally:
-        vector.close()
 
 
 def _decisions(envs: VectorEnv) -> int:
@@ -193,26 +276,3 @@ def _acting(config: RunConfig, card: dict, setting: EvaluationConfig) -> Acting:
             f"--context {setting.context}: a step of this agent takes {tokens_per_step} tokens; give at least that"
         )
     return replace(acting, context_steps=setting.context // tokens_per_step)
-
-
-def _trained(
-    run: Path,
-    acting: Acting,
-    card: dict,
-    model: Transformer | LearnerPolicy,
-    setting: EvaluationConfig,
-    envs: VectorEnv,
-) -> Policy:
-    """The trained agent."""
-    if isinstance(model, LearnerPolicy):
-        return model
-    return SequencePolicy(
-        model,
-        Normalizer.load(run / "normalizer.json"),
-        acting,
-        envs=envs.num_envs,
-        episode_steps=_decisions(envs),
-        trials=setting.trials,
-        sizes=card["sizes"],
-        seed=setting.seed,
-    )

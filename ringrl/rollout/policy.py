@@ -11,7 +11,9 @@ from ringrl.agent import Acting
 from ringrl.envs import DMControlEnv, VectorEnv
 from ringrl.experience.normalizer import Normalizer
 from ringrl.model.transformer import Transformer
+from ringrl.rollout import Probe
 from ringrl.rollout.context import Cached, Window
+from ringrl.rollout.probe import Probed
 
 
 @runtime_checkable
@@ -91,7 +93,8 @@ class SequencePolicy:
         episode_steps: decisions in the longest episode.
         trials: trials to come; with `episode_steps` it bounds the context.
         sizes: widths of the observation and the action.
-        seed: of the drawn actions.
+        seed: of the drawn actions, and of what a probe draws.
+        probe: how the trials before the present one are tampered with, of an agent that looks across them.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class SequencePolicy:
         trials: int,
         sizes: Mapping[str, int],
         seed: int,
+        probe: Probe | None = None,
     ):
         self._normalizer, self._acting, self.target = normalizer, acting, acting.target
         self._head, self._key = model.head, jax.random.key(seed)
@@ -116,8 +120,11 @@ class SequencePolicy:
             steps = episode_steps  # there is no room for two trials, so each has the context to itself
         if windowed:
             self._context = Window(model, envs, steps, sizes)
-        else:
+        elif probe is None:
             self._context = Cached(model, envs, steps, episode_steps, sizes)
+        else:
+            told = (acting.target or 0.0) / normalizer.return_scale
+            self._context = Probed(model, envs, steps, episode_steps, sizes, probe=probe, target=told, seed=seed)
         self._act = jax.jit(self._head.act)
         self._decisions = 0
         zeros, integers = np.zeros(envs, np.float32), np.zeros(envs, np.int32)

@@ -1,6 +1,7 @@
 """Whole evaluations of a run: who is rolled out, under which name, and what is written."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from ringrl.config import parse_config
 from ringrl.envs import make
 from ringrl.envs.suite import DMControlEnv
 from ringrl.errors import UserError
-from ringrl.rollout.evaluate import agent_label, evaluate
+from ringrl.rollout.evaluate import agent_label, evaluate, repeat
 from ringrl.training.loop import find_run, train
+from ringrl.verbs import Evaluate
 
 LABEL = "AT, two in context"
 LIMIT = 22  # control steps of an episode: 6 decisions of up to 4
@@ -81,3 +83,47 @@ def test_an_expert_is_rolled_out_where_the_task_has_one(run, monkeypatch):
 
 def test_without_an_expert_there_is_only_chance(run):
     assert {row["agent"] for row in read(evaluate(run, trials=1))} == {LABEL, "random"}
+
+
+def test_targets_repeat_the_evaluation(run):
+    evaluate(run, trials=2, target=15.0)
+    before = (run / "evaluation" / "returns.csv").read_text()
+    (table,) = repeat(run, (15.0, 20.0, 15.0), trials=2)
+    assert table == run / "evaluation" / "targets.csv"
+    rows = read(table)
+    assert [row["target_return"] for row in rows] == ["15.0"] * 4 + ["20.0"] * 4
+    assert rows[:4] == [row for row in read(run / "evaluation" / "returns.csv") if row["agent"] == LABEL]
+    assert (run / "evaluation" / "returns.csv").read_text() == before
+    about = json.loads((run / "evaluation" / "targets.json").read_text())
+    assert (about["targets"], about["trials"], about["checkpoint_step"]) == ([15.0, 20.0, 15.0], 2, 2)
+
+
+def test_probes_are_written_one_by_one_and_again_the_same(run):
+    (intact,) = repeat(run, (20.0,), trials=3, envs=3)
+    tables = repeat(run, probes=("truncated", "shuffled", "foreign", "blind"), trials=3, envs=3, target=20.0)
+    assert [table.name for table in tables] == [
+        f"probe-{name}.csv" for name in ("truncated", "shuffled", "foreign", "blind")
+    ]
+    first = {(row["env"], row["return"]) for row in read(intact) if row["trial"] == "0"}
+    for table in tables:
+        rows = read(table)
+        assert len(rows) == 9 and {row["agent"] for row in rows} == {LABEL}
+        # There is nothing to tamper with before the first trial's end, but for its rewards.
+        unlike = {(row["env"], row["return"]) for row in rows if row["trial"] == "0"} != first
+        assert unlike == (table.name == "probe-blind.csv")
+    again = repeat(run, probes=("shuffled",), trials=3, envs=3, target=20.0)[0].read_text()
+    assert again == tables[1].read_text()
+
+
+def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
+    with pytest.raises(UserError, match="--probe foreign: .*--envs 2"):
+        repeat(run, probes=("foreign",), envs=1)
+    train(tiny_config({"name": "behavior_cloning"}, training={"steps": 1}), tmp_path / "bc")
+    with pytest.raises(UserError, match="--targets: behavior_cloning is told no return"):
+        repeat(tmp_path / "bc", targets=(1.0,))
+    with pytest.raises(UserError, match="--probe: behavior_cloning looks at the present trial alone"):
+        repeat(tmp_path / "bc", probes=("blind",))
+    with pytest.raises(UserError, match="not both"):
+        Evaluate(run, targets=(1.0,), target=2.0).run()
+    with pytest.raises(UserError, match="--video"):
+        Evaluate(run, probe=("blind",), video=tmp_path / "film.gif").run()
