@@ -12,7 +12,7 @@ from ringrl.errors import UserError
 from ringrl.report import write_report
 from ringrl.report.style import assign_colours
 
-VOID = {"meta", "link", "br", "path", "use", "rect"}
+VOID = {"meta", "link", "br", "wbr", "path", "use", "rect"}
 
 
 class Page(HTMLParser):
