@@ -29,6 +29,7 @@ def tiny_store(tmp_path_factory) -> Path:
     Its tasks are cartpole_balance and cartpole_swingup.
     """
     from ringrl import envs, recipes
+    from ringrl.experience.record import record_episode
     from ringrl.experience.relabel import Relabeler
     from ringrl.experience.store import Source, build
 
@@ -41,7 +42,7 @@ def tiny_store(tmp_path_factory) -> Path:
     def episodes():
         for index in range(8):
             env._env._step_limit = 36 + index
-            episode, _ = collect.run_episode(env, policy)
+            episode, _ = record_episode(env, policy.act)
             yield dataclasses.replace(episode, reward=relabel(episode)), index // 4
 
     sources = [Source("one", "one", "random"), Source("two", "two", "random")]

@@ -10,6 +10,7 @@ from ringrl import envs, recipes
 from ringrl.errors import UserError
 from ringrl.experience.exorl import list_episodes, read_episode
 from ringrl.experience.folders import describe_folder
+from ringrl.experience.record import record_episode
 from ringrl.experience.relabel import relabel_episode
 
 collect = recipes.load("data", "collect")
@@ -98,7 +99,7 @@ def test_learners_write_the_tasks_reward_and_the_seed_determines_all(tmp_path, p
 
 def test_the_learner_sees_decisions_and_the_file_control_steps():
     env = envs.make("cartpole_swingup", seed=3, action_repeat=3)  # 1000 = 333 * 3 + 1
-    episode, decisions = collect.run_episode(env, collect.Random(1, 0))
+    episode, decisions = record_episode(env, collect.Random(1, 0).act)
     assert episode.length == 1000 and len(decisions.action) == 334
     np.testing.assert_array_equal(decisions.observation[:-1], episode.observation[:-1:3])
     np.testing.assert_array_equal(decisions.observation[-1], episode.observation[-1])
@@ -111,7 +112,7 @@ def test_gradient_steps_follow_the_decisions_after_the_warm_up():
     env = envs.make("cartpole_swingup", action_repeat=10)  # 100 decisions an episode
     steps = []
     for _ in range(4):
-        learner.learn(collect.run_episode(env, learner)[1])
+        learner.learn(record_episode(env, learner.act)[1])
         steps.append(int(learner._state.step))
     assert steps == [0, 50, 100, 150]
 
