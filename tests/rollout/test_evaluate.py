@@ -99,20 +99,18 @@ def test_targets_repeat_the_evaluation(run):
 
 
 def test_probes_are_written_one_by_one_and_again_the_same(run):
-    (intact,) = repeat(run, (20.0,), trials=3, envs=3)
-    tables = repeat(run, probes=("truncated", "shuffled", "foreign", "blind"), trials=3, envs=3, target=20.0)
-    assert [table.name for table in tables] == [
-        f"probe-{name}.csv" for name in ("truncated", "shuffled", "foreign", "blind")
-    ]
+    (intact,) = repeat(run, (20.0,), trials=2)
+    tables = repeat(run, probes=("foreign", "blind"), trials=2, target=20.0)
+    assert [table.name for table in tables] == ["probe-foreign.csv", "probe-blind.csv"]
     first = {(row["env"], row["return"]) for row in read(intact) if row["trial"] == "0"}
     for table in tables:
         rows = read(table)
-        assert len(rows) == 9 and {row["agent"] for row in rows} == {LABEL}
+        assert len(rows) == 4 and {row["agent"] for row in rows} == {LABEL}
         # There is nothing to tamper with before the first trial's end, but for its rewards.
         unlike = {(row["env"], row["return"]) for row in rows if row["trial"] == "0"} != first
         assert unlike == (table.name == "probe-blind.csv")
-    again = repeat(run, probes=("shuffled",), trials=3, envs=3, target=20.0)[0].read_text()
-    assert again == tables[1].read_text()
+    before = tables[0].read_text()
+    assert repeat(run, probes=("foreign",), trials=2, target=20.0)[0].read_text() == before
 
 
 def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):

@@ -175,8 +175,7 @@ def test_a_full_context_goes_on_from_its_newest_half(tmp_path, layout, context):
         assert_taken(np.stack([each[-1] for each in predict(model, windows)]), chain.action)
 
 
-@pytest.mark.parametrize("layout, fit", [(INTERLEAVED, 2), (FUSED, 3), (INTERLEAVED, 1), (FUSED, 1)])
-@pytest.mark.parametrize("spare", [0, 5])
+@pytest.mark.parametrize("layout, fit, spare", [(INTERLEAVED, 2, 0), (FUSED, 3, 5), (FUSED, 1, 0), (INTERLEAVED, 1, 5)])
 def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout, fit, spare):
     """Where `fit` trials fit, each is seen with the `fit` - 1 before it, as a chain that begins with the first of them.
 
@@ -197,7 +196,7 @@ def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout,
             assert_taken(expected, chain.action[-decisions:])
 
 
-@pytest.mark.parametrize("layout, context", [(INTERLEAVED, 26), (FUSED, 32), (FUSED, 13), (FUSED, 20)])
+@pytest.mark.parametrize("layout, context", [(INTERLEAVED, 26), (FUSED, 32), (FUSED, 20)])
 def test_trials_of_unequal_lengths_make_room_one_by_one(tmp_path, layout, context):
     """Every environment keeps whole trials of its own, of those in the newest slots that leave room for the longest."""
     model, trials = make_model(layout), 4
