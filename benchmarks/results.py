@@ -1,0 +1,229 @@
+"""The evidence of docs/results.md, a row at a time: data, three training seeds of every agent, evaluation, report.
+
+    python -m benchmarks.results small      # row 1's Algorithm Distillation on hidden goals, one seed; about TIME
+    python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks
+    python -m benchmarks.results exorl      # row 2: RND data, relabelled, in the shape of Ring Attention's Table 5
+    python -m benchmarks.results context    # row 3: return against trajectories in the context
+
+Every command that it runs is printed and can be run by hand. What is finished is not done again, so a run that was
+stopped goes on; `--fresh` starts over. `--jobs` trains so many at once, each on its share of the cores. The page, its
+figures and summary.json land in docs/results/ROW. The last line is one JSON object: for every task and agent the mean
+return and, where there is an expert or a data set to measure by, the normalised return of the first and last trial.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Queue
+from typing import Annotated, Literal
+
+import tyro
+
+DATA, RUNS, OUT = Path("datasets/results"), Path("runs/results"), Path("docs/results")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A step that makes `out`."""
+
+    out: Path
+    command: str  # of `ringrl data`, without --out
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and its evaluation."""
+
+    name: str  # of the run directory, the seed following
+    config: str
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim: its data and its trainings."""
+
+    data: tuple[Data, ...]
+    jobs: tuple[Job, ...]
+
+
+def _histories(name: str, task: str, repeat: int, trials: int = 8) -> Data:
+    command = f"collect_histories --task {task} --action-repeat {repeat} --trials {trials}"
+    return Data(DATA / f"{name}.store", command)
+
+
+# Of each family of hidden tasks, how long an action is held and how strong the noise is.
+FAMILIES = {
+    "goal": ("hidden_point_mass_goal", 10, 1.0),
+    "actuators": ("hidden_point_mass_actuators", 10, 1.0),
+    "target": ("hidden_reacher_target", 5, 0.3),
+}
+PROBES = ("truncated", "shuffled", "foreign", "blind")
+
+
+def _histories(family: str, trials: int) -> Data:
+    task, repeat, scale = FAMILIES[family]
+    command = f"collect_histories --task {task} --action-repeat {repeat} --scale {scale} --trials {trials}"
+    return Data(DATA / f"{family}{trials}.store", command)
+
+
+def _hidden(family: str) -> tuple[Job, ...]:
+    task, repeat, _ = FAMILIES[family]
+    where = {"data.store": _histories(family, 8).out, "data.task": task, "data.action_repeat": repeat}
+    return (
+        Job(f"{family}_ad", "results_ad", where, PROBES),
+        Job(f"{family}_bc", "results_hidden_bc", where),
+    )
+
+
+def _context(trials: int) -> Job:
+    values = {"agent.trajectories": trials, "model.max_trials": trials, "training.row_steps": 25 * trials}
+    label = f"AD, {trials} trial{'s' if trials > 1 else ''} in context"
+    return Job(f"context_{trials}", "results_context", values | {"training.batch": 128 // trials, "label": label})
+
+
+# Of each domain of ExoRL, the task under which its RND collector ran, and the tasks that are learned from its data.
+EXORL = {
+    "cartpole": ("cartpole_swingup", ("cartpole_swingup",), 300),
+    "walker": ("walker_walk", ("walker_stand", "walker_walk"), 500),
+    "cheetah": ("cheetah_run", ("cheetah_run",), 500),
+}
+
+
+def _exorl_data() -> tuple[Data, ...]:
+    steps = []
+    for domain, (collected, tasks, episodes) in EXORL.items():
+        files = DATA / domain / "rnd"
+        steps.append(Data(files, f"collect --task {collected} --policy rnd --episodes {episodes}"))
+        steps.append(Data(DATA / f"{domain}.store", f"build_store {files} --tasks {' '.join(tasks)}"))
+    return tuple(steps)
+
+
+def _exorl() -> tuple[Job, ...]:
+    jobs = []
+    for domain, (_, tasks, _) in EXORL.items():
+        for task in tasks:
+            where = {"data.store": DATA / f"{domain}.store", "data.task": task}
+            jobs += [Job(f"{task}_{agent}", f"results_{agent}", where) for agent in ("dt", "bc10", "td3")]
+            jobs.append(Job(f"{task}_at", "results_at", where, PROBES))
+    return tuple(jobs)
+
+
+ROWS = {
+    "small": Row((_histories("goal", 8),), _hidden("goal")[:1]),
+    "hidden": Row(
+        tuple(_histories(family, 8) for family in FAMILIES),
+        tuple(job for family in FAMILIES for job in _hidden(family)),
+    ),
+    "exorl": Row(_exorl_data(), _exorl()),
+    "context": Row((_histories("goal", 16),), tuple(_context(trials) for trials in (1, 2, 4, 8, 16))),
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Rerun a row of docs/results.md."""
+
+    row: Annotated[Literal["small", "hidden", "exorl", "context"], tyro.conf.Positional]
+    """Which one."""
+    seeds: int | None = None
+    """Training seeds of every agent; default 3, for small 1."""
+    jobs: int = 1
+    """Trainings at once, each on its share of the cores."""
+    only: str = ""
+    """Only the runs whose names hold this, and no report."""
+    fresh: bool = False
+    """Do again what is finished, the data too."""
+
+
+def main(args: Args) -> None:
+    """Make the row's data, train, evaluate and report."""
+    row, seeds = ROWS[args.row], args.seeds or (1 if args.row == "small" else 3)
+    for data in row.data:
+        if args.fresh or not data.out.exists():
+            _ringrl(f"data {data.command} --out {data.out}" + (" --overwrite" if data.out.exists() else ""))
+    runs = [(job, seed) for seed in range(seeds) for job in row.jobs if args.only in f"{job.name}-seed{seed}"]
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(len(cores) // args.jobs, 1)
+    shares: Queue[set[int]] = Queue()
+    for index in range(args.jobs):
+        shares.put(set(cores[index * share : (index + 1) * share] or cores))
+
+    def run(job: Job, seed: int) -> None:
+        mine = shares.get()
+        try:
+            _train_and_evaluate(job, seed, mine, args.fresh)
+        finally:
+            shares.put(mine)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(run, *each) for each in runs]:
+            done.result()
+    if not args.only:
+        out = (RUNS / "small-report") if args.row == "small" else OUT / args.row
+        _ringrl(f"report {' '.join(str(_folder(*each)) for each in runs)} --out {out}")
+        print(json.dumps(_last_line(out)))
+
+
+def _folder(job: Job, seed: int) -> Path:
+    return RUNS / f"{job.name}-seed{seed}"
+
+
+def _train_and_evaluate(job: Job, seed: int, cores: set[int], fresh: bool) -> None:
+    run = _folder(job, seed)
+    if fresh:
+        shutil.rmtree(run, ignore_errors=True)
+    if (run / "timing.json").exists():
+        return
+    changes = " ".join(shlex.quote(f"{name}={value}") for name, value in job.overrides.items())
+    began = time.perf_counter()
+    if (run / "config.yaml").exists():
+        _ringrl(f"train --resume {run}", cores)
+    else:
+        _ringrl(f"train {job.config} seed={seed} {changes} --out {run}", cores)
+    trained = time.perf_counter()
+    _ringrl(f"evaluate {run}", cores)
+    if job.probes:
+        _ringrl(f"evaluate {run} --probe {' '.join(job.probes)}", cores)
+    seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}
+    (run / "timing.json").write_text(json.dumps(seconds | {"cores": len(cores)}) + "\n")
+
+
+def _ringrl(command: str, cores: set[int] | None = None) -> None:
+    print(f"$ ringrl {command}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ringrl.cli", *shlex.split(command)],
+        preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"`ringrl {command}` failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def _last_line(out: Path) -> dict[str, dict[str, dict[str, float | None]]]:
+    tasks = json.loads((out / "summary.json").read_text())["tasks"]
+    return {
+        task: {
+            label: {trial: agent[trial]["value"] for trial in ("first", "last")}
+            | {
+                f"{trial}_normalised": (agent["normalised"] or {}).get(trial, {}).get("value")
+                for trial in ("first", "last")
+            }
+            for label, agent in of["agents"].items()
+        }
+        for task, of in tasks.items()
+    }
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
