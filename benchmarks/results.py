@@ -44,21 +44,9 @@ class Job:
 
     name: str  # of the run directory, the seed following
     config: str
+    data: tuple[Data, ...]  # what it needs, in the order of making
     overrides: Mapping[str, object] = field(default_factory=dict)
     probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
-
-
-@dataclass(frozen=True)
-class Row:
-    """One claim: its data and its trainings."""
-
-    data: tuple[Data, ...]
-    jobs: tuple[Job, ...]
-
-
-def _histories(name: str, task: str, repeat: int, trials: int = 8) -> Data:
-    command = f"collect_histories --task {task} --action-repeat {repeat} --trials {trials}"
-    return Data(DATA / f"{name}.store", command)
 
 
 # Of each family of hidden tasks, how long an action is held and how strong the noise is.
@@ -78,17 +66,19 @@ def _histories(family: str, trials: int) -> Data:
 
 def _hidden(family: str) -> tuple[Job, ...]:
     task, repeat, _ = FAMILIES[family]
-    where = {"data.store": _histories(family, 8).out, "data.task": task, "data.action_repeat": repeat}
+    data = _histories(family, 8)
+    where = {"data.store": data.out, "data.task": task, "data.action_repeat": repeat}
     return (
-        Job(f"{family}_ad", "results_ad", where, PROBES),
-        Job(f"{family}_bc", "results_hidden_bc", where),
+        Job(f"{family}_ad", "results_ad", (data,), where, PROBES),
+        Job(f"{family}_bc", "results_hidden_bc", (data,), where),
     )
 
 
 def _context(trials: int) -> Job:
     values = {"agent.trajectories": trials, "model.max_trials": trials, "training.row_steps": 25 * trials}
     label = f"AD, {trials} trial{'s' if trials > 1 else ''} in context"
-    return Job(f"context_{trials}", "results_context", values | {"training.batch": 128 // trials, "label": label})
+    data = (_histories("goal", 16),)
+    return Job(f"context_{trials}", "results_context", data, values | {"training.batch": 128 // trials, "label": label})
 
 
 # Of each domain of ExoRL, the task under which its RND collector ran, and the tasks that are learned from its data.
@@ -99,33 +89,26 @@ EXORL = {
 }
 
 
-def _exorl_data() -> tuple[Data, ...]:
-    steps = []
-    for domain, (collected, tasks, episodes) in EXORL.items():
-        files = DATA / domain / "rnd"
-        steps.append(Data(files, f"collect --task {collected} --policy rnd --episodes {episodes}"))
-        steps.append(Data(DATA / f"{domain}.store", f"build_store {files} --tasks {' '.join(tasks)}"))
-    return tuple(steps)
-
-
-def _exorl() -> tuple[Job, ...]:
+def _exorl(domain: str) -> tuple[Job, ...]:
+    collected, tasks, episodes = EXORL[domain]
+    files, store = DATA / domain / "rnd", DATA / f"{domain}.store"
+    data = (
+        Data(files, f"collect --task {collected} --policy rnd --episodes {episodes}"),
+        Data(store, f"build_store {files} --tasks {' '.join(tasks)}"),
+    )
     jobs = []
-    for domain, (_, tasks, _) in EXORL.items():
-        for task in tasks:
-            where = {"data.store": DATA / f"{domain}.store", "data.task": task}
-            jobs += [Job(f"{task}_{agent}", f"results_{agent}", where) for agent in ("dt", "bc10", "td3")]
-            jobs.append(Job(f"{task}_at", "results_at", where, PROBES))
+    for task in tasks:
+        where = {"data.store": store, "data.task": task}
+        jobs += [Job(f"{task}_{agent}", f"results_{agent}", data, where) for agent in ("dt", "bc10", "td3")]
+        jobs.append(Job(f"{task}_at", "results_at", data, where, PROBES))
     return tuple(jobs)
 
 
 ROWS = {
-    "small": Row((_histories("goal", 8),), _hidden("goal")[:1]),
-    "hidden": Row(
-        tuple(_histories(family, 8) for family in FAMILIES),
-        tuple(job for family in FAMILIES for job in _hidden(family)),
-    ),
-    "exorl": Row(_exorl_data(), _exorl()),
-    "context": Row((_histories("goal", 16),), tuple(_context(trials) for trials in (1, 2, 4, 8, 16))),
+    "small": _hidden("goal")[:1],
+    "hidden": tuple(job for family in FAMILIES for job in _hidden(family)),
+    "exorl": tuple(job for domain in EXORL for job in _exorl(domain)),
+    "context": tuple(_context(trials) for trials in (1, 2, 4, 8, 16)),
 }
 
 
@@ -147,11 +130,12 @@ class Args:
 
 def main(args: Args) -> None:
     """Make the row's data, train, evaluate and report."""
-    row, seeds = ROWS[args.row], args.seeds or (1 if args.row == "small" else 3)
-    for data in row.data:
+    seeds = args.seeds or (1 if args.row == "small" else 3)
+    jobs = [job for job in ROWS[args.row] if args.only in job.name]
+    for data in dict.fromkeys(data for job in jobs for data in job.data):
         if args.fresh or not data.out.exists():
             _ringrl(f"data {data.command} --out {data.out}" + (" --overwrite" if data.out.exists() else ""))
-    runs = [(job, seed) for seed in range(seeds) for job in row.jobs if args.only in f"{job.name}-seed{seed}"]
+    runs = [(job, seed) for seed in range(seeds) for job in jobs]
     cores = sorted(os.sched_getaffinity(0))
     share = max(len(cores) // args.jobs, 1)
     shares: Queue[set[int]] = Queue()
