@@ -49,27 +49,27 @@ class Job:
     probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
 
 
-# Of each family of hidden tasks, how long an action is held and how strong the noise is.
+# Of each family of hidden tasks, how long an action is held, how strong the noise is, and how long is trained.
 FAMILIES = {
-    "goal": ("hidden_point_mass_goal", 10, 1.0),
-    "actuators": ("hidden_point_mass_actuators", 10, 1.0),
-    "target": ("hidden_reacher_target", 5, 0.3),
+    "goal": ("hidden_point_mass_goal", 10, 1.0, 6000),
+    "actuators": ("hidden_point_mass_actuators", 10, 1.0, 3000),
+    "target": ("hidden_reacher_target", 5, 0.3, 3000),
 }
 PROBES = ("truncated", "shuffled", "foreign", "blind")
 
 
 def _histories(family: str, trials: int) -> Data:
-    task, repeat, scale = FAMILIES[family]
+    task, repeat, scale, _ = FAMILIES[family]
     command = f"collect_histories --task {task} --action-repeat {repeat} --scale {scale} --trials {trials}"
     return Data(DATA / f"{family}{trials}.store", command)
 
 
 def _hidden(family: str) -> tuple[Job, ...]:
-    task, repeat, _ = FAMILIES[family]
+    task, repeat, _, steps = FAMILIES[family]
     data = _histories(family, 8)
     where = {"data.store": data.out, "data.task": task, "data.action_repeat": repeat}
     return (
-        Job(f"{family}_ad", "results_ad", (data,), where, PROBES),
+        Job(f"{family}_ad", "results_ad", (data,), where | {"training.steps": steps}, PROBES),
         Job(f"{family}_bc", "results_hidden_bc", (data,), where),
     )
 
