@@ -6,13 +6,14 @@ READY := .venv/.ready
 # The workers share the cores, so each one's NumPy products stay on a single thread.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench results results-small clean
 
 help:
 	@echo "make demo      collect, train, evaluate and report on real dm_control, in a few minutes"
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     every benchmark against its peer"
+	@echo "make results-small  an agent that learns in context, one seed, in half an hour; make results: all of docs/results.md"
 
 demo: $(READY)
 	$(BIN)/ringrl demo
@@ -30,7 +31,13 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
+	@set -e; for script in $(filter-out benchmarks/results.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
+
+results-small: $(READY)
+	$(BIN)/python -m benchmarks.results small
+
+results: $(READY)
+	@set -e; for row in hidden exorl context; do $(BIN)/python -m benchmarks.results $$row; done
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
