@@ -77,7 +77,7 @@ def _hidden(family: str) -> tuple[Job, ...]:
 def _context(trials: int) -> Job:
     values = {"agent.trajectories": trials, "model.max_trials": trials, "training.row_steps": 25 * trials}
     label = f"AD, {trials} trial{'s' if trials > 1 else ''} in context"
-    data = (_histories("goal", 16),)
+    data = (_histories("target", 16),)
     return Job(f"context_{trials}", "results_context", data, values | {"training.batch": 128 // trials, "label": label})
 
 
