@@ -1,8 +1,8 @@
 """Physics states -> rewards of any task of the domain.
 
 A reward of dm_control's suite is a function of the state after the action, of the action where the task prices it, and
-of whatever the task drew at the episode's start. Files hold the first two, so a task that draws something which its
-reward depends on, such as a target's place, cannot be relabelled, and is refused by name.
+of whatever the task drew at the episode's start, or once for each seed. Files hold the first two, so a task that draws
+something which its reward depends on, such as a target's place, cannot be relabelled, and is refused by name.
 """
 # pyright: reportAttributeAccessIssue=false
 # MuJoCo's functions live in a compiled module that has no type stubs.
@@ -221,6 +221,8 @@ def _examine(task_id: str, mode: Mode) -> Examined:
     drawn = _model_differences(environment.physics, other.physics)
     if drawn:
         obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not tell"
+    elif _reads_hidden(environment):
+        obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not tell"
     elif mode == "exact" and _reads_forces(environment):
         obstacle = "it rewards contact forces, which MuJoCo computes before it reaches the stored state"
     width = environment.physics.get_state().size
@@ -234,6 +236,19 @@ def _model_differences(first: Any, second: Any, ignored: tuple[str, ...] = _NOT_
     return [
         name for name in relevant if not np.array_equal(getattr(first.model.ptr, name), getattr(second.model.ptr, name))
     ]
+
+
+def _reads_hidden(environment: DMControlEnv) -> bool:
+    """Whether the reward itself changes with what is drawn once for each seed (`ringrl.envs.custom.hidden`)."""
+    task, rewards = environment.task, set()
+    drawn = getattr(task, "hidden", None)
+    if drawn is None:
+        return False
+    for value in (drawn, 0.0 * drawn, 0.0 * drawn + 1e6):
+        task.hidden = value
+        rewards.add(float(task.get_reward(environment.physics)))
+    task.hidden = drawn
+    return len(rewards) > 1
 
 
 def _reads_forces(environment: DMControlEnv) -> bool:
