@@ -1,11 +1,22 @@
-"""The benchmarks of data run, at a size that measures nothing, and end with the line that is read by programs."""
+"""The benchmarks of data run, at a size that measures nothing, and end with the line that is read by programs.
+
+Those that train are not run; what they would run is read as the command line reads it.
+"""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import tyro
+
+from benchmarks import results
+from ringrl import envs, recipes
+from ringrl.config import load_config
+from ringrl.rollout import Probe
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +41,41 @@ def test_relabel():
     printed, figures = run(*"benchmarks.relabel --rounds 1 --rows 1000 --domains walker --cores 1 10000".split())
     assert set(figures) == {"walker", "walker_one", "bit_equal"} and figures["bit_equal"]
     assert "10000 cores: left out" in printed
+
+
+JOBS = {job.name: job for row in results.ROWS.values() for job in row}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
+    job = JOBS[name]
+    config = load_config(job.config, (*(f"{key}={value}" for key, value in job.overrides.items()), "seed=2"))
+    assert config.seed == 2 and set(job.probes) <= set(get_args(Probe))
+    made = {data.out: shlex.split(data.command) for data in job.data}
+    arguments = made[Path(config.data.store)]  # what is trained on is made before
+    assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])
+    if arguments[0] == "collect_histories":
+        (held,) = (int(arguments[i + 1]) for i, name in enumerate(arguments) if name == "--action-repeat")
+        (trials,) = (int(arguments[i + 1]) for i, name in enumerate(arguments) if name == "--trials")
+        decisions = -(-envs.make(config.data.task).time_limit_steps // held)
+        assert config.data.action_repeat == held and config.evaluation.seed >= envs.HELD_OUT
+        assert decisions <= config.model.max_steps
+        assert getattr(config.agent, "trajectories", 1) <= min(trials, config.model.max_trials)
+
+
+@pytest.mark.parametrize("row", results.ROWS)
+def test_the_agents_of_a_task_are_evaluated_alike(row):
+    """The same environments, and the largest of the same number of trials."""
+    found = {}
+    for job in results.ROWS[row]:
+        config = load_config(job.config, tuple(f"{key}={value}" for key, value in job.overrides.items()))
+        e = config.evaluation
+        assert found.setdefault(config.data.task, (e.trials, e.envs, e.seed)) == (e.trials, e.envs, e.seed)
+    assert len({job.name for job in results.ROWS[row]}) == len(results.ROWS[row])  # each has its own run directory
+
+
+def test_the_data_of_the_evidence_are_of_steps_that_take_its_arguments():
+    for command in {data.command: data for job in JOBS.values() for data in job.data}.values():
+        name, *arguments = shlex.split(command.command)
+        step = recipes.load("data", name)
+        assert tyro.cli(step.Args, args=[*arguments, "--out", str(command.out)]).out == command.out

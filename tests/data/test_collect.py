@@ -97,16 +97,6 @@ def test_learners_write_the_tasks_reward_and_the_seed_determines_all(tmp_path, p
     assert hyper_parameters["hidden"] == [8]
 
 
-def test_the_learner_sees_decisions_and_the_file_control_steps():
-    env = envs.make("cartpole_swingup", seed=3, action_repeat=3)  # 1000 = 333 * 3 + 1
-    episode, decisions = record_episode(env, collect.Random(1, 0).act)
-    assert episode.length == 1000 and len(decisions.action) == 334
-    np.testing.assert_array_equal(decisions.observation[:-1], episode.observation[:-1:3])
-    np.testing.assert_array_equal(decisions.observation[-1], episode.observation[-1])
-    sums = np.add.reduceat(episode.reward[1:, 0], np.arange(0, 1000, 3))
-    np.testing.assert_allclose(decisions.reward, sums, rtol=1e-6)
-
-
 def test_gradient_steps_follow_the_decisions_after_the_warm_up():
     learner = collect.Learner(replace(SMALL, update_to_data=0.5), 5, 1, seed=0)
     env = envs.make("cartpole_swingup", action_repeat=10)  # 100 decisions an episode
