@@ -7,11 +7,8 @@ from ringrl.experience.record import record_episode
 
 
 def test_decisions_and_control_steps():
-    env, rng, seen = (
-        envs.make("cartpole_swingup", seed=3, action_repeat=3),
-        np.random.default_rng(0),
-        [],
-    )  # 1000 = 333 * 3 + 1
+    env = envs.make("cartpole_swingup", seed=3, action_repeat=3)  # 1000 = 333 * 3 + 1
+    rng, seen = np.random.default_rng(0), []
 
     def act(observation):
         seen.append(observation)
