@@ -12,7 +12,7 @@ from ringrl.report.analysis import Analysis
 from ringrl.report.figures import Drawing, returns_by_trial
 from ringrl.report.loss_figures import loss_curves
 from ringrl.report.return_figures import TaskReturns, return_distribution, return_history
-from ringrl.report.returns import DataSet, Metrics
+from ringrl.report.returns import MANY_HISTORIES, DataSet, Metrics
 from ringrl.report.series import Section, Series
 from ringrl.report.statistics import (
     PAIRS_FOR_VERDICT,
@@ -21,7 +21,7 @@ from ringrl.report.statistics import (
     References,
     show,
     show_number,
-    trend,
+    trends,
     verdict,
 )
 from ringrl.report.summary import normalised
@@ -85,8 +85,15 @@ def _data_figures(data: DataSet, suffix: str) -> dict[str, Any]:
         else "how rewards were relabelled is not recorded"
     )
     total = f"{len(data.returns):,} episodes, {data.steps:,} environment steps; {mode}"
-    trends = [(source.collector, trend(data, index)) for index, source in enumerate(data.sources)]
-    rising = "; ".join(f"{name} {show_number(value)}" for name, value in trends if math.isfinite(value))
+    many = len(data.sources) > MANY_HISTORIES
+    known = [(collector, value) for _, collector, _, value in trends(data) if math.isfinite(value)]
+    rising = "; ".join(f"{name}{' (median)' if many else ''} {show_number(value)}" for name, value in known)
+    order = (
+        f"Episode returns of {len(data.sources):,} histories laid on top of each other: median and middle 80 %. "
+        if many
+        else "Episode returns in file order, source after source: the line is the median of consecutive episodes, "
+        "around it the single episodes or, where they are many, the band that holds the middle 80 %. "
+    )
     collectors = tuple(dict.fromkeys(source.collector for source in data.sources))
     owner = np.asarray([collectors.index(source.collector) for source in data.sources], np.int64)
     returns = TaskReturns(data.returns, owner[data.source], data.source, collectors, coloured=False)
@@ -103,9 +110,7 @@ def _data_figures(data: DataSet, suffix: str) -> dict[str, Any]:
         "history": Drawing(
             f"data_history{suffix}",
             "Learning history",
-            "Episode returns in file order, source after source: the line is the median of consecutive episodes, "
-            "around it the single episodes or, where they are many, the band that holds the middle 80 %. "
-            + (f"Rank correlation of return with order (1: the history only rises): {rising}." if rising else ""),
+            order + (f"Rank correlation of return with order (1: the history only rises): {rising}." if rising else ""),
             "Episode returns of the data set in file order.",
             partial(return_history, data=returns),
         ),

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ringrl.report.returns import MANY_HISTORIES
 from ringrl.report.style import MARGIN, Look, name_axes, thousands
 
 
@@ -70,9 +71,39 @@ def return_distribution(look: Look, data: TaskReturns) -> Figure:
 
 def return_history(look: Look, data: TaskReturns) -> Figure:
     """Return over file order, source after source: each episode while they are few, else the median of stretches in a
-    band from their 10% to their 90% quantile."""
+    band from their 10% to their 90% quantile. More than `MANY_HISTORIES` sources are laid on top of each other."""
     figure, axes = look.figure(3.4)
     panel = axes[0, 0]
+    many = len(np.unique(data.source)) > MANY_HISTORIES
+    (_folded if many else _in_file_order)(panel, look, data)
+    panel.margins(x=0.01, y=0.16)
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=5 if look.narrow else 10, integer=True))
+    panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    panel.xaxis.set_major_formatter(thousands())
+    panel.yaxis.set_major_formatter(thousands())
+    name_axes(panel, look, "Episode of a history" if many else "Episode, in file order", "Return")
+    height = figure.get_figheight()
+    figure.subplots_adjust(left=MARGIN / figure.get_figwidth(), right=0.985, top=1 - 0.36 / height, bottom=0.6 / height)
+    return figure
+
+
+def _folded(panel: Axes, look: Look, data: TaskReturns) -> None:
+    """Median and middle 80% over the sources, by the place of an episode in its source."""
+    counts = np.bincount(data.source)
+    by_source = np.argsort(data.source, kind="stable")
+    place = np.empty(len(data.source), np.int64)
+    place[by_source] = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+    for group in data.present:
+        mine = data.group == group
+        places = np.unique(place[mine])
+        spread = [np.quantile(data.returns[mine & (place == each)], (0.1, 0.5, 0.9)) for each in places]
+        low, middle, high = np.asarray(spread).T
+        colour = data.colour(look, group)
+        panel.fill_between(places + 1, low, high, color=colour, alpha=0.2, linewidth=0)
+        panel.plot(places + 1, middle, color=colour, linewidth=1.8)
+
+
+def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
     order = np.arange(1, len(data.returns) + 1)
     stretch = max(1, -(-len(order) // (120 if look.narrow else 240)))
     sources = np.unique(data.source).tolist()
@@ -87,15 +118,6 @@ def return_history(look: Look, data: TaskReturns) -> Figure:
             panel.annotate(data.labels[group], (float(order[place[0]]), 1), (4, -3), va="top", fontsize=8.5,
                            xycoords=("data", "axes fraction"), textcoords="offset points",
                            color=look.palette.muted)  # fmt: skip
-    panel.margins(x=0.01, y=0.16)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=5 if look.narrow else 10, integer=True))
-    panel.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    panel.xaxis.set_major_formatter(thousands())
-    panel.yaxis.set_major_formatter(thousands())
-    name_axes(panel, look, "Episode, in file order", "Return")
-    height = figure.get_figheight()
-    figure.subplots_adjust(left=MARGIN / figure.get_figwidth(), right=0.985, top=1 - 0.36 / height, bottom=0.6 / height)
-    return figure
 
 
 def _history(

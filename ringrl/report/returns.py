@@ -15,6 +15,9 @@ from jaxtyping import Float64, Int64
 from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
 
+MANY_HISTORIES = 24
+"""Sources of a data set beyond which they are shown together, as those of hidden tasks are."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float64
 
-from ringrl.report.returns import DataSet
+from ringrl.report.returns import MANY_HISTORIES, DataSet
 from ringrl.report.series import Section, Series
 
 CONFIDENCE = 0.95
@@ -190,6 +190,20 @@ def trend(data: DataSet, source: int) -> float:
     if len(returns) < 3 or np.ptp(returns) == 0:
         return math.nan
     return float(np.corrcoef(np.arange(len(returns)), scipy.stats.rankdata(returns))[0, 1])
+
+
+def trends(data: DataSet) -> list[tuple[str, str, int, float]]:
+    """(name, collector, episodes, `trend`) of every source; of more than `MANY_HISTORIES`, each collector's median."""
+    values = [(s.name, s.collector, s.episodes, trend(data, index)) for index, s in enumerate(data.sources)]
+    if len(values) <= MANY_HISTORIES:
+        return values
+    found = []
+    for collector in dict.fromkeys(each for _, each, _, _ in values):
+        mine = [(episodes, value) for _, each, episodes, value in values if each == collector]
+        known = [value for _, value in mine if math.isfinite(value)]
+        middle = float(np.median(known)) if known else math.nan
+        found.append((f"{len(mine):,} histories", collector, sum(episodes for episodes, _ in mine), middle))
+    return found
 
 
 def verdict(series: Series, statistics: AgentStatistics) -> str:

@@ -18,7 +18,7 @@ from ringrl.report.statistics import (
     AgentStatistics,
     Estimate,
     References,
-    trend,
+    trends,
     verdict,
 )
 from ringrl.report.trajectories import TrajectoryCurve, finding
@@ -188,8 +188,8 @@ def _dataset(data: DataSet) -> dict[str, Any]:
             for name, share in (("min", 0), ("q25", 0.25), ("median", 0.5), ("q75", 0.75), ("max", 1))
         },
         "sources": [
-            {"name": s.name, "collector": s.collector, "episodes": s.episodes, "trend": _finite(trend(data, index))}
-            for index, s in enumerate(data.sources)
+            {"name": name, "collector": collector, "episodes": episodes, "trend": _finite(value)}
+            for name, collector, episodes, value in trends(data)
         ],
     }
 

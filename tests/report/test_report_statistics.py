@@ -183,3 +183,16 @@ def test_numbers_are_shown_with_the_decimals_that_they_deserve():
     assert show(Estimate(40.0, 31.5, 48.25), signed=True) == "+40.0 [+31.5, +48.2]"
     assert show(Estimate(-0.001, -0.002, 0.002)) == "0.00 [0.00, 0.00]"
     assert show(replace(Estimate(5.0, 1.0, 9.0), low=math.nan)) == "5.00"
+
+
+def test_many_histories_are_told_of_together():
+    from ringrl.report.returns import DataSet, Source
+    from ringrl.report.statistics import trends
+
+    def data(histories):
+        returns = np.concatenate([np.arange(4.0) if each % 3 else -np.arange(4.0) for each in range(histories)])
+        sources = tuple(Source(f"seed {each}", "ad_eps", 4) for each in range(histories))
+        return DataSet("t", "d", "s", "", sources, returns, np.repeat(np.arange(histories), 4), 4 * histories)
+
+    assert [name for name, *_ in trends(data(2))] == ["seed 0", "seed 1"]
+    assert trends(data(30)) == [("30 histories", "ad_eps", 120, 1.0)]
