@@ -52,7 +52,6 @@ class Job:
 # Of each family of hidden tasks, how long an action is held, how strong the noise is, and how long is trained.
 FAMILIES = {
     "goal": ("hidden_point_mass_goal", 10, 1.0, 6000),
-    "actuators": ("hidden_point_mass_actuators", 10, 1.0, 3000),
     "target": ("hidden_reacher_target", 5, 0.3, 3000),
 }
 PROBES = ("truncated", "shuffled", "foreign", "blind")
@@ -72,6 +71,12 @@ def _hidden(family: str) -> tuple[Job, ...]:
         Job(f"{family}_ad", "results_ad", (data,), where | {"training.steps": steps}, PROBES),
         Job(f"{family}_bc", "results_hidden_bc", (data,), where),
     )
+
+
+def _told(family: str) -> tuple[Job, ...]:
+    """The agents that are told a return, with and without earlier trials."""
+    data = (_histories(family, 8),)
+    return Job(f"{family}_at", "results_hidden_at", data, probes=PROBES), Job(f"{family}_dt", "results_hidden_dt", data)
 
 
 def _context(trials: int) -> Job:
@@ -106,7 +111,7 @@ def _exorl(domain: str) -> tuple[Job, ...]:
 
 ROWS = {
     "small": _hidden("goal")[:1],
-    "hidden": tuple(job for family in FAMILIES for job in _hidden(family)),
+    "hidden": (*_hidden("goal"), *_hidden("target"), *_told("target")),
     "exorl": tuple(job for domain in EXORL for job in _exorl(domain)),
     "context": tuple(_context(trials) for trials in (1, 2, 4, 8, 16)),
 }
