@@ -15,11 +15,39 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 import dataclasses  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
+
+# Nearly all the time of their tests goes into compiling small programs, some of them once for every test.
+COMPILED_QUICKLY = {"agents", "learners", "rollout"}
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Path:
+    """Where this process keeps what it has compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly(request, compiled):
+    """Programs of those tests are optimised little and compiled once; what they compute is the same."""
+    if request.path.parent.name not in COMPILED_QUICKLY:
+        yield
+        return
+    use_compiled(str(compiled), quickly=True)
+    yield
+    use_compiled(None, quickly=False)
+
+
+def use_compiled(folder: str | None, quickly: bool) -> None:
+    compilation_cache.reset_cache()  # else it goes on as it was first used
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_disable_most_optimizations", quickly)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # A room imports from its own layer and from those above it in this list; single files of ringrl that are not listed
 # (the types, the errors, the configuration) lie above all.
 LAYERS = [
-    {"attention", "experience", "envs"},
+    {"attention", "experience", "envs", "learners"},
     {"model"},
     {"agent"},
     {"training", "rollout", "report", "planner"},
@@ -24,7 +24,8 @@ LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 APART = {
     "attention": {"experience", "envs"},
     "envs": {"experience", "attention"},
-    "model": {"experience", "envs"},
+    "learners": {"attention", "experience", "envs"},
+    "model": {"experience", "envs", "learners"},
 }
 SOURCES = sorted((ROOT / "ringrl").rglob("*.py"))
 

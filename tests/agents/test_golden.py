@@ -96,14 +96,6 @@ def offline_losses(config: RunConfig) -> list[float]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """Nearly all the time goes into compiling, and the numbers are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("golden") / "toy.store")
