@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # Nearly all the time of their tests goes into compiling small programs, some of them once for every test.
-COMPILED_QUICKLY = {"agents", "learners", "rollout"}
+COMPILED_QUICKLY = {"agents", "learners", "model", "rollout", "training"}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +40,9 @@ def compile_quickly(request, compiled):
         yield
         return
     use_compiled(str(compiled), quickly=True)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the processes that tests start
+        yield
     use_compiled(None, quickly=False)
 
 
