@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # Nearly all the time of their tests goes into compiling small programs, some of them once for every test.
-COMPILED_QUICKLY = {"agents", "learners", "model", "rollout", "training"}
+COMPILED_QUICKLY = {"agents", "data", "learners", "model", "rollout", "training"}
 
 
 @pytest.fixture(scope="session")
