@@ -1,14 +1,15 @@
 """The evidence of docs/results.md, a row at a time: data, three training seeds of every agent, evaluation, report.
 
-    python -m benchmarks.results small      # row 1's Algorithm Distillation on hidden goals, one seed; about TIME
-    python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks
+    python -m benchmarks.results small      # row 1's Algorithm Distillation on hidden goals, one seed: 15 minutes
+    python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks: 2 hours
+    python -m benchmarks.results context    # row 3: return against trajectories in the context: 1.5 hours
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, in the shape of Ring Attention's Table 5
-    python -m benchmarks.results context    # row 3: return against trajectories in the context
 
-Every command that it runs is printed and can be run by hand. What is finished is not done again, so a run that was
-stopped goes on; `--fresh` starts over. `--jobs` trains so many at once, each on its share of the cores. The page, its
-figures and summary.json land in docs/results/ROW. The last line is one JSON object: for every task and agent the mean
-return and, where there is an expert or a data set to measure by, the normalised return of the first and last trial.
+Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
+runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
+starts over. The page, its figures and summary.json land in docs/results/ROW, those of `small` in
+runs/results/small-report. The last line is one JSON object: for every task and agent the mean return of the first and
+the last trial and, where there is an expert or a data set to measure by, the same normalised.
 """
 
 import json
@@ -26,6 +27,8 @@ from queue import Queue
 from typing import Annotated, Literal
 
 import tyro
+
+from ringrl.config import load_config
 
 DATA, RUNS, OUT = Path("datasets/results"), Path("runs/results"), Path("docs/results")
 
@@ -141,7 +144,9 @@ def main(args: Args) -> None:
         if args.fresh or not data.out.exists():
             _ringrl(f"data {data.command} --out {data.out}" + (" --overwrite" if data.out.exists() else ""))
     runs = [(job, seed) for seed in range(seeds) for job in jobs]
-    cores = sorted(os.sched_getaffinity(0))
+    if not runs or args.jobs < 1:
+        sys.exit(f"no run of {args.row} is named like {args.only!r}" if not runs else "--jobs must be 1 or more")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     share = max(len(cores) // args.jobs, 1)
     shares: Queue[set[int]] = Queue()
     for index in range(args.jobs):
@@ -155,8 +160,12 @@ def main(args: Args) -> None:
             shares.put(mine)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        for done in [pool.submit(run, *each) for each in runs]:
-            done.result()
+        try:
+            for done in [pool.submit(run, *each) for each in runs]:
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what was not begun is not begun
+            raise
     if not args.only:
         out = (RUNS / "small-report") if args.row == "small" else OUT / args.row
         _ringrl(f"report {' '.join(str(_folder(*each)) for each in runs)} --out {out}")
@@ -171,11 +180,18 @@ def _train_and_evaluate(job: Job, seed: int, cores: set[int], fresh: bool) -> No
     run = _folder(job, seed)
     if fresh:
         shutil.rmtree(run, ignore_errors=True)
+    resumed = (run / "config.yaml").exists()
+    if resumed:
+        wanted = load_config(
+            job.config, (f"seed={seed}", *(f"{name}={value}" for name, value in job.overrides.items()))
+        )
+        if load_config(run / "config.yaml") != wanted:
+            sys.exit(f"{run} was made with other settings; remove it, or start over with --fresh")
     if (run / "timing.json").exists():
         return
     changes = " ".join(shlex.quote(f"{name}={value}") for name, value in job.overrides.items())
     began = time.perf_counter()
-    if (run / "config.yaml").exists():
+    if resumed:
         _ringrl(f"train --resume {run}", cores)
     else:
         _ringrl(f"train {job.config} seed={seed} {changes} --out {run}", cores)
@@ -184,19 +200,15 @@ def _train_and_evaluate(job: Job, seed: int, cores: set[int], fresh: bool) -> No
     if job.probes:
         _ringrl(f"evaluate {run} --probe {' '.join(job.probes)}", cores)
     seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}
-    (run / "timing.json").write_text(json.dumps(seconds | {"cores": len(cores)}) + "\n")
+    (run / "timing.json").write_text(json.dumps(seconds | {"cores": len(cores), "resumed": resumed}) + "\n")
 
 
 def _ringrl(command: str, cores: set[int] | None = None) -> None:
     print(f"$ ringrl {command}", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "ringrl.cli", *shlex.split(command)],
-        preexec_fn=None if cores is None else lambda: os.sched_setaffinity(0, cores),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pin = None if cores is None or not hasattr(os, "sched_setaffinity") else lambda: os.sched_setaffinity(0, cores)
+    done = subprocess.run([sys.executable, "-m", "ringrl.cli", *shlex.split(command)], preexec_fn=pin)
     if done.returncode:
-        sys.exit(f"`ringrl {command}` failed: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"`ringrl {command}` failed with status {done.returncode}")
 
 
 def _last_line(out: Path) -> dict[str, dict[str, dict[str, float | None]]]:

@@ -75,7 +75,7 @@ class Policy(Protocol):
 class Random:
     """Independent uniform actions."""
 
-    def __init__(self, action_size: int, seed: int) -> None:
+    def __init__(self, action_size: int, seed: int | list[int]) -> None:
         """`seed`: of the actions."""
         self._shape, self._rng = (action_size,), np.random.default_rng(seed)
 
@@ -90,9 +90,11 @@ class Random:
 class Learner:
     """TD3 with exploration noise; it learns between episodes, so that all updates run in a few compiled calls."""
 
-    def __init__(self, config: Any, observation_size: int, action_size: int, seed: int) -> None:
-        """`config`: of agents/td3.py."""
-        self._config, self._rng = config, np.random.default_rng(seed)
+    def __init__(
+        self, config: Any, observation_size: int, action_size: int, seed: int, noise: int | list[int] | None = None
+    ) -> None:
+        """`config`: of agents/td3.py. `noise`: seed of the actions and minibatches, if not `seed`."""
+        self._config, self._rng = config, np.random.default_rng(seed if noise is None else noise)
         self._state = td3.init(config, observation_size, action_size, seed)
         self._replay = td3.make_replay(config, config.capacity, observation_size, action_size)
         self._decisions, self._owed = 0, 0.0
@@ -125,6 +127,8 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: give a whole number, 1 or more")
     env = envs.make(args.task, seed=args.seed, action_repeat=args.action_repeat)
+    if hasattr(env.task, "hidden") and args.seed >= envs.HELD_OUT:
+        raise UserError(f"--seed {args.seed}: tasks of seeds from {envs.HELD_OUT} on are held out for evaluation")
     out = args.out or Path("datasets") / env.domain / args.policy
     config = replace(args.learner, reward="rnd" if args.policy == "rnd" else "task")
     policy = _make_policy(args, config, env)
@@ -166,9 +170,12 @@ def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[floa
 
 def _make_policy(args: Args, config: Any, env: DMControlEnv) -> Policy:
     action_size = math.prod(env.action_space.shape or ())
+    # A hidden parameter is the first draw of the same seed's generator: actions from that one would tell it.
+    hidden = hasattr(env.task, "hidden")
+    noise = [args.seed, 2] if hidden else args.seed
     if args.policy == "random":
-        return Random(action_size, args.seed)
-    return Learner(config, math.prod(env.observation_space.shape or ()), action_size, args.seed)
+        return Random(action_size, noise)
+    return Learner(config, math.prod(env.observation_space.shape or ()), action_size, args.seed, noise)
 
 
 @contextmanager

@@ -165,3 +165,15 @@ def test_bad_arguments_are_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         collect.main(args(tmp_path / "data", **changes))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("policy", ["random", "td3"])
+def test_the_actions_do_not_tell_what_is_hidden(tmp_path, policy):
+    collect.main(args(tmp_path / "out", task="hidden_cheetah_velocity", policy=policy, seed=7, episodes=1))
+    hidden = envs.make("hidden_cheetah_velocity", seed=7).task.hidden
+    assert not np.isclose(read(tmp_path / "out")[0].action[1:] * 4, hidden, atol=1e-4).any(axis=1)[0]
+
+
+def test_held_out_tasks_are_not_collected(tmp_path):
+    with pytest.raises(UserError, match="held out"):
+        collect.main(args(tmp_path / "out", task="hidden_reacher_target", seed=envs.HELD_OUT))

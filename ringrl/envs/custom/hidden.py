@@ -11,7 +11,7 @@ in both. Every family has a twin `visible_...` whose observation ends with the h
 | `hidden_reacher_target` | where the target is | nearness of the finger to it |
 | `hidden_cheetah_velocity` | how fast to run, in either direction | nearness to that speed |
 
-The trials are short (5 s), so that many of them fit into a context.
+The trials are short (2.5 or 5 s), so that many of them fit into a context.
 """
 
 from collections import OrderedDict
