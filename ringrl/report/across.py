@@ -4,7 +4,6 @@ Scores are normalised task by task; `average` is their mean over tasks, IQM the 
 tasks, a run's score being its mean over environments (Agarwal et al. 2021, sections 4.2 and 4.3).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -31,12 +30,16 @@ class Pair:
 
     one: str
     other: str
+    tasks: tuple[str, ...]  # those with a scale that both have, over which the averages are taken
     difference: Estimate  # average of `one` minus average of `other`
     above: bool | None  # whether `one` is above (True) or below (False); None: not shown
+    single: bool = False  # whether either has a task with one training seed, which allows no verdict on agents
 
     @property
     def verdict(self) -> str:
         """What the interval carries."""
+        if self.single:
+            return "one training seed"
         if self.above is None:
             return "no difference shown"
         return f"{self.one if self.above else self.other} is higher"
@@ -78,21 +81,22 @@ def compare_across(analyses: Sequence[Analysis]) -> Across:
     everything = [series for analysis in analyses for series in analysis.section.series]
     files = {series.label: series.agent for series in everything}
     labels = tuple(sorted(files, key=lambda label: rank(label, files[label])))
-    trials = min(series.returns.shape[2] for series in everything)
     scaled = [analysis for analysis in analyses if analysis.levels.scale is not None]
+    trials = min([series.returns.shape[2] for series in everything] + [analysis.levels.trials for analysis in scaled])
+    scaled = [analysis for analysis in scaled if _scale(analysis, "max_of_n", trials) is not None]
     complete = [label for label in labels if scaled and all(label in analysis.statistics for analysis in scaled)]
     return Across(
         labels=labels,
         tasks=tuple(analysis.section.task for analysis in analyses),
         trials=trials,
-        comparisons={measure: _compare(analyses, measure, trials, complete) for measure in MEASURES},
+        comparisons={measure: _compare(analyses, measure, trials, labels, complete) for measure in MEASURES},
         notes=tuple(_notes(analyses, labels, complete, trials)),
     )
 
 
 def _notes(analyses: Sequence[Analysis], labels: Sequence[str], complete: Sequence[str], trials: int) -> list[str]:
     notes = []
-    without = [analysis.section.task for analysis in analyses if analysis.levels.scale is None]
+    without = [analysis.section.task for analysis in analyses if _scale(analysis, "max_of_n", trials) is None]
     if without:
         notes.append(f"Without a scale, and so left out of average and IQM: {', '.join(without)}.")
     lacking = [label for label in labels if label not in complete]
@@ -104,7 +108,15 @@ def _notes(analyses: Sequence[Analysis], labels: Sequence[str], complete: Sequen
             f"Agents were evaluated over {min(counts)} to {max(counts)} trials. The largest return is that of the "
             f"first {trials} for all; last and mean are of each agent’s own trials."
         )
+    elif trials < min(counts):
+        notes.append(f"The reference policies have {trials} trials, so the largest return is of the first {trials}.")
     return notes
+
+
+def _scale(analysis: Analysis, measure: str, trials: int) -> tuple[float, float] | None:
+    """The task's (0, 100) for a measure; None where it lacks that of any measure, so that all are of the same tasks."""
+    largest = analysis.levels.largest_scale(trials)
+    return largest if largest is None or measure == "max_of_n" else analysis.levels.scale
 
 
 def _measure(series: Series, measure: str, trials: int) -> Float64[np.ndarray, "seeds envs"]:
@@ -117,12 +129,14 @@ def _measure(series: Series, measure: str, trials: int) -> Float64[np.ndarray, "
     return take[measure](series.returns)
 
 
-def _compare(analyses: Sequence[Analysis], measure: str, trials: int, complete: Sequence[str]) -> Comparison:
+def _compare(
+    analyses: Sequence[Analysis], measure: str, trials: int, labels: Sequence[str], complete: Sequence[str]
+) -> Comparison:
     returns: dict[str, dict[str, Estimate]] = {}
     scores: dict[str, dict[str, Estimate]] = {}
-    entries: dict[str, list[_Entry]] = {label: [] for label in complete}
+    entries: dict[str, dict[str, _Entry]] = {}
     for analysis in analyses:
-        section, scale = analysis.section, analysis.levels.scale
+        section, scale = analysis.section, _scale(analysis, measure, trials)
         values = {series.label: _measure(series, measure, trials) for series in section.series}
         returns[section.task] = {label: estimate(each) for label, each in values.items()}
         if scale is None:
@@ -130,19 +144,29 @@ def _compare(analyses: Sequence[Analysis], measure: str, trials: int, complete: 
         zero, hundred = scale
         scores[section.task] = {label: each.scaled(zero, hundred) for label, each in returns[section.task].items()}
         for label, each in values.items():
-            if label in entries:
-                normalised = 100 * (each - zero) / (hundred - zero)
-                runs = resample_runs(normalised, section.task, label)
-                entries[label].append(_Entry(normalised.mean(axis=1), runs, each.size))
-    draws = {label: np.mean([each.resamples.mean(axis=1) for each in mine], axis=0) for label, mine in entries.items()}
-    average = {label: _average(mine, draws[label]) for label, mine in entries.items()}
-    pairs = tuple(_pair(one, other, average, draws, entries) for one, other in combinations(entries, 2))
-    return Comparison(returns, scores, average, {label: _iqm(mine) for label, mine in entries.items()}, pairs)
+            normalised = 100 * (each - zero) / (hundred - zero)
+            runs = resample_runs(normalised, section.task, label)
+            entries.setdefault(label, {})[section.task] = _Entry(normalised.mean(axis=1), runs, each.size)
+    whole = {label: list(entries[label].values()) for label in complete}
+    pairs = (
+        _pair((one, other), entries) for one, other in combinations([each for each in labels if each in entries], 2)
+    )
+    return Comparison(
+        returns,
+        scores,
+        {label: _average(mine) for label, mine in whole.items()},
+        {label: _iqm(mine) for label, mine in whole.items()},
+        tuple(pair for pair in pairs if pair is not None),
+    )
 
 
-def _average(entries: Sequence[_Entry], draws: Float64[np.ndarray, " resamples"]) -> Estimate:
+def _average(entries: Sequence[_Entry]) -> Estimate:
     value = float(np.mean([entry.values.mean() for entry in entries]))
-    return from_resamples(value, draws) if _resampled(entries) else Estimate(value)
+    return from_resamples(value, _average_resamples(entries)) if _resampled(entries) else Estimate(value)
+
+
+def _average_resamples(entries: Sequence[_Entry]) -> Float64[np.ndarray, " resamples"]:
+    return np.mean([entry.resamples.mean(axis=1) for entry in entries], axis=0)
 
 
 def _iqm(entries: Sequence[_Entry]) -> Estimate:
@@ -158,15 +182,18 @@ def _resampled(entries: Sequence[_Entry]) -> bool:
     return all(entry.units > 1 for entry in entries)
 
 
-def _pair(
-    one: str,
-    other: str,
-    average: dict[str, Estimate],
-    draws: dict[str, Float64[np.ndarray, " resamples"]],
-    entries: dict[str, list[_Entry]],
-) -> Pair:
-    value = average[one].value - average[other].value
-    known = average[one].has_interval and average[other].has_interval
-    number = from_resamples(value, draws[one] - draws[other]) if known else Estimate(value, math.nan, math.nan)
-    units = min(sum(entry.units for entry in entries[label]) for label in (one, other))
-    return Pair(one, other, number, shown_above(number, units))
+def _pair(labels: tuple[str, str], entries: dict[str, dict[str, _Entry]]) -> Pair | None:
+    """Two agents over the tasks that both have; None without such a task."""
+    ours, theirs = (entries[label] for label in labels)
+    tasks = tuple(task for task in ours if task in theirs)
+    if not tasks:
+        return None
+    both = [[mine[task] for task in tasks] for mine in (ours, theirs)]
+    one, other = (_average(mine) for mine in both)
+    number = Estimate(one.value - other.value)
+    if one.has_interval and other.has_interval:
+        first, second = (_average_resamples(mine) for mine in both)
+        number = from_resamples(number.value, first - second)
+    single = any(len(entry.values) == 1 for mine in both for entry in mine)
+    units = min(sum(entry.units for entry in mine) for mine in both)
+    return Pair(*labels, tasks, number, None if single else shown_above(number, units), single)

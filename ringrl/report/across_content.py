@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from ringrl.report.across import MEASURES, Across, Comparison
+from ringrl.report.across import MEASURES, Across, Comparison, Pair
 from ringrl.report.content import cell
 from ringrl.report.statistics import RESAMPLES
-
-_VERDICTS = {True: "higher", False: "lower", None: "no difference shown"}
 
 
 def across_tables(across: Across) -> dict[str, Any]:
@@ -22,8 +20,10 @@ def across_tables(across: Across) -> dict[str, Any]:
         "bootstrap intervals, computed task by task.",
         "scores": _rows(across, largest, True) if scored else [],
         "scores_caption": f"The same on each task’s own scale, on which 0 is the random policy and 100 is named below "
-        "that task’s table; both are taken as exact. Average: over tasks. IQM: interquartile mean over the runs of all "
-        f"tasks. Their intervals: stratified bootstrap ({RESAMPLES:,} resamples, percentile), in which each task’s "
+        "that task’s table; both are taken as exact. Here 0 is random’s own largest among the same n, and "
+        "100 the expert’s; without an expert 100 stays the data’s best tenth. Average: over tasks. IQM: interquartile "
+        f"mean over the runs of all tasks. Their intervals: stratified bootstrap "
+        f"({RESAMPLES:,} resamples, percentile), in which each task’s "
         "seeds and environments are resampled (Agarwal et al. 2021). A task with a single seed adds nothing about "
         "training again.",
         "more": [{"name": MEASURES[key], "rows": _rows(across, across.comparisons[key], scored)} for key in others],
@@ -50,10 +50,16 @@ def _blank(label: str, number: Any) -> dict[str, str]:
 
 def _pair_row(across: Across, index: int) -> dict[str, Any]:
     largest, last = (across.comparisons[key].pairs[index] for key in ("max_of_n", "last"))
+    whole = len(largest.tasks) == len(across.comparisons["max_of_n"].scores)
     return {
-        "name": f"{largest.one} \u2212 {largest.other}",
+        "name": f"{largest.one} \u2212 {largest.other}" + ("" if whole else f" ({', '.join(largest.tasks)})"),
         "largest": cell("Largest among n", largest.difference, signed=True),
-        "largest_verdict": _VERDICTS[largest.above],
+        "largest_verdict": _verdict(largest),
         "last": cell("Last trial", last.difference, signed=True),
-        "last_verdict": _VERDICTS[last.above],
+        "last_verdict": _verdict(last),
     }
+
+
+def _verdict(pair: Pair) -> str:
+    """The verdict on the agent named first."""
+    return {True: "higher", False: "lower", None: pair.verdict}[pair.above]

@@ -31,6 +31,11 @@ class Analysis:
     probes: dict[str, tuple[ProbeResult, ...]]  # of the series that were probed
     sweeps: dict[str, tuple[SweepPoint, ...]]  # of the series that were told several targets, ascending
 
+    @property
+    def trials(self) -> int:
+        """The fewest trials that any agent has."""
+        return min(series.returns.shape[2] for series in self.section.series)
+
 
 def analyse(section: Section) -> Analysis:
     """All statistics of a section."""

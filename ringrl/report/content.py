@@ -19,12 +19,12 @@ from ringrl.report.statistics import (
     RESAMPLES,
     Estimate,
     References,
+    normalised,
     show,
     show_number,
     trends,
     verdict,
 )
-from ringrl.report.summary import normalised
 
 Cell = dict[str, str]
 TABLE = (
@@ -80,7 +80,9 @@ def _loss_figure(section: Section, curves: Sequence[tuple[str, Metrics]], suffix
 
 def _data_figures(data: DataSet, suffix: str) -> dict[str, Any]:
     mode = (
-        f"rewards relabelled in mode “{data.relabel}”"
+        "rewards as recorded"
+        if data.relabel == "recorded"
+        else f"rewards relabelled in mode “{data.relabel}”"
         if data.relabel
         else "how rewards were relabelled is not recorded"
     )
@@ -145,9 +147,9 @@ def level_words(analysis: Analysis) -> str:
     """What the level lines are."""
     words, section, levels = "", analysis.section, analysis.levels
     if levels.expert is not None:
-        words += f" Expert, which sees what is hidden: {show(levels.expert)} over {section.expert.size} environments."
+        words += f" Expert, which sees what is hidden: {show(levels.expert)} over {len(section.expert)} environments."
     if levels.random is not None:
-        words += f" Random policy: {show(levels.random)} over {section.random.size} environments."
+        words += f" Random policy: {show(levels.random)} over {len(section.random)} environments."
     if levels.top_decile is not None and levels.best is not None:
         words += f" Data, best tenth of episodes: mean {show_number(levels.top_decile)}, "
         words += f"best single episode {show_number(levels.best)}."
@@ -165,37 +167,43 @@ def table(analysis: Analysis) -> dict[str, Any]:
             cells.append(cell("Score, last", numbers.last.scaled(*levels.scale)))
         rows.append({"label": series.label, "series": True, "size": _row_size(series), "cells": cells})
     references = (("Expert", levels.expert, section.expert), ("Random policy", levels.random, section.random))
-    for name, level, envs in references:
+    largest = levels.largest(analysis.trials)[::-1]
+    for (name, level, returns), best in zip(references, largest, strict=True):
         if level is not None:
-            cells = _level_cells(level, levels)
-            rows.append({"label": name, "series": False, "size": f"{envs.size} envs", "cells": cells})
+            envs, trials = returns.shape
+            size = f"{_count(envs, 'env')} · {_count(trials, 'trial')}"
+            rows.append({"label": name, "series": False, "size": size, "cells": _level_cells(level, best, levels)})
     return {
         "headings": [heading for _, heading in TABLE] + (["Score, last"] if levels.scale else []),
         "rows": rows,
-        "caption": table_caption(levels),
+        "caption": table_caption(levels, analysis.trials),
     }
 
 
-def _level_cells(level: Estimate, levels: References) -> list[Cell]:
-    """A reference policy's row: it learns nothing, so all its trials are one number."""
-    cells = [cell(heading, level if key == "mean" else Estimate(math.nan)) for key, heading in TABLE]
+def _level_cells(level: Estimate, best: Estimate | None, levels: References) -> list[Cell]:
+    """A reference policy's row: it learns nothing, so all its trials are one number, but for the best of them."""
+    known = {"mean": level, "max_of_n": best}
+    cells = [cell(heading, known.get(key)) for key, heading in TABLE]
     if levels.scale is not None:
         cells.append(cell("Score, last", Estimate(level.scaled(*levels.scale).value)))
     return cells
 
 
-def table_caption(levels: References) -> str:
-    """What the table's columns mean."""
+def table_caption(levels: References, n: int) -> str:
+    """What the table's columns mean; `n` is the fewest trials that an agent has."""
     words = (
         "Means over environments and seeds. Gain: paired within each environment. Best of n: the best of an "
         "environment’s n trials; it grows with n even where nothing is learnt. IQM: interquartile mean of the last "
         "trial. Brackets: 95 % intervals, computed like the bands above."
     )
+    if levels.trials:
+        words += f" Best of n of the reference policies: n = {min(n, levels.trials)}."
     if levels.scale is not None:
         zero, hundred = levels.scale
         return words + (
             f" Score: 0 is the random policy ({show_number(zero)}), 100 the {levels.hundred_words} "
-            f"({show_number(hundred)}), both taken as exact."
+            f"({show_number(hundred)}), both taken as exact. In summary.json the best of n has a scale of its own: 0 "
+            f"is random’s best of as many trials, 100 {levels.largest_words}."
         )
     if levels.random is None:
         missing = "the random policy was not evaluated"
@@ -216,8 +224,11 @@ def cell(heading: str, number: Estimate | None, signed: bool = False) -> Cell:
 
 def _row_size(series: Series) -> str:
     seeds, envs, trials = series.returns.shape
-    parts = ((seeds, "seed"), (envs, "env"), (trials, "trial"))
-    return " · ".join(f"{count} {word}{'s' * (count != 1)}" for count, word in parts)
+    return " · ".join(_count(*part) for part in ((seeds, "seed"), (envs, "env"), (trials, "trial")))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def per_trial(analysis: Analysis) -> dict[str, Any]:
@@ -238,13 +249,13 @@ def findings(analysis: Analysis) -> list[dict[str, Any]]:
     cards = []
     for series in analysis.section.series:
         numbers = analysis.statistics[series.label]
-        score = normalised(numbers, analysis.levels)
+        score = normalised(series, numbers, analysis.levels)
         cards.append(
             {
                 "label": series.label,
                 "last": cell("", numbers.last),
                 "state": {True: "up", False: "down", None: "flat"}[numbers.improves],
-                "score": show_number(score["last"]["value"] or 0.0) if score else None,
+                "score": unbroken(show(score["last"])) if score and score["last"] else None,
                 "verdict": unbroken(verdict(series, numbers).removeprefix(f"{series.label}: ")),
             }
         )

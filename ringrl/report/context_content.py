@@ -29,7 +29,8 @@ def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
             f"trajectories{suffix}",
             "Return against trajectories in the context",
             "Each point is an agent of its own, trained with that many trajectories in one context. Left: mean return "
-            f"of the last trial. Right: mean of the largest return among n = {n}. "
+            f"of the last trial. Right: mean of the largest return among n = {n}, and the reference "
+            "policies’ own largest. "
             f"{interval_words(series, 'Bars')}{level_words(analysis)}{''.join(differ)}",
             f"{task}: return against the number of trajectories in the context. {' '.join(sentences)}",
             partial(returns_by_trajectories, curves=curves, levels=analysis.levels),

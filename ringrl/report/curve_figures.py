@@ -21,12 +21,13 @@ def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], level
     """Returns over the number of trajectories in the context, on an axis of powers of two. A panel a measure."""
     rows, columns = (2, 1) if look.narrow else (1, 2)
     figure, axes = look.figure(3.5 * rows, rows, columns, sharey=True)
+    fewest = min(curve.trials for curve in curves)
     ticks = sorted({count for curve in curves for count in curve.trajectories})
     for panel, (measure, words) in zip(axes.flat, MEASURES.items(), strict=True):
         for curve in curves:
             _line(panel, look.colour(curve.label), look.marker(curve.label), curve.label,
                   np.asarray(curve.trajectories, np.float64), curve.points[measure])  # fmt: skip
-        for value, text, dashes in level_lines(levels):
+        for value, text, dashes in level_lines(levels, fewest if measure == "max_of_n" else None):
             panel.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes, label=text)
         panel.set_xscale("log", base=2)
         panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)

@@ -120,15 +120,16 @@ def _curves(axes: Axes, look: Look, analysis: Analysis, labels_outside: bool) ->
         _label_ends(axes, ends)
 
 
-def level_lines(levels: References) -> list[tuple[float, str, tuple[int, tuple[int, ...]]]]:
-    """(return, name, dashes) of the levels that curves are seen against."""
+def level_lines(levels: References, n: int | None = None) -> list[tuple[float, str, tuple[int, tuple[int, ...]]]]:
+    """(return, name, dashes) of the levels that curves are seen against; with `n`, the policies' largest among n."""
     lines: list[tuple[float, str, tuple[int, tuple[int, ...]]]] = []
-    if levels.expert is not None:
-        lines.append((levels.expert.value, "Expert", (0, (7, 2, 1, 2))))
+    random, expert = (levels.random, levels.expert) if n is None else levels.largest(n)
+    if expert is not None:
+        lines.append((expert.value, "Expert", (0, (7, 2, 1, 2))))
     if levels.top_decile is not None:
         lines.append((levels.top_decile, "Data, best tenth", (0, (1, 2))))
-    if levels.random is not None:
-        lines.append((levels.random.value, "Random policy", (0, (5, 3))))
+    if random is not None:
+        lines.append((random.value, "Random policy", (0, (5, 3))))
     return lines
 
 

@@ -8,6 +8,7 @@ from pathlib import PurePath
 import numpy as np
 from jaxtyping import Float64
 
+from ringrl.episode import TrialReturn
 from ringrl.errors import UserError
 from ringrl.report.pooling import Probe, Replica, Sweep, grid, pool_probes, pool_sweep, stack
 from ringrl.report.returns import DataSet, Run
@@ -55,8 +56,8 @@ class Section:
 
     task: str
     series: tuple[Series, ...]
-    random: Float64[np.ndarray, " envs"]  # mean return of the uniform random policy in each environment; may be empty
-    expert: Float64[np.ndarray, " _"]  # the same of an oracle that sees what is hidden; may be empty
+    random: Float64[np.ndarray, "envs trials"]  # returns of the uniform random policy; may be empty
+    expert: Float64[np.ndarray, "_ _"]  # of an oracle that sees what is hidden; may be empty
     datasets: tuple[DataSet, ...]  # the different ones among the runs', for this task
     notes: tuple[str, ...]  # what a reader must know about how the runs were put together
 
@@ -177,18 +178,23 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
     )
 
 
-def _reference(task: str, name: str, runs: Sequence[Run]) -> Float64[np.ndarray, " envs"]:
-    """Mean return of a reference policy in each environment."""
-    by_run = [[row for row in run.returns if row.task == task and row.agent == name] for run in runs]
-    by_env: dict[tuple[int, int], list[float]] = {}
+def _reference(task: str, name: str, runs: Sequence[Run]) -> Float64[np.ndarray, "envs trials"]:
+    """Returns of a reference policy, of as many trials as all evaluations have that count; [0, 0] without any."""
+    evaluations: list[tuple[Run, list[TrialReturn]]] = []
+    for run in runs:
+        rows = [row for row in run.returns if row.task == task and row.agent == name]
+        evaluations += [(run, [row for row in rows if row.seed == seed]) for seed in sorted({row.seed for row in rows})]
+    kept: list[np.ndarray] = []
     seen: set[tuple[int, int, float]] = set()
-    # Runs evaluated in the same environments repeat its episodes, whatever their own seed: count each once.
-    for index, rows in enumerate(sorted(by_run, key=len, reverse=True)):
-        fresh = [row for row in rows if (row.env, row.trial, row.return_) not in seen]
-        for row in fresh:
-            by_env.setdefault((index, row.env), []).append(row.return_)
-        seen.update((row.env, row.trial, row.return_) for row in fresh)
-    return np.asarray([np.mean(values) for values in by_env.values()], dtype=np.float64)
+    # Runs evaluated in the same environments repeat its episodes, whatever their own seed: count those once. Single
+    # episodes may coincide by chance, so an evaluation is left out only as a whole.
+    for run, rows in sorted(evaluations, key=lambda evaluation: len(evaluation[1]), reverse=True):
+        episodes = {(row.env, row.trial, row.return_) for row in rows}
+        if not episodes <= seen:
+            kept.append(grid(rows, run.path / "evaluation" / "returns.csv")[0])
+        seen |= episodes
+    trials = min((each.shape[1] for each in kept), default=0)
+    return np.concatenate([each[:, :trials] for each in kept]) if kept else np.zeros((0, 0))
 
 
 def _datasets(task: str, runs: Iterable[Run]) -> tuple[DataSet, ...]:

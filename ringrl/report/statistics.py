@@ -78,6 +78,8 @@ class References:
     top_decile: float | None  # mean return of the data set's best tenth of episodes
     best: float | None  # of the data set's best episode
     expert: Estimate | None = None  # an oracle that sees what is hidden, in the agents' environments
+    random_largest: tuple[Estimate, ...] = ()  # its largest return among the first n trials, at index n - 1
+    expert_largest: tuple[Estimate, ...] = ()
 
     @property
     def hundred(self) -> float | None:
@@ -90,6 +92,31 @@ class References:
         if self.random is None or self.hundred is None or self.hundred <= self.random.value:
             return None
         return self.random.value, self.hundred
+
+    @property
+    def trials(self) -> int:
+        """Trials that the reference policies have."""
+        return min((len(each) for each in (self.random_largest, self.expert_largest) if each), default=0)
+
+    def largest(self, n: int) -> tuple[Estimate | None, Estimate | None]:
+        """(random's, the expert's) largest return among `n` trials, or among as many as they have."""
+        last = min(n, self.trials) - 1
+        random, expert = (each[last] if each else None for each in (self.random_largest, self.expert_largest))
+        return random, expert
+
+    def largest_scale(self, n: int) -> tuple[float, float] | None:
+        """The scale of the largest return among `n` trials: the reference policies' own largest among as many. Without
+        an expert 100 stays the data's best tenth."""
+        random, expert = self.largest(n)
+        hundred = self.top_decile if expert is None else expert.value
+        if self.scale is None or random is None or hundred is None or hundred <= random.value:
+            return None
+        return random.value, hundred
+
+    @property
+    def largest_words(self) -> str:
+        """What 100 is for the largest return among n."""
+        return "the expert’s" if self.expert is not None else "still the data’s best tenth"
 
     @property
     def hundred_words(self) -> str:
@@ -167,12 +194,31 @@ def agent_statistics(returns: Float64[np.ndarray, "seeds envs trials"]) -> Agent
 
 def references(section: Section) -> References:
     """The policies' and the data's returns. Of several data sets, the one with the highest best tenth counts."""
-    random = estimate(section.random[None, :]) if section.random.size else None
-    expert = estimate(section.expert[None, :]) if section.expert.size else None
+    policies = (section.random, section.expert)
+    random, expert = (estimate(returns.mean(axis=1)[None, :]) if returns.size else None for returns in policies)
+    most = tuple(
+        tuple(estimate(returns[None, :, :n].max(axis=2)) for n in range(1, returns.shape[1] + 1))
+        for returns in policies
+    )
     if not section.datasets:
-        return References(random, None, None, expert)
+        return References(random, None, None, expert, *most)
     data = max(section.datasets, key=lambda data: top_decile(data.returns))
-    return References(random, top_decile(data.returns), float(data.returns.max()), expert)
+    return References(random, top_decile(data.returns), float(data.returns.max()), expert, *most)
+
+
+def normalised(series: Series, statistics: AgentStatistics, levels: References) -> dict[str, Estimate | None] | None:
+    """Scores on the scale of `References.scale`, that of the largest return on `largest_scale`; None without one.
+
+    The largest is among as many trials as the reference policies have too.
+    """
+    if levels.scale is None:
+        return None
+    names = ("first", "last", "mean", "iqm")
+    scores: dict[str, Estimate | None] = {name: getattr(statistics, name).scaled(*levels.scale) for name in names}
+    n = min(series.returns.shape[2], levels.trials)
+    scale = levels.largest_scale(n)
+    scores["max_of_n"] = estimate(series.returns[:, :, :n].max(axis=2)).scaled(*scale) if scale else None
+    return scores
 
 
 def top_decile(returns: Float64[np.ndarray, " episodes"]) -> float:

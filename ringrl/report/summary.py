@@ -18,13 +18,13 @@ from ringrl.report.statistics import (
     AgentStatistics,
     Estimate,
     References,
+    normalised,
     trends,
     verdict,
 )
 from ringrl.report.trajectories import TrajectoryCurve, finding
 
-FORMAT = 1  # raised when a key changes its meaning
-NORMALISED = ("first", "last", "mean", "max_of_n", "iqm")
+FORMAT = 2  # raised when a key changes its meaning
 
 
 def summarise(analyses: Sequence[Analysis], across: Across | None, created: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
     trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
     training}}, by_trajectories, targets, probes, datasets, notes}}, across_tasks}; an estimate is {value, low, high}.
     `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task: {label}}, normalised,
-    average: {label}, iqm, differences: [{one, other, difference, verdict}]}}, notes}.
+    average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
     """
     return {
         "format": FORMAT,
@@ -49,10 +49,14 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
 
 def _task(analysis: Analysis) -> dict[str, Any]:
     section, statistics, levels = analysis.section, analysis.statistics, analysis.levels
+    random, expert = levels.largest(analysis.trials)
     return {
         "references": {
             "random": _estimate(levels.random) if levels.random else None,
             "expert": _estimate(levels.expert) if levels.expert else None,
+            "n": min(analysis.trials, levels.trials),
+            "random_max_of_n": _estimate(random) if random else None,
+            "expert_max_of_n": _estimate(expert) if expert else None,
             "dataset_top_decile": levels.top_decile,
             "dataset_best": levels.best,
             "zero": "random policy" if levels.scale else None,
@@ -121,7 +125,8 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "average": by_label(comparison.average),
         "iqm": by_label(comparison.iqm),
         "differences": [
-            {"one": pair.one, "other": pair.other, "difference": _estimate(pair.difference), "verdict": pair.verdict}
+            {"one": pair.one, "other": pair.other, "tasks": list(pair.tasks)}
+            | {"difference": _estimate(pair.difference), "verdict": pair.verdict}
             for pair in comparison.pairs
         ],
     }
@@ -130,6 +135,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def _agent(series: Series, statistics: AgentStatistics, levels: References) -> dict[str, Any]:
     seeds, envs, trials = series.returns.shape
     targets = np.unique(series.target[np.isfinite(series.target)])
+    scores = normalised(series, statistics, levels)
     return {
         "agent": series.agent,
         "runs": [str(run.path) for run in series.distinct_runs],
@@ -143,19 +149,12 @@ def _agent(series: Series, statistics: AgentStatistics, levels: References) -> d
         "mean": _estimate(statistics.mean),
         "max_of_n": _estimate(statistics.max_of_n),
         "iqm": _estimate(statistics.iqm),
-        "normalised": normalised(statistics, levels),
+        "normalised": scores and {name: _estimate(score) if score else None for name, score in scores.items()},
         "target": [float(targets[0]), float(targets[-1])] if len(targets) else None,
         "improves": statistics.improves,
         "verdict": verdict(series, statistics),
         "training": [_training(run.metrics) | {"run": str(run.path)} for run in series.distinct_runs],
     }
-
-
-def normalised(statistics: AgentStatistics, levels: References) -> dict[str, dict[str, float | None]] | None:
-    """Scores on the scale of `References.scale`, or None without one."""
-    if levels.scale is None:
-        return None
-    return {name: _estimate(getattr(statistics, name).scaled(*levels.scale)) for name in NORMALISED}
 
 
 def _training(metrics: Metrics) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from ringrl.report.across_content import across_tables
 from ringrl.report.analysis import analyse
 from ringrl.report.resampling import difference, from_resamples, resample_runs, shown_above
 from ringrl.report.series import Section, Series
-from ringrl.report.statistics import RESAMPLES, Estimate
+from ringrl.report.statistics import RESAMPLES, Estimate, agent_statistics, normalised
 
-ZERO, HUNDRED = np.array([0.0, 0.0]), np.array([200.0, 200.0])  # the random policy's returns and the expert's
+ZERO, HUNDRED = np.zeros((2, 9)), np.full((2, 9), 200.0)  # the random policy's returns and the expert's
 
 
 def agent(label: str, returns: list | np.ndarray) -> Series:
@@ -53,13 +53,33 @@ def test_the_largest_return_is_among_as_many_trials_for_all():
     assert any("3 to 6 trials" in note for note in across.notes)
 
 
+def test_the_largest_return_is_scored_against_the_reference_policies_own_largest():
+    """Random's trials are 0, 40, 80 of mean 40 and largest 80, of two trials 40; the expert's 100, 200, 300."""
+    random, expert = np.array([[0.0, 40.0, 80.0]] * 2), np.array([[100.0, 200.0, 300.0]] * 2)
+    a = agent("A", [[[40, 120]], [[40, 120]]])
+    task = Section("t1", (a,), random, expert, (), ())
+    levels = analyse(task).levels
+    assert levels.scale == (40, 200) and levels.largest_scale(2) == (40, 200) and levels.largest_scale(3) == (80, 300)
+    scores = normalised(a, agent_statistics(a.returns), levels)
+    assert scores is not None and scores["max_of_n"] is not None and scores["max_of_n"].value == 50
+    wide = agent("A", [[[40, 80, 190, 900]]] * 2)  # of the fourth trial the policies know nothing
+    across = compare_across([analyse(Section(name, (wide,), random, expert, (), ())) for name in ("t1", "t2")])
+    assert across.trials == 3 and across.comparisons["max_of_n"].average["A"].value == 50
+    assert across.notes == ("The reference policies have 3 trials, so the largest return is of the first 3.",)
+    assert across.comparisons["first"].average["A"].value == 0
+
+
 def test_agents_without_a_task_and_tasks_without_a_scale_are_left_out_and_named():
     whole, part = agent("A", np.ones((1, 3, 2))), agent("B", np.ones((1, 3, 2)))
     analyses = [analyse(section("t1", whole, part)), analyse(section("t2", whole)),
-                analyse(section("t3", whole, expert=np.zeros(0)))]  # fmt: skip
+                analyse(section("t3", whole, expert=np.zeros((0, 0))))]  # fmt: skip
     across = compare_across(analyses)
     largest = across.comparisons["max_of_n"]
-    assert list(largest.average) == list(largest.iqm) == ["A"] and largest.pairs == ()
+    assert list(largest.average) == list(largest.iqm) == ["A"]
+    assert [(pair.one, pair.other, pair.tasks) for pair in largest.pairs] == [("A", "B", ("t1",))]
+    assert largest.pairs[0].verdict == "one training seed"
+    (pair,) = across_tables(across)["pairs"]
+    assert pair["name"] == "A \u2212 B (t1)" and pair["last_verdict"] == "one training seed"
     assert set(largest.scores) == {"t1", "t2"} and set(largest.returns) == {"t1", "t2", "t3"}
     assert across.notes == (
         "Without a scale, and so left out of average and IQM: t3.",
@@ -91,6 +111,7 @@ def test_no_interval_where_a_task_is_a_single_unit_and_no_verdict_from_few():
     largest = across.comparisons["max_of_n"]
     assert not largest.average["A"].has_interval and not largest.iqm["A"].has_interval
     assert largest.pairs[0].above is None and not largest.pairs[0].difference.has_interval
+    assert largest.pairs[0].verdict == "one training seed"
     assert shown_above(Estimate(5.0, 4.0, 6.0), 5) is None
     assert shown_above(Estimate(5.0, 4.0, 6.0), 6) is True and shown_above(Estimate(-5.0, -6.0, -4.0), 6) is False
 

@@ -52,7 +52,7 @@ def test_expert_rows_are_a_level_and_the_hundred(make_run):
     found = analysis(make_run(expert=480.0), make_run("other", seed=1, expert=480.0))
     assert list(found.statistics) == ["Agentic Transformer"]
     assert found.levels.expert is not None and found.levels.random is not None
-    assert found.section.expert.shape == (8,)  # the same environments in both runs count once
+    assert found.section.expert.shape == (8, 2)  # the same environments in both runs count once
     assert found.levels.expert.value == pytest.approx(479.875)  # 479, 480, 481, 479, 480, 481, 479, 480
     assert found.levels.scale == (found.levels.random.value, found.levels.expert.value)
 

@@ -117,11 +117,16 @@ def test_the_page_says_the_numbers_of_the_summary(one_task):
 def test_the_summary_keeps_its_schema(one_task):
     _, _, summary = one_task
     assert set(summary) == {"format", "ringrl", "created", "confidence", "resamples", "tasks", "across_tasks"}
-    assert summary["format"] == 1 and summary["confidence"] == 0.95
+    assert summary["format"] == 2 and summary["confidence"] == 0.95
     task = summary["tasks"]["walker_run"]
     assert summary["across_tasks"] is None
     assert set(task) == {"references", "agents", "by_trajectories", "targets", "probes", "datasets", "notes"}
-    assert set(task["references"]) == {"random", "expert", "dataset_top_decile", "dataset_best", "zero", "hundred"}
+    assert set(task["references"]) == {
+        "random", "expert", "n", "random_max_of_n", "expert_max_of_n", "dataset_top_decile", "dataset_best", "zero",
+        "hundred",
+    }  # fmt: skip
+    assert task["references"]["n"] == 2 and task["references"]["expert_max_of_n"] is None
+    assert task["references"]["random_max_of_n"]["value"] > task["references"]["random"]["value"]
     assert task["references"]["expert"] is None and "best tenth" in task["references"]["hundred"]
     agent = task["agents"]["Agentic Transformer"]
     assert set(agent) == {

@@ -137,6 +137,19 @@ def test_random_episodes_that_several_runs_repeat_count_once(make_run):
     np.testing.assert_array_equal(both.random, one.random)
 
 
+def test_single_random_episodes_that_coincide_are_not_left_out(make_run):
+    """Of other environments an episode may have the same return by chance: only whole evaluations are repeated."""
+    paths = [make_run("a", seed=0, envs=3), make_run("b", seed=1, envs=3)]
+    same = next(x for x in (paths[0] / "evaluation/returns.csv").read_text().splitlines() if x.startswith("random"))
+    table = paths[1] / "evaluation/returns.csv"
+    lines = table.read_text().splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("random"))
+    lines[first] = same.replace(",0,0,0,", ",1,0,0,")
+    table.write_text("\n".join(lines))
+    (section,) = arrange([read_run(path) for path in paths])
+    assert section.random.shape == (6, 2) and (section.random == float(same.split(",")[5])).sum() == 2
+
+
 def test_a_card_that_does_not_know_the_relabelling_is_read(make_run):
     path = make_run() / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"relabel": None}))

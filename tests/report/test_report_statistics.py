@@ -115,12 +115,16 @@ def test_ninety_five_per_cent_intervals_cover_about_that_often():
 
 
 def test_normalised_scores():
-    section = Section("t", (), np.array([10.0, 30.0]), np.zeros(0), (dataset([*range(0, 200, 10), 120.0]),), ())
+    section = Section(
+        "t", (), np.array([[0.0, 20.0], [25.0, 35.0]]), np.zeros((0, 0)), (dataset([*range(0, 200, 10), 120.0]),), ()
+    )
     levels = references(section)
     assert levels.random is not None and levels.random.value == 20
     assert levels.top_decile == 185  # of 21 episodes the best two: 190 and 180
     assert levels.best == 190
     assert levels.scale == (20, 185)
+    assert [each.value for each in levels.random_largest] == [12.5, 27.5]  # (0 + 25) / 2, (20 + 35) / 2
+    assert levels.largest_scale(2) == (27.5, 185) and levels.largest(9)[0] == levels.random_largest[1]
     score = Estimate(102.5, 20.0, 185.0).scaled(20.0, 185.0)
     assert (score.value, score.low, score.high) == (50, 0, 100)
 
@@ -129,7 +133,7 @@ def test_there_is_no_scale_without_both_ends_in_order():
     assert References(None, 10.0, 11.0).scale is None
     assert References(Estimate(5.0), None, None).scale is None
     assert References(Estimate(10.0), 10.0, 11.0).scale is None
-    assert references(Section("t", (), np.zeros(0), np.zeros(0), (), ())) == References(None, None, None)
+    assert references(Section("t", (), np.zeros((0, 0)), np.zeros((0, 0)), (), ())) == References(None, None, None)
 
 
 def test_the_best_tenth_has_at_least_one_episode():
