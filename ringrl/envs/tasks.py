@@ -13,6 +13,7 @@ from dm_control import suite  # noqa: E402
 from dm_control.rl.control import Environment  # noqa: E402
 
 from ringrl.envs.custom import CUSTOM  # noqa: E402
+from ringrl.envs.custom.hidden import DOMAINS as HIDDEN  # noqa: E402
 from ringrl.envs.gymnasium_mujoco import GymnasiumMujoco, gymnasium_tasks  # noqa: E402
 
 # The suite's lqr tasks run for ever; a trial must end, so they get the length of the others.
@@ -58,6 +59,15 @@ def split_task(task_id: str) -> tuple[str, str]:
     return _TASKS[task_id]
 
 
+def is_hidden(task_id: str) -> bool:
+    """Whether an environment's seed decides its task, as in the families of `custom.hidden` and their visible twins.
+
+    Raises:
+        UserError: as `split_task`.
+    """
+    return split_task(task_id)[0] in HIDDEN
+
+
 def _suggest(name: str, known: tuple[str, ...]) -> str:
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     return f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(known)}"
@@ -68,12 +78,15 @@ def load(task_id: str, seed: int) -> Environment | GymnasiumMujoco:
 
     Args:
         task_id: such as `cartpole_swingup`.
-        seed: of the initial states.
+        seed: of the initial states; of hidden tasks, of what is hidden too.
 
     Raises:
-        UserError: if there is no such task, or Gymnasium cannot make it here.
+        UserError: if there is no such task, or Gymnasium cannot make it here; and if the seed of a hidden task is
+            below 0 or above 2**32 - 1.
     """
     domain, name = split_task(task_id)
+    if is_hidden(task_id) and not 0 <= seed < 2**32:  # to wrap it would mix training and held-out tasks
+        raise UserError(f"seed {seed}: the seeds of {task_id} go from 0 to {2**32 - 1}; give one of those")
     seed %= 2**32
     custom = CUSTOM.get(domain, {}).get(name)
     log = logging.getLogger("absl")

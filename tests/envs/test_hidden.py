@@ -91,6 +91,14 @@ def test_training_and_held_out_seeds_are_of_different_tasks(task):
     assert len(np.unique(drawn.round(6), axis=0)) == 16
 
 
+@pytest.mark.parametrize("task", ["hidden_reacher_target", "visible_point_mass_goal"])
+def test_no_held_out_seed_wraps_into_the_training_tasks(task):
+    assert envs.make(task, seed=2**32 - 1).task_id == task
+    for seed in (2**32, 2**32 + 3, -1):
+        with pytest.raises(UserError, match=f"seed {seed}: the seeds of {task} go from 0 to 4294967295"):
+            envs.make(task, seed=seed)
+
+
 def test_what_is_drawn_is_within_the_families_bounds():
     for seed in range(8):
         assert 0.1 <= np.linalg.norm(hidden("point_mass_goal", seed)) <= 0.25
