@@ -155,6 +155,7 @@ class EvaluationConfig(Section):
     trials: int = Field(default=4, ge=1)
     envs: int = Field(default=16, ge=1)
     context: int | None = Field(default=None, ge=1)  # tokens the agent may look back on; None: what it was trained on
+    # Environment i has seed + i. Tasks hidden_* and visible_* take 1000000 or more, which no training data are of.
     seed: int = Field(default=1000, ge=0)
     target: float | None = None  # return to ask for; None: the best return of the data set
 

@@ -16,7 +16,8 @@ from rich.progress import Progress
 
 from ringrl.agent import Acting, find_learner, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
-from ringrl.envs import VectorEnv, make, make_vector, split_task
+from ringrl.envs import HELD_OUT, VectorEnv, make, make_vector, split_task
+from ringrl.envs.tasks import is_hidden
 from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
 from ringrl.experience.normalizer import Normalizer
@@ -25,6 +26,7 @@ from ringrl.model.transformer import Transformer
 from ringrl.rollout import Probe
 from ringrl.rollout.learner import LearnerPolicy, load_learner
 from ringrl.rollout.policy import ExpertPolicy, Policy, RandomPolicy, SequencePolicy
+from ringrl.rollout.probe import check_probe
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
 from ringrl.training.checkpoint import Checkpoints
@@ -54,6 +56,9 @@ def evaluate(
     policy is rolled out in environments of the same seeds, under the agent name `random`, and where the task knows an
     expert, so is that, as `expert`. With `video`, the first environment's trials are filmed, in a rollout of their own.
     Both files, returns.csv and evaluation.json, are replaced whole at the end.
+
+    Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; and for a given
+    target or context of an agent that has none.
     """
     began = time.perf_counter()
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
@@ -86,25 +91,24 @@ def repeat(
     alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The probes are those of
     `ringrl.rollout.probe`. `given` are `evaluate`'s trials, envs, context, target and seed; None takes the run's own.
 
-    Raises UserError as `evaluate`; for targets of an agent that is told none; and for probes of one that looks at the
-    present trial alone.
+    Raises UserError as `evaluate`; for targets of an agent that is told none; for probes of one that looks at the
+    present trial alone; and for trials or a context too few to hold a past that a probe could change.
     """
     trained = _load(run, checkpoint, given)
-    label, acting, setting = agent_label(trained.config), trained.acting, trained.setting
+    label, acting = agent_label(trained.config), trained.acting
     if targets and acting.target is None:
         raise UserError(f"--targets: {label} is told no return, so there is none to vary; leave it out")
-    if probes and not acting.across_trials:
-        raise UserError(f"--probe: {label} looks at the present trial alone, so there is no past to tamper with")
-    if "foreign" in probes and setting.envs < 2:
-        raise UserError("--probe foreign: takes the past of another environment; give --envs 2 or more")
+    told = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
+    for probe in probes:
+        check_probe(probe, label, acting, trained.setting, trained.trial_steps())
     tables = []
     with _progress() as progress:
         if targets:
             began, results = time.perf_counter(), []
-            for target in dict.fromkeys(targets):
-                told = replace(trained, acting=replace(acting, target=float(target)))
-                results += told.roll_out(label, told.policy, progress, f"told {target:g}")
-            about = {"target": None, "targets": list(targets)}
+            for target in dict.fromkeys(told):
+                asked = replace(trained, acting=replace(acting, target=target))
+                results += asked.roll_out(label, asked.policy, progress, f"told {target:g}")
+            about = {"target": None, "targets": told}
             tables.append(trained.write("targets.csv", "targets.json", results, began, about))
         for probe in dict.fromkeys(probes):
             began = time.perf_counter()
@@ -141,6 +145,14 @@ class _Trained:
             seed=self.setting.seed,
             probe=probe,
         )
+
+    def trial_steps(self) -> int:
+        """Decisions in the longest trial of its task."""
+        data = self.config.data
+        one = make_vector(data.task, 1, seed=self.setting.seed, action_repeat=data.action_repeat)
+        steps = _decisions(one)
+        one.close()
+        return steps
 
     def roll_out(self, name: str, policy: MakePolicy, progress: Progress, how: str = "") -> list[TrialReturn]:
         """One agent's trials, in its rows called `name`; `policy` makes it, given the environments."""
@@ -180,8 +192,13 @@ def _load(run: Path, checkpoint: str, given: Mapping[str, int | float | None]) -
     config, card = read_run(run)
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
-    acting = _acting(config, card, setting)
+    acting = _acting(config, card, setting, known)
     _check_task(run, config.data.task, card["sizes"])
+    if is_hidden(config.data.task) and setting.seed < HELD_OUT:
+        raise UserError(
+            f"{run}: evaluation.seed={setting.seed} is of {config.data.task}'s training tasks; train with "
+            f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
+        )
     learner = find_learner(config.agent.name)
     load = partial(load_learner, learner) if learner else load_model
     model, step = load(run, config, card, checkpoint)
@@ -260,15 +277,20 @@ def read_run(run: Path) -> tuple[RunConfig, dict]:
     return load_config(run / "config.yaml"), json.loads((run / "dataset.json").read_text())
 
 
-def _acting(config: RunConfig, card: dict, setting: EvaluationConfig) -> Acting:
-    """How the agent's file says to roll it out, with what the user asked for instead."""
+def _acting(config: RunConfig, card: dict, setting: EvaluationConfig, given: Mapping[str, object]) -> Acting:
+    """How the agent's file says to roll it out, with what the user asked for instead; `given` for this evaluation."""
     if find_learner(config.agent.name):
-        return Acting(context_steps=1, across_trials=False)
-    agent = load_agent(config.agent.name)
-    acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
+        if "context" in given:
+            raise UserError(f"--context: {agent_label(config)} sees one observation at a time; leave it out")
+        acting, agent = Acting(context_steps=1, across_trials=False), None
+    else:
+        agent = load_agent(config.agent.name)
+        acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
+    if "target" in given and acting.target is None:
+        raise UserError(f"--target: {agent_label(config)} is told no return, so there is none to ask for; leave it out")
     if setting.target is not None and acting.target is not None:
         acting = replace(acting, target=setting.target)
-    if setting.context is None:
+    if setting.context is None or agent is None:
         return acting
     tokens_per_step = agent.tokens(config.agent).tokens_per_step
     if setting.context < tokens_per_step:

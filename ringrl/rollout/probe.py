@@ -3,7 +3,7 @@
 | probe | what it sees of the trials before the present one |
 |---|---|
 | truncated | nothing; trials and positions are counted on |
-| shuffled | the same trials in another order, drawn once for each environment |
+| shuffled | the same trials in another order, drawn for each environment; at each trial once old trials have left |
 | foreign | those of the next environment of the batch, the last's being the first's |
 | blind | all, but no reward anywhere, not of the present trial either: the return-to-go stays the target |
 """
@@ -14,10 +14,34 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from ringrl.agent import Acting
+from ringrl.config import EvaluationConfig
 from ringrl.errors import UserError
 from ringrl.model.transformer import Transformer
 from ringrl.rollout import Probe
 from ringrl.rollout.context import Cached, Step
+
+# Trials in a context from which on a probe makes a difference; an order is of two earlier ones or more.
+_LEAST_TRIALS: dict[Probe, int] = {"truncated": 2, "shuffled": 3, "foreign": 2, "blind": 0}
+
+
+def check_probe(probe: Probe, agent: str, acting: Acting, setting: EvaluationConfig, trial_steps: int) -> None:
+    """Raises UserError where the agent has no past to tamper with, or none that the probe would change.
+
+    `agent` is its name, `trial_steps` the decisions in the longest trial there can be.
+    """
+    if not acting.across_trials:
+        raise UserError(f"--probe: {agent} looks at the present trial alone, so there is no past to tamper with")
+    if probe == "foreign" and setting.envs < 2:
+        raise UserError("--probe foreign: takes the past of another environment; give --envs 2 or more")
+    least = _LEAST_TRIALS[probe]
+    if setting.trials < least:
+        raise UserError(f"--probe {probe}: changes nothing in fewer than {least} trials; give --trials {least} or more")
+    if acting.context_steps < least * trial_steps:
+        raise UserError(
+            f"--probe {probe}: takes a context of {least} trials, which is {least * trial_steps} steps, and this one "
+            f"is of {acting.context_steps}; give a longer --context, or an agent trained on more trials"
+        )
 
 
 class Probed(Cached):

@@ -8,7 +8,7 @@ import pytest
 from dm_control.suite import cartpole
 
 from ringrl.config import parse_config
-from ringrl.envs import make
+from ringrl.envs import HELD_OUT, make
 from ringrl.envs.suite import DMControlEnv
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import agent_label, evaluate, repeat
@@ -116,7 +116,18 @@ def test_probes_are_written_one_by_one_and_again_the_same(run):
 def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
     with pytest.raises(UserError, match="--probe foreign: .*--envs 2"):
         repeat(run, probes=("foreign",), envs=1)
+    for probe, trials, tokens in (("truncated", 2, 59), ("foreign", 2, 59), ("shuffled", 3, 89)):
+        with pytest.raises(UserError, match=f"--probe {probe}: .*--trials {trials}"):
+            repeat(run, probes=(probe,), trials=trials - 1)
+        with pytest.raises(UserError, match=f"--probe {probe}: .*{6 * trials} steps.* {tokens // 5};"):
+            repeat(run, probes=(probe,), trials=trials, context=tokens)
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--targets: `target`: .*finite"):
+            repeat(run, (15.0, wrong))
+    assert not (run / "evaluation" / "probe-shuffled.csv").exists()
     train(tiny_config({"name": "behavior_cloning"}, training={"steps": 1}), tmp_path / "bc")
+    with pytest.raises(UserError, match="--target: behavior_cloning is told no return"):
+        evaluate(tmp_path / "bc", target=1.0)
     with pytest.raises(UserError, match="--targets: behavior_cloning is told no return"):
         repeat(tmp_path / "bc", targets=(1.0,))
     with pytest.raises(UserError, match="--probe: behavior_cloning looks at the present trial alone"):
@@ -125,3 +136,30 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
         Evaluate(run, targets=(1.0,), target=2.0).run()
     with pytest.raises(UserError, match="--video"):
         Evaluate(run, probe=("blind",), video=tmp_path / "film.gif").run()
+
+
+def test_a_learner_takes_neither_target_nor_context_of_the_command_line(tmp_path, tiny_config):
+    of_the_file = {"target": 5.0, "context": 30}  # which may be of a config that several agents share
+    values = tiny_config({"name": "behavior_cloning"}).model_dump(include={"data"})
+    values |= {"agent": {"name": "td3", "batch": 4}, "training": {"steps": 1}, "evaluation": of_the_file}
+    train(parse_config(values, "td3"), tmp_path / "td3")
+    for given, message in (({"target": 1.0}, "--target: td3 is told no"), ({"context": 9}, "--context: td3 sees one")):
+        with pytest.raises(UserError, match=message):
+            evaluate(tmp_path / "td3", **given)
+    assert evaluate(tmp_path / "td3", trials=1, envs=1, reference=False).exists()
+
+
+def test_hidden_tasks_are_evaluated_on_held_out_seeds_alone(run, tmp_path):
+    for task in ("hidden_point_mass_goal", "visible_point_mass_goal"):
+        for name in ("config.yaml", "dataset.json"):
+            text = (run / name).read_text().replace("task: cartpole_balance", f"task: {task}")
+            sizes = json.loads(text)["sizes"] if name == "dataset.json" else {}
+            if sizes:
+                widths = {"observation": 4 + 2 * task.startswith("visible"), "action": 2}
+                text = json.dumps(json.loads(text) | {"sizes": sizes | widths})
+            (tmp_path / name).write_text(text)
+        for given in ({}, {"seed": HELD_OUT - 1}):
+            with pytest.raises(UserError, match=f"{task}'s training tasks.*evaluation.seed=1000000"):
+                evaluate(tmp_path, **given)
+        with pytest.raises(UserError, match="checkpoint"):  # there is none: it got as far as that
+            evaluate(tmp_path, seed=HELD_OUT)
