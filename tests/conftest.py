@@ -35,7 +35,7 @@ def compiled(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(request, compiled):
-    """Programs of those tests are optimised little and compiled once; what they compute is the same."""
+    """Programs of those tests are optimised little and compiled once; what they compute is the same up to rounding."""
     if request.path.parent.name not in COMPILED_QUICKLY:
         yield
         return
