@@ -22,10 +22,9 @@ def across_tables(across: Across) -> dict[str, Any]:
         "scores_caption": f"The same on each task’s own scale, on which 0 is the random policy and 100 is named below "
         "that task’s table; both are taken as exact. Here 0 is random’s own largest among the same n, and "
         "100 the expert’s; without an expert 100 stays the data’s best tenth. Average: over tasks. IQM: interquartile "
-        f"mean over the runs of all tasks. Their intervals: stratified bootstrap "
-        f"({RESAMPLES:,} resamples, percentile), in which each task’s "
-        "seeds and environments are resampled (Agarwal et al. 2021). A task with a single seed adds nothing about "
-        "training again.",
+        f"mean over the runs of all tasks. Their intervals: stratified bootstrap ({RESAMPLES:,} resamples, "
+        "percentile), in which each task’s seeds and environments are resampled (Agarwal et al. 2021). A task with a "
+        "single seed adds nothing about training again.",
         "more": [{"name": MEASURES[key], "rows": _rows(across, across.comparisons[key], scored)} for key in others],
         "pairs": [_pair_row(across, index) for index in range(len(largest.pairs))],
         "notes": across.notes,

@@ -134,6 +134,8 @@ def interval_words(series: Sequence[Series], what: str) -> str:
         words += "environments only (BCa), and the interval says nothing about training again."
     else:
         words += "Seeds and environments are resampled together (percentile)."
+    if any(1 < seeds < 5 for seeds, _ in shapes):
+        words += " With so few seeds the interval understates how trainings differ."
     if any(seeds * envs < PAIRS_FOR_VERDICT for seeds, envs in shapes):
         words += f" Intervals from fewer than {PAIRS_FOR_VERDICT} units are too narrow to be trusted."
     return words

@@ -31,7 +31,8 @@ def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
             "Each point is an agent of its own, trained with that many trajectories in one context. Left: mean return "
             f"of the last trial. Right: mean of the largest return among n = {n}, and the reference "
             "policies’ own largest. "
-            f"{interval_words(series, 'Bars')}{level_words(analysis)}{''.join(differ)}",
+            f"{interval_words(series, 'Bars')} The comparisons below are not corrected for their number."
+            f"{level_words(analysis)}{''.join(differ)}",
             f"{task}: return against the number of trajectories in the context. {' '.join(sentences)}",
             partial(returns_by_trajectories, curves=curves, levels=analysis.levels),
         ),
@@ -52,7 +53,9 @@ def probes(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
             f"probes{suffix}",
             "What the earlier trials are worth",
             "Mean return at each trial, intact and with the earlier trials in the context tampered with. Truncated: "
-            "removed. Shuffled: in another order. Foreign: another environment’s. Blind: their rewards set to 0. "
+            "removed; trials are counted on, as the agent never saw in training. Shuffled: in another order. Foreign: "
+            "another environment’s. Blind: no reward anywhere, the present trial included; the return-to-go stays the "
+            "target. "
             f"{interval_words(probed, 'Bars and bands')} Differences are paired within each environment of a seed.",
             f"{task}: return at each trial under probes. {' '.join(sentences)}",
             partial(returns_under_probes, probes=results),

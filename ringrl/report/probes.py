@@ -11,7 +11,7 @@ _WORDS = {
     "truncated": "Without earlier trials",
     "shuffled": "With the earlier trials in another order",
     "foreign": "With another environment’s earlier trials",
-    "blind": "With the rewards in the context set to 0",
+    "blind": "With no reward anywhere, the present trial included (the return-to-go stays the target)",
 }
 
 

@@ -23,6 +23,9 @@ RESAMPLES = 4000
 # With 5 paired differences even 5 of one sign happen by chance in 1 of 16 cases; with 6 it is 1 of 32, below 5 %.
 PAIRS_FOR_VERDICT = 6
 
+# Agents that look across trials, by their files. Of others, and of files not known, a gain is not put down to context.
+ACROSS_TRIALS = ("agentic_transformer", "algorithm_distillation")
+
 Statistic = Callable[..., np.ndarray | np.floating]  # (values, axis) -> values with that axis reduced
 
 
@@ -257,10 +260,12 @@ def verdict(series: Series, statistics: AgentStatistics) -> str:
     trials = series.returns.shape[2]
     if trials == 1:
         return f"{series.label}: one trial, {show(statistics.first)}; nothing to compare it with."
+    learns = series.agent in ACROSS_TRIALS
+    gain = show(statistics.gain, signed=True)
     claim = {
-        True: f"improves in context, by {show(statistics.gain, signed=True)}",
-        False: f"gets worse in context, by {show(statistics.gain, signed=True)}",
-        None: f"no difference shown ({show(statistics.gain, signed=True)})",
+        True: f"improves in context, by {gain}" if learns else f"last trial higher than first, by {gain}",
+        False: f"gets worse in context, by {gain}" if learns else f"last trial lower than first, by {gain}",
+        None: f"no difference shown ({gain})",
     }[statistics.improves]
     if statistics.pairs < PAIRS_FOR_VERDICT:
         claim = f"too few environments ({statistics.pairs}) to tell; a verdict needs {PAIRS_FOR_VERDICT}"

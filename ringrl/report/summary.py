@@ -81,9 +81,12 @@ def _curve(curve: TrajectoryCurve) -> dict[str, Any]:
     } | {
         measure: {
             "points": [_estimate(point) for point in points],
-            "gain": _estimate(curve.gain[measure]),
-            "rises": curve.rises[measure],
-            "monotone": curve.monotone[measure],
+            "gain": _estimate(curve.gain[measure].difference),
+            "rises": curve.gain[measure].above,
+            "steps": [
+                {"from": step.fewer, "to": step.more, "difference": _estimate(step.difference), "verdict": step.verdict}
+                for step in curve.steps[measure]
+            ],
             "finding": finding(curve, measure),
         }
         for measure, points in curve.points.items()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 
 from ringrl.report.resampling import difference, shown_above
 from ringrl.report.series import Section, Series, differing_keys, display_name
@@ -12,6 +13,24 @@ from ringrl.report.statistics import Estimate, estimate, show
 
 FEWEST = 3  # numbers of trajectories that make a curve
 MEASURES = {"last": "last trial", "max_of_n": "largest among n trials"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two numbers of trajectories compared."""
+
+    fewer: int
+    more: int
+    difference: Estimate  # with `more` minus with `fewer`
+    above: bool | None  # whether `more` is above (True) or below (False); None: not shown
+    single: bool  # whether either is of one training seed, which allows no verdict on trainings
+
+    @property
+    def verdict(self) -> str:
+        """What the interval carries."""
+        if self.single:
+            return "one training seed, so no verdict"
+        return {True: "above it", False: "below it", None: "no difference shown"}[self.above]
 
 
 @dataclass(frozen=True)
@@ -24,9 +43,8 @@ class TrajectoryCurve:
     trajectories: tuple[int, ...]
     trials: int  # n of "largest among n": the fewest that any of the series has
     points: dict[str, tuple[Estimate, ...]]  # by measure
-    gain: dict[str, Estimate]  # by measure: with the most trajectories minus with the fewest
-    rises: dict[str, bool | None]  # by measure: whether the gain is shown
-    monotone: dict[str, bool]  # by measure: whether no estimate is below the one before it
+    gain: dict[str, Step]  # by measure: with the most trajectories against with the fewest
+    steps: dict[str, tuple[Step, ...]]  # by measure: each number of trajectories against the one before it
     differ: tuple[str, ...]  # other settings in which the runs differ
 
 
@@ -49,24 +67,30 @@ def trajectory_curves(section: Section) -> tuple[TrajectoryCurve, ...]:
 
 
 def finding(curve: TrajectoryCurve, measure: str) -> str:
-    """One sentence: whether more trajectories earn more beyond the interval, and whether at every step."""
-    first, last = curve.trajectories[0], curve.trajectories[-1]
-    low, high = curve.points[measure][0], curve.points[measure][-1]
-    claim = {
-        True: f"above it, by {show(curve.gain[measure], signed=True)}",
-        False: f"below it, by {show(curve.gain[measure], signed=True)}",
-        None: f"no difference shown ({show(curve.gain[measure], signed=True)})",
-    }[curve.rises[measure]]
-    values = [point.value for point in curve.points[measure]]
-    falls = [
-        f"{a} to {b}"
-        for a, b, x, y in zip(curve.trajectories, curve.trajectories[1:], values, values[1:], strict=False)
-        if y < x
-    ]
-    order = "the estimates rise monotonically" if not falls else f"not monotone: falls from {' and from '.join(falls)}"
+    """One sentence: whether more trajectories earn more beyond the interval, and between which neighbours."""
+    gain, low, high = curve.gain[measure], curve.points[measure][0], curve.points[measure][-1]
     return (
-        f"{curve.label}, {MEASURES[measure]}: {show(high)} with {last} trajectories against {show(low)} with {first}: "
-        f"{claim}; {order}."
+        f"{curve.label}, {MEASURES[measure]}: {show(high)} with {gain.more} trajectories against {show(low)} with "
+        f"{gain.fewer}: {gain.verdict} ({show(gain.difference, signed=True)}); {_order(curve.steps[measure])}."
+    )
+
+
+def _order(steps: Sequence[Step]) -> str:
+    """Neighbours compared, those of one verdict together."""
+    if all(step.single for step in steps):
+        return "no verdict between neighbours either"
+    if all(step.above for step in steps):
+        return "each number is above the one before it"
+    kinds = {
+        "it rises": [step for step in steps if step.above],
+        "it falls": [step for step in steps if step.above is False],
+        "no difference shown": [step for step in steps if step.above is None and not step.single],
+        "one training seed": [step for step in steps if step.single],
+    }
+    return "; ".join(
+        f"{words} {', '.join(f'between {step.fewer} and {step.more}' for step in mine)}"
+        for words, mine in kinds.items()
+        if mine
     )
 
 
@@ -86,9 +110,6 @@ def _curve(task: str, label: str, series: Sequence[Series]) -> TrajectoryCurve:
         "max_of_n": [each.returns[:, :, :trials].max(axis=2) for each in ordered],
     }
     points = {measure: tuple(estimate(each) for each in arrays) for measure, arrays in values.items()}
-    ends = (ordered[-1].label, ordered[0].label)
-    gain = {measure: difference(arrays[-1], arrays[0], task, ends) for measure, arrays in values.items()}
-    units = min(each.returns[:, :, 0].size for each in (ordered[0], ordered[-1]))
     runs = [run for each in ordered for run in each.distinct_runs]
     return TrajectoryCurve(
         label=label,
@@ -97,8 +118,20 @@ def _curve(task: str, label: str, series: Sequence[Series]) -> TrajectoryCurve:
         trajectories=tuple(each.trajectories or 0 for each in ordered),
         trials=trials,
         points=points,
-        gain=gain,
-        rises={measure: shown_above(number, units) for measure, number in gain.items()},
-        monotone={m: bool((np.diff([point.value for point in line]) >= 0).all()) for m, line in points.items()},
+        gain={measure: _step(task, ordered, arrays, 0, -1) for measure, arrays in values.items()},
+        steps={
+            measure: tuple(_step(task, ordered, arrays, index, index + 1) for index in range(len(ordered) - 1))
+            for measure, arrays in values.items()
+        },
         differ=tuple(differing_keys(runs, ("agent.trajectories",))),
     )
+
+
+def _step(
+    task: str, series: Sequence[Series], values: Sequence[Float64[np.ndarray, "_ _"]], fewer: int, more: int
+) -> Step:
+    """Two of the series compared, by their indices; `values` is one measure [seeds, envs] of each."""
+    number = difference(values[more], values[fewer], task, (series[more].label, series[fewer].label))
+    single = min(len(values[fewer]), len(values[more])) == 1
+    above = None if single else shown_above(number, min(values[fewer].size, values[more].size))
+    return Step(series[fewer].trajectories or 0, series[more].trajectories or 0, number, above, single)

@@ -62,17 +62,32 @@ def test_a_curve_over_trajectories_rises_or_does_not(make_run):
     runs = [distillation(make_run, n, seed, gain=gain) for n, gain in gains.items() for seed in (0, 1)]
     (curve,) = analysis(*runs).curves
     assert curve.label == "Algorithm Distillation" and curve.trajectories == (1, 2, 4, 8) and curve.trials == 4
-    assert curve.rises == {"last": True, "max_of_n": True} and curve.monotone["last"] is False
-    assert curve.gain["last"].value == pytest.approx(180, abs=1)  # three trials of 60 more: the noise is the same
+    assert [curve.gain[measure].above for measure in ("last", "max_of_n")] == [True, True]
+    assert [(step.fewer, step.more, step.above) for step in curve.steps["last"]] == [
+        (1, 2, True), (2, 4, False), (4, 8, True),
+    ]  # fmt: skip
+    assert curve.gain["last"].difference.value == pytest.approx(
+        180, abs=1
+    )  # three trials of 60 more: the noise is the same
     assert curve.differ == ()
     words = finding(curve, "last")
-    assert "8 trajectories" in words and "above it, by +180" in words and "falls from 2 to 4" in words
+    assert "8 trajectories" in words and "above it (+180" in words
+    assert "it rises between 1 and 2, between 4 and 8; it falls between 2 and 4." in words
 
 
 def test_a_level_curve_claims_nothing(make_run):
-    flat = [distillation(make_run, n, seed=n, gain=0.0) for n in (1, 2, 4)]
+    flat = [distillation(make_run, n, seed=2 * n + k, gain=0.0) for n in (1, 2, 4) for k in (0, 1)]
     (curve,) = analysis(*flat).curves
-    assert curve.rises["last"] is None and "no difference shown" in finding(curve, "last")
+    assert curve.gain["last"].above is None
+    assert "no difference shown between 1 and 2, between 2 and 4." in finding(curve, "last")
+
+
+def test_a_curve_of_single_seeds_allows_no_verdict(make_run):
+    steep = [distillation(make_run, n, gain=50.0 * n) for n in (1, 2, 4)]
+    (curve,) = analysis(*steep).curves
+    assert curve.gain["last"].difference.low > 0 and curve.gain["last"].above is None
+    assert "one training seed, so no verdict (+" in finding(curve, "last")
+    assert finding(curve, "last").endswith("no verdict between neighbours either.")
 
 
 def test_two_numbers_are_no_curve_and_labels_that_differ_in_words_are_two_curves(make_run):

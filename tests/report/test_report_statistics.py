@@ -158,6 +158,11 @@ def test_a_verdict_claims_no_more_than_the_interval_carries():
     falling = series(rising.returns[:, :, ::-1].copy())
     assert agent_statistics(falling.returns).improves is False
     assert "gets worse in context" in verdict(falling, agent_statistics(falling.returns))
+    for file in ("behavior_cloning", "decision_transformer", "mine"):
+        assert ": last trial higher than first, by +50.0 [+" in verdict(replace(rising, agent=file), statistics)
+        assert ": last trial lower than first, by" in verdict(
+            replace(falling, agent=file), agent_statistics(falling.returns)
+        )
     sign = np.array([1, -1] * 5)
     level = series(np.stack([first, first + step * sign], axis=-1)[None])
     assert agent_statistics(level.returns).improves is None
