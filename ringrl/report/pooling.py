@@ -107,3 +107,18 @@ def pool_probes(
             envs, trials = (min(tampered.shape[axis], returns.shape[axis]) for axis in (1, 2))
             probes.append(Probe(name, np.stack(intact)[:, :envs, :trials], tampered[:, :envs, :trials]))
     return tuple(probes)
+
+
+def other_settings(run: Run) -> list[str]:
+    """A note for each of the run's tables of probes and targets that is not of the evaluation in returns.csv."""
+    names = {"checkpoint_step": "checkpoint", "seed": "evaluation seed", "context": "context"}
+    notes = []
+    for table, about in run.repetitions.items():
+        differ = [key for key in names if key in about and key in run.evaluation and about[key] != run.evaluation[key]]
+        if differ:
+            theirs, ours = (
+                ", ".join(f"{names[key]} {'not given' if said[key] is None else said[key]}" for key in differ)
+                for said in (about, run.evaluation)
+            )
+            notes.append(f"{run.name}: {table}.csv is of {theirs}, returns.csv of {ours}: evaluate again.")
+    return notes

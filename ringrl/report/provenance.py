@@ -43,7 +43,12 @@ def _training_facts(run: Run) -> dict[str, str]:
 
 
 def _evaluation_facts(run: Run) -> dict[str, str]:
-    names = {"checkpoint_step": "Checkpoint", "context": "Context", "seconds": "Evaluated in"}
+    names = {
+        "checkpoint_step": "Checkpoint",
+        "seed": "Evaluation seed",
+        "context": "Context",
+        "seconds": "Evaluated in",
+    }
     found = {name: run.evaluation.get(key) for key, name in names.items()}
     facts = {name: _plain(value) for name, value in found.items() if value is not None}
     if "Evaluated in" in facts:

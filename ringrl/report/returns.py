@@ -65,6 +65,7 @@ class Run:
     evaluation: dict[str, Any]
     targets: tuple[TrialReturn, ...]  # the evaluation repeated for several target returns; may be empty
     probes: dict[str, tuple[TrialReturn, ...]]  # by name: the evaluation with its context tampered with
+    repetitions: dict[str, dict[str, Any]]  # by table, as `probe-blind`: what its JSON says, as `evaluation`
 
     @property
     def name(self) -> str:
@@ -103,6 +104,7 @@ def read_run(path: Path) -> Run:
             f"{path} has not been evaluated (no evaluation/returns.csv): run `ringrl evaluate {path}` first"
         )
     probes = sorted((path / "evaluation").glob("probe-*.csv"))
+    repetitions = [*probes, *(path / "evaluation").glob("targets.csv")]
     targets = path / "evaluation" / "targets.csv"
     return Run(
         path=path,
@@ -113,6 +115,7 @@ def read_run(path: Path) -> Run:
         evaluation=_read_json_object(path / "evaluation" / "evaluation.json"),
         targets=read_returns(targets, several_targets=True) if targets.is_file() else (),
         probes={file.stem.removeprefix("probe-"): read_returns(file) for file in probes},
+        repetitions={file.stem: _read_json_object(file.with_suffix(".json")) for file in repetitions},
     )
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from ringrl.episode import TrialReturn
 from ringrl.errors import UserError
-from ringrl.report.pooling import Probe, Replica, Sweep, grid, pool_probes, pool_sweep, stack
+from ringrl.report.pooling import Probe, Replica, Sweep, grid, other_settings, pool_probes, pool_sweep, stack
 from ringrl.report.returns import DataSet, Run
 
 RANDOM, EXPERT = "random", "expert"  # rows of these in returns.csv are reference levels, no series
@@ -98,6 +98,7 @@ def _section(task: str, runs: Sequence[Run]) -> Section:
     others = {run.dataset.task for run in held if run.dataset is not None and task not in _task_names(run.dataset)}
     if others:
         notes.append(f"Trained on data of {', '.join(sorted(others))}; those returns say nothing about {task}.")
+    notes.extend(note for run in held for note in other_settings(run))
     random, expert = (_reference(task, name, held) for name in references)
     return Section(task, tuple(series), random, expert, _datasets(task, held), tuple(notes))
 

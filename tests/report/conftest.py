@@ -64,9 +64,10 @@ def write_run(
         worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
         rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
         (path / "evaluation" / f"probe-{probe}.csv").write_text("\n".join([HEADER, *rows]) + "\n")
-    (path / "evaluation" / "evaluation.json").write_text(
-        json.dumps({"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000})
-    )
+    about = {"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000, "seed": 1000}
+    tables = ["evaluation", *(["targets"] if targets else []), *(f"probe-{probe}" for probe in probes or {})]
+    for table in tables:
+        (path / "evaluation" / f"{table}.json").write_text(json.dumps(about))
     metrics = [
         {"step": 20 * (k + 1), "loss": 0.4 / (1 + k / 8) + 0.1 + rng.normal(0, 0.01), "tokens": 81920 * (k + 1),
          "tokens_per_s": 51000.0, "mfu": 0.31} for k in range(points)

@@ -151,6 +151,20 @@ def test_probe_sentences_say_what_the_interval_carries():
     assert "too few environments (5)" in result(Estimate(60.0, 40.0, 80.0), envs=5).sentence
 
 
+def test_probes_and_sweeps_of_another_checkpoint_or_seed_are_noted(make_run):
+    run = make_run(probes={"blind": 5.0, "foreign": 5.0}, targets=(200.0, 400.0))
+    assert arrange([read_run(run)])[0].notes == ()
+    for table, change in (("probe-blind", {"checkpoint_step": 500}), ("targets", {"seed": 7, "context": None})):
+        file = run / "evaluation" / f"{table}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (run / "evaluation" / "probe-foreign.json").unlink()  # what does not say is not compared
+    assert arrange([read_run(run)])[0].notes == (
+        "run: probe-blind.csv is of checkpoint 500, returns.csv of checkpoint 1000: evaluate again.",
+        "run: targets.csv is of evaluation seed 7, context not given, returns.csv of evaluation seed 1000, context "
+        "16000: evaluate again.",
+    )
+
+
 def test_only_the_seeds_that_were_probed_are_compared(make_run):
     found = analysis(make_run("a", seed=0, probes={"blind": 5.0}), make_run("b", seed=1))
     (probe,) = found.section.series[0].probes
