@@ -59,10 +59,10 @@ def trajectory_curves(section: Section) -> tuple[TrajectoryCurve, ...]:
         if _distinct(mine):
             curves.append(_curve(section.task, display_name(agent), mine))
             continue
-        for words in dict.fromkeys(_without_digits(series.label) for series in mine):
-            alike = [series for series in mine if _without_digits(series.label) == words]
+        for words in dict.fromkeys(_singular(series.label) for series in mine):
+            alike = [series for series in mine if _singular(series.label) == words]
             if _distinct(alike):
-                curves.append(_curve(section.task, words, alike))
+                curves.append(_curve(section.task, _without_digits(alike[-1].label), alike))
     return tuple(curve for curve in curves if len(curve.trajectories) >= FEWEST)
 
 
@@ -100,6 +100,11 @@ def _distinct(series: Sequence[Series]) -> bool:
 
 def _without_digits(label: str) -> str:
     return " ".join(re.sub(r"[0-9]+", " ", label).split())
+
+
+def _singular(label: str) -> str:
+    """The same for `AD, 1 trial` and `AD, 2 trials`."""
+    return re.sub(r"s\b", "", _without_digits(label))
 
 
 def _curve(task: str, label: str, series: Sequence[Series]) -> TrajectoryCurve:

@@ -97,6 +97,14 @@ def test_two_numbers_are_no_curve_and_labels_that_differ_in_words_are_two_curves
     assert [curve.label for curve in analysis(*six).curves] == ["file", "sorted"]
 
 
+def test_the_label_of_a_single_trial_belongs_to_the_curve(make_run):
+    words = {1: "AD, 1 trial", 2: "AD, 2 trials", 4: "AD, 4 trials"}
+    runs = [distillation(make_run, n, label=label, envs=2) for n, label in words.items()]
+    runs.append(distillation(make_run, 2, label="Another", envs=2))
+    (curve,) = analysis(*runs).curves
+    assert curve.label == "AD, trials" and curve.trajectories == (1, 2, 4)
+
+
 def test_a_sweep_over_targets_is_pooled_and_shown(make_run):
     runs = [make_run(f"s{s}", seed=s, envs=3, targets=(200.0, 400.0, 10.0 + s)) for s in (0, 1)]
     found = analysis(*runs)
