@@ -50,6 +50,7 @@ class Job:
     data: tuple[Data, ...]  # what it needs, in the order of making
     overrides: Mapping[str, object] = field(default_factory=dict)
     probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
+    targets: tuple[float, ...] = ()  # of `ringrl evaluate --targets`
 
 
 # Of each family of hidden tasks, how long an action is held, how strong the noise is, and how long is trained.
@@ -78,8 +79,11 @@ def _hidden(family: str) -> tuple[Job, ...]:
 
 def _told(family: str) -> tuple[Job, ...]:
     """The agents that are told a return, with and without earlier trials."""
-    data = (_histories(family, 8),)
-    return Job(f"{family}_at", "results_hidden_at", data, probes=PROBES), Job(f"{family}_dt", "results_hidden_dt", data)
+    data, targets = (_histories(family, 8),), (40, 70, 104, 125)
+    return (
+        Job(f"{family}_at", "results_hidden_at", data, probes=PROBES, targets=targets),
+        Job(f"{family}_dt", "results_hidden_dt", data, targets=targets),
+    )
 
 
 def _context(trials: int) -> Job:
@@ -199,6 +203,8 @@ def _train_and_evaluate(job: Job, seed: int, cores: set[int], fresh: bool) -> No
     _ringrl(f"evaluate {run}", cores)
     if job.probes:
         _ringrl(f"evaluate {run} --probe {' '.join(job.probes)}", cores)
+    if job.targets:
+        _ringrl(f"evaluate {run} --targets {' '.join(map(str, job.targets))}", cores)
     seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}
     (run / "timing.json").write_text(json.dumps(seconds | {"cores": len(cores), "resumed": resumed}) + "\n")
 
