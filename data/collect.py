@@ -127,7 +127,7 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: give a whole number, 1 or more")
     env = envs.make(args.task, seed=args.seed, action_repeat=args.action_repeat)
-    if hasattr(env.task, "hidden") and args.seed >= envs.HELD_OUT:
+    if envs.is_hidden(args.task) and args.seed >= envs.HELD_OUT:
         raise UserError(f"--seed {args.seed}: tasks of seeds from {envs.HELD_OUT} on are held out for evaluation")
     out = args.out or Path("datasets") / env.domain / args.policy
     config = replace(args.learner, reward="rnd" if args.policy == "rnd" else "task")
@@ -171,8 +171,7 @@ def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[floa
 def _make_policy(args: Args, config: Any, env: DMControlEnv) -> Policy:
     action_size = math.prod(env.action_space.shape or ())
     # A hidden parameter is the first draw of the same seed's generator: actions from that one would tell it.
-    hidden = hasattr(env.task, "hidden")
-    noise = [args.seed, 2] if hidden else args.seed
+    noise = [args.seed, 2] if envs.is_hidden(args.task) else args.seed
     if args.policy == "random":
         return Random(action_size, noise)
     return Learner(config, math.prod(env.observation_space.shape or ()), action_size, args.seed, noise)

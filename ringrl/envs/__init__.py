@@ -2,7 +2,17 @@
 
 from ringrl.envs.custom.hidden import HELD_OUT
 from ringrl.envs.suite import DMControlEnv, make
-from ringrl.envs.tasks import domains, split_task, tasks
+from ringrl.envs.tasks import domains, is_hidden, split_task, tasks
 from ringrl.envs.vector import VectorEnv, make_vector
 
-__all__ = ["HELD_OUT", "DMControlEnv", "VectorEnv", "domains", "make", "make_vector", "split_task", "tasks"]
+__all__ = [
+    "HELD_OUT",
+    "DMControlEnv",
+    "VectorEnv",
+    "domains",
+    "is_hidden",
+    "make",
+    "make_vector",
+    "split_task",
+    "tasks",
+]

@@ -16,8 +16,7 @@ from rich.progress import Progress
 
 from ringrl.agent import Acting, find_learner, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
-from ringrl.envs import HELD_OUT, VectorEnv, make, make_vector, split_task
-from ringrl.envs.tasks import is_hidden
+from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make, make_vector, split_task
 from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
 from ringrl.experience.normalizer import Normalizer

@@ -38,12 +38,15 @@ _SPEED_MARGIN = 2.0  # m/s
 
 
 class _Hidden(base.Task):
-    """A task with a hidden parameter, drawn once from its own stream of random numbers."""
+    """A task with a hidden parameter, drawn once.
+
+    It is the first draw of `default_rng(seed)`: actions for such a task must come from another stream, or they tell it.
+    """
 
     def __init__(self, seed: int, visible: bool):
         """`seed`: of the hidden parameter and, independently, of the initial states."""
         super().__init__(random=seed)
-        self.hidden = self._draw(np.random.default_rng([seed, 0]))
+        self.hidden = self._draw(np.random.default_rng(seed))
         self._visible = visible
 
     def _draw(self, rng: np.random.Generator) -> Float64[np.ndarray, " hidden"]:
