@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ringrl.agent import Acting
 from ringrl.config import AgentConfig
-from ringrl.experience.chain import Ascending
+from ringrl.experience.chain import Ascending, top_fraction
 from ringrl.model.tokens import TokenLayout
 
 
@@ -20,6 +20,7 @@ class Config(AgentConfig):
     """Hyper-parameters."""
 
     trajectories: int = Field(default=4, ge=1)  # n, trajectories in a chain (paper: 4; Ring Attention trains with 128)
+    fraction: float = Field(default=1.0, gt=0, le=1)  # share of time steps drawn from, best episodes first (paper: 1)
     # how they are drawn: "uniform" among all, or "stratified": one from each n-th part of the episodes by return
     draw: Literal["uniform", "stratified"] = "uniform"
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
@@ -30,7 +31,8 @@ class Config(AgentConfig):
 def planner(config: Config, store, task, action_repeat):
     options = {"draw": config.draw, "target_jitter": config.target_jitter}
     options["source"] = store.source if config.within_source else None
-    return Ascending(store.lengths, store.returns(task), config.trajectories, **options)
+    best = top_fraction(store.lengths, store.returns(task), config.fraction) if config.fraction < 1 else None
+    return Ascending(store.lengths, store.returns(task), config.trajectories, best, **options)
 
 
 def tokens(config: Config):
@@ -43,4 +45,5 @@ def loss(config: Config, head, prediction, batch):
 
 
 def acting(config: Config, row_steps, returns):
-    return Acting(context_steps=row_steps, across_trials=True, target=float(returns.max()), sample=config.sample)
+    best, shrinks = float(returns.max()), config.horizon is None
+    return Acting(context_steps=row_steps, across_trials=True, target=best, shrinks=shrinks, sample=config.sample)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ringrl.agent import Acting
 from ringrl.config import AgentConfig
-from ringrl.experience.chain import Windows
+from ringrl.experience.chain import Windows, top_fraction
 from ringrl.model.tokens import TokenLayout
 
 
@@ -18,12 +18,14 @@ class Config(AgentConfig):
     """Hyper-parameters."""
 
     window: int = Field(default=20, ge=1)  # K, steps of context (paper: 20 for MuJoCo)
+    fraction: float = Field(default=1.0, gt=0, le=1)  # share of time steps drawn from, best episodes first (paper: 1)
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
 
 
 def planner(config: Config, store, task, action_repeat):
     options = {"action_repeat": action_repeat, "target_jitter": config.target_jitter}
-    return Windows(store.lengths, store.returns(task), config.window, **options)
+    best = top_fraction(store.lengths, store.returns(task), config.fraction) if config.fraction < 1 else None
+    return Windows(store.lengths, store.returns(task), config.window, best, **options)
 
 
 def tokens(config: Config):
@@ -36,5 +38,5 @@ def loss(config: Config, head, prediction, batch):
 
 def acting(config: Config, row_steps, returns):
     # The best return that the data shows can be asked for; more would be extrapolation.
-    best = float(returns.max())
-    return Acting(min(config.window, row_steps), across_trials=False, target=best, sample=config.sample)
+    told = {"target": float(returns.max()), "shrinks": config.horizon is None}
+    return Acting(min(config.window, row_steps), across_trials=False, **told, sample=config.sample)

@@ -51,6 +51,7 @@ class Job:
     overrides: Mapping[str, object] = field(default_factory=dict)
     probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
     targets: tuple[float, ...] = ()  # of `ringrl evaluate --targets`
+    reference: bool = True  # whether random and expert are rolled out beside it; once for each task is enough
 
 
 # Of each family of hidden tasks, how long an action is held, how strong the noise is, and how long is trained.
@@ -93,33 +94,48 @@ def _context(trials: int) -> Job:
     return Job(f"context_{trials}", "results_context", data, values | {"training.batch": 128 // trials, "label": label})
 
 
-# Of each domain of ExoRL, the task under which its RND collector ran, and the tasks that are learned from its data.
-EXORL = {
-    "cartpole": ("cartpole_swingup", ("cartpole_swingup",), 300),
-    "walker": ("walker_walk", ("walker_stand", "walker_walk"), 500),
-    "cheetah": ("cheetah_run", ("cheetah_run",), 500),
+@dataclass(frozen=True)
+class Domain:
+    """RND data of a domain of ExoRL, and what is learned from them."""
+
+    collected: str  # the task under which the collector ran, whose reward it does not see
+    tasks: tuple[str, ...]
+    action_repeat: int  # an action is held for a tenth of a second, or for two control steps where they are long
+    decisions: int  # in a trial
+
+
+DOMAINS = {
+    "cartpole": Domain("cartpole_swingup", ("cartpole_swingup",), 10, 100),
+    "cheetah": Domain("cheetah_run", ("cheetah_run",), 10, 100),
+    "walker": Domain("walker_walk", ("walker_stand", "walker_walk", "walker_run"), 4, 250),
+    "jaco": Domain("jaco_reach_top_left", ("jaco_reach_top_left",), 2, 125),
 }
 
 
-def _exorl(domain: str) -> tuple[Job, ...]:
-    collected, tasks, episodes = EXORL[domain]
-    files, store = DATA / domain / "rnd", DATA / f"{domain}.store"
-    data = (
-        Data(files, f"collect --task {collected} --policy rnd --episodes {episodes}"),
-        Data(store, f"build_store {files} --tasks {' '.join(tasks)}"),
-    )
+def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
+    """A step sees about 2,000 decisions of the Agentic Transformer's rows of 8 trajectories."""
+    files, store, trajectories = DATA / name / "rnd", DATA / f"{name}.store", 8
+    collect = f"collect --task {domain.collected} --policy rnd --episodes 500 --action-repeat {domain.action_repeat}"
+    data = (Data(files, collect), Data(store, f"build_store {files} --tasks {' '.join(domain.tasks)}"))
+    steps, row = {"model.max_steps": domain.decisions}, trajectories * domain.decisions
+    rows = {"training.row_steps": row, "training.batch": max(2000 // row, 1)}
     jobs = []
-    for task in tasks:
-        where = {"data.store": store, "data.task": task}
-        jobs += [Job(f"{task}_{agent}", f"results_{agent}", data, where) for agent in ("dt", "bc10", "td3")]
-        jobs.append(Job(f"{task}_at", "results_at", data, where, PROBES))
+    for task in domain.tasks:
+        where = {"data.store": store, "data.task": task, "data.action_repeat": domain.action_repeat}
+        targets, alone = SWEPT.get(task, ()), {"reference": False}
+        jobs.append(Job(f"{task}_bc10", "results_bc10", data, where | steps))
+        jobs.append(Job(f"{task}_dt", "results_dt", data, where | steps, targets=targets, **alone))
+        jobs.append(Job(f"{task}_at", "results_at", data, where | steps | rows, ("truncated",), targets, **alone))
+        jobs.append(Job(f"{task}_td3", "results_td3", data, where, **alone))
     return tuple(jobs)
 
+
+SWEPT = {"walker_stand": (250, 396, 500)}  # its data's median is 240, their best episode 396
 
 ROWS = {
     "small": _hidden("goal")[:1],
     "hidden": (*_hidden("goal"), *_hidden("target"), *_told("target")),
-    "exorl": tuple(job for domain in EXORL for job in _exorl(domain)),
+    "exorl": tuple(job for each in DOMAINS.items() for job in _exorl(*each)),
     "context": tuple(_context(trials) for trials in (1, 2, 4, 8, 16)),
 }
 
@@ -200,7 +216,7 @@ def _train_and_evaluate(job: Job, seed: int, cores: set[int], fresh: bool) -> No
     else:
         _ringrl(f"train {job.config} seed={seed} {changes} --out {run}", cores)
     trained = time.perf_counter()
-    _ringrl(f"evaluate {run}", cores)
+    _ringrl(f"evaluate {run}" + ("" if job.reference else " --no-reference"), cores)
     if job.probes:
         _ringrl(f"evaluate {run} --probe {' '.join(job.probes)}", cores)
     if job.targets:

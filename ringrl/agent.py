@@ -32,6 +32,7 @@ class Acting:
     context_steps: int
     across_trials: bool
     target: float | None = None
+    shrinks: bool = True  # whether the target is what is left of a return; else it is a rate, the same at every step
     sample: bool = False  # draw actions from the head's distribution instead of taking its mode
 
 

@@ -116,6 +116,8 @@ class Evaluate:
     """Of the environments and the drawn actions."""
     checkpoint: str = "latest"
     """latest, best (the lowest training loss of those that are kept), or the number of a step."""
+    reference: bool = True
+    """Also roll out the random policy and the task's expert; of several runs of a task one needs to have them."""
     video: Path | None = None
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
 
@@ -126,7 +128,7 @@ class Evaluate:
         names = ("trials", "envs", "context", "target", "seed", "checkpoint")
         settings = {name: getattr(self, name) for name in names}
         if not self.targets and not self.probe:
-            print(f"returns: {evaluate(self.run_directory, video=self.video, **settings)}")
+            print(f"returns: {evaluate(self.run_directory, reference=self.reference, video=self.video, **settings)}")
             return
         if self.video is not None:
             raise UserError("--video films the evaluation itself: leave out --targets and --probe")

@@ -35,6 +35,7 @@ def make_loader(
     seed: int,
     start_step: int = 0,
     action_repeat: int = 1,
+    horizon: int | None = None,
     packing: bool = False,
     ring_size: int = 1,
     layout: str = "contiguous",
@@ -55,6 +56,7 @@ def make_loader(
         seed: fixes every batch, together with the batch's index.
         start_step: index of the first batch to give; resuming at step s costs nothing more than starting.
         action_repeat: environment steps in a decision.
+        horizon: of returns-to-go, in decisions; see `build_chain`.
         packing: whether rows hold as many chains as fit (`ringrl.experience.packing`), as their segments 1, 2, ...;
             else one each.
         ring_size: devices on the ring.
@@ -75,7 +77,7 @@ def make_loader(
     positions = ring_order(steps, ring_size, layout)[slice(None) if places is None else places]
     rows = np.arange(batch, dtype=np.int64) if rows is None else rows
     plan = _BatchPlanner(planner, seed, batch, steps, action_repeat, packing, rows)
-    read = _BatchReader(store, task, normalizer, action_repeat, len(rows), plan, Window(positions))
+    read = _BatchReader(store, task, normalizer, action_repeat, horizon, len(rows), plan, Window(positions))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return _closing(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))
 
@@ -161,13 +163,15 @@ class _BatchReader:
     task: str
     normalizer: Normalizer
     action_repeat: int
+    horizon: int | None
     rows: int
     plan: _BatchPlanner
     window: Window
 
     def __call__(self, step: int) -> Batch:
         pieces = self._seen(self.plan(int(step)))
-        chain = build_chain(self.store, pieces.plan, self.task, action_repeat=self.action_repeat)
+        options = {"action_repeat": self.action_repeat, "horizon": self.horizon}
+        chain = build_chain(self.store, pieces.plan, self.task, **options)
         count = decisions(pieces.plan, self.action_repeat)
         inside = np.arange(chain.length) - np.repeat(np.cumsum(count) - count, count)
         places = Places(

@@ -56,7 +56,9 @@ class EpisodeReader(Protocol):
         ...
 
 
-def build_chain(store: EpisodeReader, plan: ChainPlan, task: str, *, action_repeat: int = 1) -> Chain:
+def build_chain(
+    store: EpisodeReader, plan: ChainPlan, task: str, *, action_repeat: int = 1, horizon: int | None = None
+) -> Chain:
     """Reads a plan's pieces, concurrently, and joins them into one chain of decisions.
 
     With an action repeat of k a decision is k environment steps: the observation of the first, the mean of the k
@@ -67,9 +69,11 @@ def build_chain(store: EpisodeReader, plan: ChainPlan, task: str, *, action_repe
         plan: what to read; starts must be multiples of `action_repeat`.
         task: whose rewards.
         action_repeat: environment steps in a decision.
+        horizon: of a return-to-go, in decisions; None: it counts to the episode's end.
 
     Returns:
-        The chain. `return_to_go` counts all of an episode's earlier rewards, also those before the piece.
+        The chain. `return_to_go` counts all of an episode's earlier rewards, also those before the piece; with a
+        horizon it is `rates` instead, and the plan's targets are not looked at.
         `completion` is 1 at the last step of a completed episode if the piece reaches it.
 
     Raises:
@@ -77,25 +81,50 @@ def build_chain(store: EpisodeReader, plan: ChainPlan, task: str, *, action_repe
     """
     if (plan.start % action_repeat).any():
         raise UserError(f"starts {plan.start.tolist()} must be multiples of action_repeat={action_repeat}")
-    spans = zip(plan.episode.tolist(), plan.start.tolist(), plan.stop.tolist(), strict=True)
+    length, count = store.lengths[plan.episode], decisions(plan, action_repeat)
+    stop = plan.stop if horizon is None else np.minimum(plan.stop + horizon * action_repeat, length)
+    spans = zip(plan.episode.tolist(), plan.start.tolist(), stop.tolist(), strict=True)
     steps = store.read_many(list(spans), task)
-    held = [by_decision(each, action_repeat) for each in steps]
+    held = [[x[:n] for x in by_decision(each, action_repeat)] for each, n in zip(steps, count, strict=True)]
     rewards = [rewards_by_decision(each, action_repeat) for each in steps]
-    count = decisions(plan, action_repeat)
     completion = np.zeros(int(count.sum()), np.float32)
-    completion[np.cumsum(count) - 1] = plan.completed & (plan.stop == store.lengths[plan.episode])
-    before = np.concatenate([earned for _, earned in rewards])
+    completion[np.cumsum(count) - 1] = plan.completed & (plan.stop == length)
+    if horizon is None:
+        to_go = np.repeat(plan.target, count) - np.concatenate([earned for _, earned in rewards])
+    else:
+        whole = -(-length // action_repeat)
+        to_go = np.concatenate([rates(*r, horizon)[:n] * w for r, n, w in zip(rewards, count, whole, strict=True)])
     trial = np.repeat(np.arange(len(count), dtype=np.int32), count)
     number = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count - plan.start // action_repeat, count)
     return Chain(
         observation=np.concatenate([observation for observation, _ in held]),
         action=np.concatenate([action for _, action in held]),
-        reward=np.concatenate([reward for reward, _ in rewards]).astype(np.float32),
-        return_to_go=(np.repeat(plan.target, count) - before).astype(np.float32),
+        reward=np.concatenate([paid[:n] for (paid, _), n in zip(rewards, count, strict=True)]).astype(np.float32),
+        return_to_go=to_go.astype(np.float32),
         completion=completion,
         step=number.astype(np.int32),
         trial=trial,
     )
+
+
+def rates(
+    paid: Float64[np.ndarray, " n"], earned: Float64[np.ndarray, " n"], horizon: int
+) -> Float64[np.ndarray, " n"]:
+    """Mean reward of each decision and those after it, `horizon` in all, or as many as there are.
+
+    A return over a short horizon is more the action's doing and less the luck of a whole episode (the commands of
+    upside-down reinforcement learning have one: Srivastava et al. 2019). Times an episode's decisions it is the return
+    of an episode that earns at this rate throughout, so that it is asked for in the same unit as a whole return.
+
+    Args:
+        paid: the reward of every decision.
+        earned: what the episode had earned before it (`rewards_by_decision`).
+        horizon: 1 or more.
+    """
+    total = np.append(earned, earned[-1] + paid[-1])
+    here = np.arange(len(paid))
+    end = np.minimum(here + horizon, len(paid))
+    return (total[end] - total[here]) / (end - here)
 
 
 def decisions(plan: ChainPlan, action_repeat: int = 1) -> Int64[np.ndarray, " pieces"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from ringrl.report.analysis import Analysis
 from ringrl.report.resampling import from_resamples, resample_runs, shown_above
 from ringrl.report.series import Series, rank
-from ringrl.report.statistics import Estimate, estimate, interquartile_mean
+from ringrl.report.statistics import Estimate, estimate, interquartile_mean, show_number
 
 MEASURES = {
     "max_of_n": "Largest return among n trials",
@@ -102,6 +102,9 @@ def _notes(analyses: Sequence[Analysis], labels: Sequence[str], complete: Sequen
     lacking = [label for label in labels if label not in complete]
     if lacking and len(without) < len(analyses):
         notes.append(f"Not evaluated on every task, and so left out of average and IQM: {'; '.join(lacking)}.")
+    luck = [_luck(analysis, trials) for analysis in analyses if analysis.levels.scale and not analysis.levels.expert]
+    if luck:
+        notes.append(f"What luck is worth: the random policy’s own largest among n scores {', '.join(luck)}.")
     counts = {series.returns.shape[2] for analysis in analyses for series in analysis.section.series}
     if len(counts) > 1:
         notes.append(
@@ -111,6 +114,13 @@ def _notes(analyses: Sequence[Analysis], labels: Sequence[str], complete: Sequen
     elif trials < min(counts):
         notes.append(f"The reference policies have {trials} trials, so the largest return is of the first {trials}.")
     return notes
+
+
+def _luck(analysis: Analysis, trials: int) -> str:
+    """What a policy that learns nothing scores by its largest return."""
+    random, scale = analysis.levels.largest(trials)[0], analysis.levels.scale
+    assert random is not None and scale is not None  # a scale without an expert begins at the random policy
+    return f"{show_number(random.scaled(*scale).value)} on {analysis.section.task}"
 
 
 def _scale(analysis: Analysis, measure: str, trials: int) -> tuple[float, float] | None:

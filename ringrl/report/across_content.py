@@ -20,8 +20,8 @@ def across_tables(across: Across) -> dict[str, Any]:
         "bootstrap intervals, computed task by task.",
         "scores": _rows(across, largest, True) if scored else [],
         "scores_caption": f"The same on each task’s own scale, on which 0 is the random policy and 100 is named below "
-        "that task’s table; both are taken as exact. Here 0 is random’s own largest among the same n, and "
-        "100 the expert’s; without an expert 100 stays the data’s best tenth. Average: over tasks. IQM: interquartile "
+        "that task’s table; both are taken as exact. Where there is an expert, 0 is here random’s own largest among "
+        "the same n, and 100 the expert’s. Average: over tasks. IQM: interquartile "
         f"mean over the runs of all tasks. Their intervals: stratified bootstrap ({RESAMPLES:,} resamples, "
         "percentile), in which each task’s seeds and environments are resampled (Agarwal et al. 2021). A task with a "
         "single seed adds nothing about training again.",

@@ -204,8 +204,7 @@ def table_caption(levels: References, n: int) -> str:
         zero, hundred = levels.scale
         return words + (
             f" Score: 0 is the random policy ({show_number(zero)}), 100 the {levels.hundred_words} "
-            f"({show_number(hundred)}), both taken as exact. In summary.json the best of n has a scale of its own: 0 "
-            f"is random’s best of as many trials, 100 {levels.largest_words}."
+            f"({show_number(hundred)}), both taken as exact. {levels.largest_words}"
         )
     if levels.random is None:
         missing = "the random policy was not evaluated"

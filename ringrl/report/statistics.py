@@ -109,17 +109,23 @@ class References:
 
     def largest_scale(self, n: int) -> tuple[float, float] | None:
         """The scale of the largest return among `n` trials: the reference policies' own largest among as many. Without
-        an expert 100 stays the data's best tenth."""
+        an expert it is `scale`: the data's best tenth are single episodes, which no best of n stands against."""
         random, expert = self.largest(n)
-        hundred = self.top_decile if expert is None else expert.value
-        if self.scale is None or random is None or hundred is None or hundred <= random.value:
+        if self.scale is None or self.expert is None:
+            return self.scale
+        if random is None or expert is None or expert.value <= random.value:
             return None
-        return random.value, hundred
+        return random.value, expert.value
 
     @property
     def largest_words(self) -> str:
-        """What 100 is for the largest return among n."""
-        return "the expert’s" if self.expert is not None else "still the data’s best tenth"
+        """What the scale of the largest return among n is."""
+        if self.expert is None:
+            return "In summary.json the best of n is on the same scale."
+        return (
+            "In summary.json the best of n has a scale of its own: 0 is random’s best of as many trials, 100 the "
+            "expert’s."
+        )
 
     @property
     def hundred_words(self) -> str:

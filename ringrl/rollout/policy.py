@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Float64
 
 from ringrl.agent import Acting
 from ringrl.envs import DMControlEnv, VectorEnv
@@ -150,7 +150,7 @@ class SequencePolicy:
         """The head's mode, or a draw where the agent samples."""
         step = {
             "observation": self._normalizer.normalize_observation(observation),
-            "return_to_go": ((self.target or 0.0) - self._earned) / self._normalizer.return_scale,
+            "return_to_go": self._to_go() / self._normalizer.return_scale,
             "previous_action": self._action,
             "previous_reward": self._reward,
             "previous_completion": self._completion,
@@ -162,6 +162,9 @@ class SequencePolicy:
         key = jax.random.fold_in(self._key, self._decisions) if self._acting.sample else None
         self._action = np.asarray(self._act(self._context.predict(step), key))
         return self._action
+
+    def _to_go(self) -> Float64[np.ndarray, " envs"]:
+        return (self.target or 0.0) - (self._earned if self._acting.shrinks else np.zeros_like(self._earned))
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Add the step's outcome to the context; completion is 1 where a trial ends having reached its target."""

@@ -193,6 +193,32 @@ def test_build_chain_sums_rewards_over_an_action_repeat():
         build_chain(store, plan([0], [1], [5], [15], [True]), "any", action_repeat=2)
 
 
+def test_with_a_horizon_a_return_to_go_is_the_rate_of_a_whole_return():
+    """Rewards 5 1 2 3 4, two steps ahead: 6 3 5 7 in two, and at the end 4 in one; five steps at that rate."""
+    store = FakeStore([[5, 1, 2, 3, 4]])
+    whole = build_chain(store, plan([0], [0], [5], [15], [True]), "any", horizon=2)
+    assert whole.return_to_go.tolist() == [15, 7.5, 12.5, 17.5, 20]
+    assert whole.reward.tolist() == [5, 1, 2, 3, 4] and whole.completion.tolist() == [0, 0, 0, 0, 1]
+    piece = build_chain(store, plan([0], [1], [3], [15], [True]), "any", horizon=2)
+    assert piece.return_to_go.tolist() == [7.5, 12.5], "it looks beyond the piece's end"
+    assert piece.observation[:, 1].tolist() == [1, 2] and piece.reward.tolist() == [1, 2]
+    assert len(piece.action) == piece.length == 2 and not piece.completion.any()
+    # Two steps a decision: 6 5 4; a decision ahead 6 5 4; three decisions at that rate.
+    held = build_chain(store, plan([0], [2], [5], [15], [True]), "any", action_repeat=2, horizon=1)
+    assert held.return_to_go.tolist() == [15, 12] and held.reward.tolist() == [5, 4]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=12), st.integers(1, 14), st.data())
+def test_returns_over_a_horizon_do_not_depend_on_where_a_piece_is_cut(rewards, horizon, data):
+    start = data.draw(st.integers(0, len(rewards) - 1))
+    stop = data.draw(st.integers(start + 1, len(rewards)))
+    store = FakeStore([rewards])
+    whole = build_chain(store, plan([0], [0], [len(rewards)], [0], [False]), "any", horizon=horizon)
+    piece = build_chain(store, plan([0], [start], [stop], [0], [False]), "any", horizon=horizon)
+    assert (piece.return_to_go == whole.return_to_go[start:stop]).all()
+
+
 def test_a_held_action_survives_an_action_repeat_to_the_bit():
     store = FakeStore([[0] * 6])
     held = np.float32(0.1)

@@ -10,6 +10,7 @@ from ringrl.report.across import compare_across
 from ringrl.report.across_content import across_tables
 from ringrl.report.analysis import analyse
 from ringrl.report.resampling import difference, from_resamples, resample_runs, shown_above
+from ringrl.report.returns import DataSet
 from ringrl.report.series import Section, Series
 from ringrl.report.statistics import RESAMPLES, Estimate, agent_statistics, normalised
 
@@ -67,6 +68,18 @@ def test_the_largest_return_is_scored_against_the_reference_policies_own_largest
     assert across.trials == 3 and across.comparisons["max_of_n"].average["A"].value == 50
     assert across.notes == ("The reference policies have 3 trials, so the largest return is of the first 3.",)
     assert across.comparisons["first"].average["A"].value == 0
+
+
+def test_without_an_expert_the_largest_return_has_the_one_scale_and_what_luck_is_worth_is_said():
+    """Random's trials are 0 and 40 of mean 20, its larger 40; the data's best tenth is 120."""
+    data = DataSet("t", "d", "s", "exact", (), np.array([0.0] * 9 + [120.0]), np.zeros(10, np.int64), 10)
+    random, a = np.array([[0.0, 40.0]] * 2), agent("A", [[[20, 70]], [[20, 70]]])
+    both = [analyse(Section(name, (a,), random, np.zeros((0, 0)), (data,), ())) for name in ("t1", "t2")]
+    across = compare_across(both)
+    assert across.comparisons["max_of_n"].average["A"].value == across.comparisons["last"].average["A"].value == 50
+    assert across.notes == (
+        "What luck is worth: the random policy’s own largest among n scores 20.0 on t1, 20.0 on t2.",
+    )
 
 
 def test_agents_without_a_task_and_tasks_without_a_scale_are_left_out_and_named():

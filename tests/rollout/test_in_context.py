@@ -150,6 +150,16 @@ def test_within_a_trial_the_last_steps_are_in_context(tmp_path, layout, context)
         assert_taken(np.stack([each[-1] for each in predict(model, windows)]), chain.action)
 
 
+def test_a_rate_that_is_asked_for_does_not_shrink(tmp_path):
+    model = make_model(FUSED)
+    store, _ = roll_out(tmp_path, model, Acting(100, across_trials=True, target=TARGET, shrinks=False))
+    for env in range(len(LIMITS)):
+        chain = read(store, [TRIALS * env + trial for trial in range(TRIALS)], TARGET)
+        asked = replace(chain, return_to_go=np.full_like(chain.return_to_go, TARGET))
+        assert_taken(predict(model, [asked])[0], chain.action)
+        assert np.abs(predict(model, [chain])[0] - chain.action).max() > 1e-3  # what shrinks is seen
+
+
 def test_an_agent_that_is_told_nothing_needs_no_target(tmp_path):
     model = make_model(TokenLayout(("observation", "action")))
     store, results = roll_out(tmp_path, model, Acting(4, across_trials=False))
