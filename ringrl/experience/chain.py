@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from ringrl.episode import ChainPlan
@@ -32,7 +31,6 @@ __all__ = [
     "Windows",
     "build_chain",
     "decisions",
-    "monotonicity",
     "top_fraction",
 ]
 
@@ -183,7 +181,7 @@ class Histories:
         trajectories: n, the episodes in a chain.
         every: k, of how many episodes of the history one is kept.
         order: "file" takes a history as it was written; "sorted" ranks it by return first, for data whose order does
-            not follow the return (ExoRL's follows an intrinsic reward). `monotonicity` tells which is needed.
+            not follow the return (ExoRL's follows an intrinsic reward). `history.monotonicity` tells which is needed.
     """
 
     lengths: Int64[np.ndarray, " episodes"]
@@ -247,17 +245,6 @@ def top_fraction(
     ranked = np.argsort(-returns, kind="stable").astype(np.int64)
     fitting = np.cumsum(lengths[ranked]) <= fraction * lengths.sum()
     return ranked[: max(1, int(fitting.sum()))]
-
-
-def monotonicity(returns: Float64[np.ndarray, " history"]) -> float:
-    """Spearman's rank correlation of return with position in a history: 1 rises always, -1 falls always.
-
-    It is 0 where no return differs from another, since no order can be told.
-    """
-    if len(returns) < 2 or np.ptp(returns) == 0:
-        return 0.0
-    rank = scipy.stats.rankdata(returns)  # ties share their mean rank
-    return float(np.corrcoef(np.arange(len(rank)), rank)[0, 1])
 
 
 def _pool(

@@ -148,15 +148,20 @@ def _returns(card: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for name, task in card["tasks"].items():
         rises = [source["monotonicity"] for source in task["sources"]]
-        span = f"{_signed(min(rises))}" if len(rises) == 1 else f"{_signed(min(rises))} to {_signed(max(rises))}"
-        cells = [*map(_number, task["quantiles"].values()), span]
+        persists = [source["persistence"] for source in task["sources"]]
+        cells = [*map(_number, task["quantiles"].values()), _span(rises), _span(persists)]
         rows.append({"name": name, "group": None, "anchor": name, "cells": cells})
     return {
-        "headings": ["Task", "Least", "10%", "Median", "90%", "Greatest", "Rise"],
+        "headings": ["Task", "Least", "10%", "Median", "90%", "Greatest", "Rise", "Persistence"],
         "rows": rows,
         "caption": "Rise: Spearman\u2019s rank correlation of return with place in the source\u2019s history; 1 rises "
-        "always, 0 is no order, \u22121 falls always. Histories that rise are what Algorithm Distillation learns from.",
+        "always, 0 is no order, \u22121 falls always. Histories that rise are what Algorithm Distillation learns from. "
+        "Persistence: that of return with the return of the episode before; near 0, returns are luck more than policy.",
     }
+
+
+def _span(values: list[float]) -> str:
+    return _signed(values[0]) if len(values) == 1 else f"{_signed(min(values))} to {_signed(max(values))}"
 
 
 def _task(store: Store, groups: Groups, task: str, card: dict[str, Any], colours: dict[str, int]) -> dict[str, Any]:
@@ -187,11 +192,11 @@ def _task(store: Store, groups: Groups, task: str, card: dict[str, Any], colours
             "group": groups.labels[groups.of_source[each["source"]]],
             "anchor": None,
             "cells": [f"{each['episodes']:,}", *map(_number, [each["mean"], each["std"], *each["quantiles"].values()]),
-                      _signed(each["monotonicity"])],
+                      _signed(each["monotonicity"]), _signed(each["persistence"])],
         }
         for each in card["sources"][:_SHOWN_ROWS]
     ]  # fmt: skip
-    headings = ["Source", "Episodes", "Mean", "SD", "Least", "10%", "Median", "90%", "Greatest", "Rise"]
+    headings = ["Source", "Episodes", "Mean", "SD", "Least", "10%", "Median", "90%", "Greatest", "Rise", "Persistence"]
     return {
         "name": task,
         "figures": [_rendered(drawing, colours) for drawing in drawings],

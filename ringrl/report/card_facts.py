@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ringrl.experience.chain import monotonicity
+from ringrl.experience.history import monotonicity, persistence
 from ringrl.experience.store import Store
 from ringrl.report.card_sample import Sample
 
@@ -18,6 +18,8 @@ FORMAT_VERSION = 1
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 SHOWN_GROUPS = 9  # ExoRL's collectors; the last has the first's colour, and stands far from it
 _BINS = 40
+_PERSISTS = 0.2  # persistence below which returns are called luck, in histories of
+_MANY = 100  # episodes and more: of fewer, chance alone gives correlations of that size
 _RISES = 0.3  # Spearman's rank correlation above which a history may be called a learner's
 
 
@@ -97,7 +99,8 @@ def _task(store: Store, task: str) -> dict[str, Any]:
     whole = _distribution(returns, edges) | {"histogram_edges": _numbers(edges)}
     return whole | {
         "sources": [
-            {"source": index, "monotonicity": round(monotonicity(mine), 4)} | _distribution(mine, edges)
+            {"source": index, "monotonicity": round(monotonicity(mine), 4), "persistence": round(persistence(mine), 4)}
+            | _distribution(mine, edges)
             for index in range(len(store.sources))
             if len(mine := returns[store.source == index])
         ]
@@ -181,6 +184,13 @@ def _task_notes(store: Store, task: str, card: dict[str, Any]) -> list[str]:
         found.append(
             f"{task}: no history rises (rank correlation of return and order below {_RISES:g}); Algorithm Distillation "
             "needs order=sorted here."
+        )
+    long = [each["persistence"] for each in card["sources"] if each["episodes"] >= _MANY]
+    if long and max(long) < _PERSISTS:
+        found.append(
+            f"{task}: returns hardly persist from one episode to the next (rank correlation at most {max(long):.2f}), so "
+            "they are luck more than policy: cloning the best episodes or asking for a high return promises little; "
+            "agent.horizon asks for rates instead."
         )
     return found
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ringrl.episode import ChainPlan, Episode
 from ringrl.errors import UserError
-from ringrl.experience.chain import Ascending, Histories, Windows, build_chain, decisions, monotonicity, top_fraction
+from ringrl.experience.chain import Ascending, Histories, Windows, build_chain, decisions, top_fraction
 from ringrl.experience.store import Source, build, open_store
 
 
@@ -148,14 +148,6 @@ def test_histories_too_short_say_what_to_do():
         Histories(np.ones(2, np.int64), floats(1, 2), np.full(2, 5, np.int32), trajectories=2, every=2)
     with pytest.raises(UserError, match="at least 1"):
         Histories(np.ones(2, np.int64), floats(1, 2), np.full(2, 5, np.int32), trajectories=2, every=0)
-
-
-def test_monotonicity():
-    assert monotonicity(floats(1, 2, 5, 9)) == pytest.approx(1)
-    assert monotonicity(floats(3, 2, 1)) == pytest.approx(-1)
-    assert monotonicity(floats(1, 3, 2)) == pytest.approx(0.5)
-    assert monotonicity(floats(4, 4, 4)) == 0
-    assert monotonicity(floats(4)) == 0
 
 
 def test_build_chain_joins_two_episodes():

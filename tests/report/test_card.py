@@ -55,6 +55,7 @@ def test_counts_and_returns_are_those_of_every_episode(tmp_path):
     assert task["quantiles"] == {"0": 1, "0.1": 1.5, "0.5": 3.5, "0.9": 8.5, "1": 9}
     assert sum(task["histogram"]) == 6 and task["mean"] == 4.5
     assert [each["monotonicity"] for each in task["sources"]] == [1, -1]
+    assert [each["persistence"] for each in task["sources"]] == [1, 0]  # of two episodes nothing can be told
     for whole, *parts in zip(task["histogram"], *(each["histogram"] for each in task["sources"]), strict=True):
         assert whole == sum(parts)
     size = sum(path.stat().st_size for path in (tmp_path / "s").rglob("*") if path.is_file())
@@ -108,6 +109,14 @@ def test_what_is_odd_is_said_in_words(tmp_path, options, note):
 
 def test_a_good_store_has_nothing_odd_but_its_still_dimension(tmp_path):
     assert len(card_of(make_store(tmp_path / "s", [[1, 2, 3], [2, 3, 4]]))["notes"]) == 1
+
+
+def test_returns_that_do_not_persist_are_called_luck(tmp_path):
+    lucky = card_of(make_store(tmp_path / "a", [np.random.default_rng(0).permutation(100) + 0.5]))
+    assert any("luck more than policy" in note for note in lucky["notes"])
+    for index, returns in enumerate([np.arange(100) + 0.5, np.random.default_rng(0).permutation(50) + 0.5]):
+        card = card_of(make_store(tmp_path / f"b{index}", [returns]))
+        assert not any("luck" in note for note in card["notes"]), "they rise, or are too few to tell"
 
 
 @pytest.mark.parametrize("sources, groups", [(9, 9), (12, 3)])

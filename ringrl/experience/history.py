@@ -1,0 +1,30 @@
+"""What a collector's history says of its data: whether returns rise, and whether they are the policy's or luck's."""
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Float64
+
+
+def monotonicity(returns: Float64[np.ndarray, " history"]) -> float:
+    """Spearman's rank correlation of return with position in a history: 1 rises always, -1 falls always.
+
+    It is 0 where no return differs from another, since no order can be told.
+    """
+    return _rank_correlation(np.arange(len(returns), dtype=np.float64), returns)
+
+
+def persistence(returns: Float64[np.ndarray, " history"]) -> float:
+    """Spearman's rank correlation of each episode's return with that of the one before, in one collector's history.
+
+    Neighbours are of nearly the same policy, so what does not carry over from one to the next is the initial state's
+    luck, or chance. Where it is near 0, choosing episodes by their return chooses lucky ones, whose policies are no
+    better than others, and asking for a high return asks for luck (Paster et al. 2022). A policy that changes much
+    between neighbours lowers it too. It is 0 where no return differs from another.
+    """
+    return _rank_correlation(returns[:-1], returns[1:])
+
+
+def _rank_correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])  # ties share their mean rank
