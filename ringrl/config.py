@@ -54,7 +54,7 @@ class AgentConfig(Section):
     fused: bool = False  # True: one token a step (previous action, previous reward, observation); False: one a modality
     head: Literal["tanh_mse", "gaussian", "categorical"] = "tanh_mse"  # how an action is predicted
     bins: int = Field(default=32, ge=2)  # values an action dimension can take (categorical head)
-    # Decisions that a return-to-go counts, as the rate of a whole trial's return; None: all to the trial's end (papers).
+    # Decisions that a return-to-go counts, as the rate of a whole trial's return; None: to the trial's end (papers)
     horizon: int | None = Field(default=None, ge=1)
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
 

@@ -188,9 +188,9 @@ def _task_notes(store: Store, task: str, card: dict[str, Any]) -> list[str]:
     long = [each["persistence"] for each in card["sources"] if each["episodes"] >= _MANY]
     if long and max(long) < _PERSISTS:
         found.append(
-            f"{task}: returns hardly persist from one episode to the next (rank correlation at most {max(long):.2f}), so "
-            "they are luck more than policy: cloning the best episodes or asking for a high return promises little; "
-            "agent.horizon asks for rates instead."
+            f"{task}: returns hardly persist from one episode to the next (rank correlation at most {max(long):.2f}): "
+            "they are luck more than policy, or the policy changes fast. Choosing episodes by their return, or asking "
+            "for a high one, promises little; agent.horizon asks for rates instead."
         )
     return found
 
