@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -54,13 +55,15 @@ def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
     made = {data.out: shlex.split(data.command) for data in job.data}
     arguments = made[Path(config.data.store)]  # what is trained on is made before
     assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])
+    said = dict(pairwise(shlex.split(" ".join(data.command for data in job.data))))  # --name to its value
+    held, trajectories = int(said["--action-repeat"]), getattr(config.agent, "trajectories", 1)
+    decisions = -(-envs.make(config.data.task).time_limit_steps // held)
+    assert config.data.action_repeat == held
+    if config.agent.name != "td3":
+        assert decisions <= config.model.max_steps and trajectories <= config.model.max_trials
+        assert config.training.row_steps == trajectories * decisions or hasattr(config.agent, "window")
     if arguments[0] == "collect_histories":
-        (held,) = (int(arguments[i + 1]) for i, name in enumerate(arguments) if name == "--action-repeat")
-        (trials,) = (int(arguments[i + 1]) for i, name in enumerate(arguments) if name == "--trials")
-        decisions = -(-envs.make(config.data.task).time_limit_steps // held)
-        assert config.data.action_repeat == held and config.evaluation.seed >= envs.HELD_OUT
-        assert decisions <= config.model.max_steps
-        assert getattr(config.agent, "trajectories", 1) <= min(trials, config.model.max_trials)
+        assert config.evaluation.seed >= envs.HELD_OUT and trajectories <= int(said["--trials"])
 
 
 @pytest.mark.parametrize("row", results.ROWS)
