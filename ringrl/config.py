@@ -58,6 +58,12 @@ class AgentConfig(Section):
     horizon: int | None = Field(default=None, ge=1)
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
 
+    @model_validator(mode="after")
+    def _check_horizon(self) -> "AgentConfig":
+        if self.horizon is not None and getattr(self, "target_jitter", 0):
+            raise ValueError("target_jitter scales whole returns, and with a horizon none is told; set it to 0")
+        return self
+
 
 SectionT = TypeVar("SectionT", bound=Section)
 

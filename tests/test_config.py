@@ -59,6 +59,8 @@ def test_overrides_are_yaml_and_win():
         ("agent=3", "`agent`"),
         ("agent={window: 3}", "`agent.name`: Field required"),
         ("seed.x=3", "`seed`"),
+        ("agent.horizon=0", "`agent.horizon`"),
+        ("agent.horizon=5", "`agent`: target_jitter scales whole returns"),
         ("training.steps.x=3", "override `training.steps.x=3`: `steps` is a value"),
         ("training.steps", "a.b=c"),
         ("=3", "a.b=c"),
