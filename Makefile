@@ -13,7 +13,7 @@ help:
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     every benchmark against its peer"
-	@echo "make results-small  an agent that learns in context, one seed, in 15 minutes; make results: rows 1 and 3 of docs/results.md, 4 hours"
+	@echo "make results-small  an agent that learns in context, one seed, in 15 minutes; make results: docs/results.md, 5 hours"
 
 demo: $(READY)
 	$(BIN)/ringrl demo
@@ -37,7 +37,7 @@ results-small: $(READY)
 	$(BIN)/python -m benchmarks.results small
 
 results: $(READY)
-	@set -e; for row in hidden context; do $(BIN)/python -m benchmarks.results $$row --jobs 2; done
+	@set -e; for row in hidden exorl context; do $(BIN)/python -m benchmarks.results $$row --jobs 2; done
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -8,7 +8,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ringrl.agent import Acting
 from ringrl.config import AgentConfig
@@ -26,6 +26,12 @@ class Config(AgentConfig):
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
     within_source: bool = False  # whether a chain is of one source only, as where each source is another hidden task
     completion: bool = True  # whether the completion token is there
+
+    @model_validator(mode="after")
+    def _check_fraction(self):
+        if self.within_source and self.fraction < 1:
+            raise ValueError("fraction ranks the episodes of all sources together; with within_source leave it at 1")
+        return self
 
 
 def planner(config: Config, store, task, action_repeat):
@@ -45,5 +51,4 @@ def loss(config: Config, head, prediction, batch):
 
 
 def acting(config: Config, row_steps, returns):
-    best, shrinks = float(returns.max()), config.horizon is None
-    return Acting(context_steps=row_steps, across_trials=True, target=best, shrinks=shrinks, sample=config.sample)
+    return Acting(context_steps=row_steps, across_trials=True, target=float(returns.max()), sample=config.sample)

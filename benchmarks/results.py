@@ -3,7 +3,7 @@
     python -m benchmarks.results small      # row 1's Algorithm Distillation on hidden goals, one seed: 15 minutes
     python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks: 2 hours
     python -m benchmarks.results context    # row 3: return against trajectories in the context: 1.5 hours
-    python -m benchmarks.results exorl      # row 2: RND data, relabelled, in the shape of Ring Attention's Table 5
+    python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 1.2 hours
 
 Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
 runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
@@ -51,7 +51,7 @@ class Job:
     overrides: Mapping[str, object] = field(default_factory=dict)
     probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
     targets: tuple[float, ...] = ()  # of `ringrl evaluate --targets`
-    reference: bool = True  # whether random and expert are rolled out beside it; once for each task is enough
+    reference: bool = True  # whether random and expert are rolled out beside it; once for each seed is enough
 
 
 # Of each family of hidden tasks, how long an action is held, how strong the noise is, and how long is trained.

@@ -24,9 +24,9 @@ class Acting:
     """How a trained agent is rolled out.
 
     Where `target` is a number, every trial starts with it as its return-to-go, less each reward as it comes (Decision
-    Transformer, section 3). `across_trials`: the context goes on from one trial to the next (Agentic Transformer,
-    Algorithm Distillation); otherwise a trial sees only itself. `context_steps` is the longest context, in steps, that
-    training has shown the agent.
+    Transformer, section 3); a rate stays as it is (`shrinks`). `across_trials`: the context goes on from one trial to
+    the next (Agentic Transformer, Algorithm Distillation); otherwise a trial sees only itself. `context_steps` is the
+    longest context, in steps, that training has shown the agent.
     """
 
     context_steps: int

@@ -54,15 +54,7 @@ class AgentConfig(Section):
     fused: bool = False  # True: one token a step (previous action, previous reward, observation); False: one a modality
     head: Literal["tanh_mse", "gaussian", "categorical"] = "tanh_mse"  # how an action is predicted
     bins: int = Field(default=32, ge=2)  # values an action dimension can take (categorical head)
-    # Decisions that a return-to-go counts, as the rate of a whole trial's return; None: to the trial's end (papers)
-    horizon: int | None = Field(default=None, ge=1)
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
-
-    @model_validator(mode="after")
-    def _check_horizon(self) -> "AgentConfig":
-        if self.horizon is not None and getattr(self, "target_jitter", 0):
-            raise ValueError("target_jitter scales whole returns, and with a horizon none is told; set it to 0")
-        return self
 
 
 SectionT = TypeVar("SectionT", bound=Section)

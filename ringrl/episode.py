@@ -35,7 +35,8 @@ class ChainPlan:
     """Which steps of which episodes stand in one context, in order, and the returns that they are told to reach.
 
     Piece j is steps `start[j]:stop[j]` of episode `episode[j]` of the store. `target[j]` is the return-to-go at that
-    *episode's* step 0; the return-to-go at step t is `target[j]` less the rewards of the episode's steps before t.
+    *episode's* step 0; the return-to-go at step t is `target[j]` less the rewards of the episode's steps before t, but
+    where chains are read with a horizon (`ringrl.experience.reader.build_chain`).
     `completed[j]`: whether the completion token of the episode's last step is 1 (Agentic Transformer).
     """
 

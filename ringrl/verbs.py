@@ -117,7 +117,7 @@ class Evaluate:
     checkpoint: str = "latest"
     """latest, best (the lowest training loss of those that are kept), or the number of a step."""
     reference: bool = True
-    """Also roll out the random policy and the task's expert; of several runs of a task one needs to have them."""
+    """Also roll out the random policy and the task's expert, into the same table; of several runs one needs them."""
     video: Path | None = None
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
 

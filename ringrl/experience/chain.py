@@ -58,6 +58,7 @@ class Windows:
         episodes: the episodes to draw from, such as those of `top_fraction`; None is all.
         action_repeat: environment steps in a decision.
         target_jitter: see `_jittered`.
+        horizon: decisions over which returns-to-go are counted, as rates (`build_chain`); None: to the episode's end.
     """
 
     lengths: Int64[np.ndarray, " episodes"]
@@ -66,6 +67,7 @@ class Windows:
     episodes: Int64[np.ndarray, " subset"] | None = None
     action_repeat: int = 1
     target_jitter: float = 0.0
+    horizon: int | None = None
 
     @cached_property
     def _pool(self) -> Int64[np.ndarray, " pool"]:

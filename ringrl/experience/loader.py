@@ -35,7 +35,6 @@ def make_loader(
     seed: int,
     start_step: int = 0,
     action_repeat: int = 1,
-    horizon: int | None = None,
     packing: bool = False,
     ring_size: int = 1,
     layout: str = "contiguous",
@@ -48,7 +47,7 @@ def make_loader(
 
     Args:
         store: where the episodes are.
-        planner: draws the chains.
+        planner: draws the chains; if it has a `horizon`, it is that of their returns-to-go (`build_chain`).
         task: whose rewards.
         normalizer: the data set's scales.
         batch: rows in a batch, over all processes.
@@ -56,14 +55,13 @@ def make_loader(
         seed: fixes every batch, together with the batch's index.
         start_step: index of the first batch to give; resuming at step s costs nothing more than starting.
         action_repeat: environment steps in a decision.
-        horizon: of returns-to-go, in decisions; see `build_chain`.
         packing: whether rows hold as many chains as fit (`ringrl.experience.packing`), as their segments 1, 2, ...;
             else one each.
         ring_size: devices on the ring.
         layout: which device holds which steps; see `ringrl.attention.layout`.
         rows: which rows of a batch this process wants; None: all.
         places: which places of a row, counted in ring order, this process wants; None: all. Only what stands in them is
-            read, and the step before; short gaps between them are read too.
+            read, and the step before; short gaps between them are read too, and with a horizon what lies within it.
         threads: batches made at the same time.
         prefetch: batches held ready.
 
@@ -77,6 +75,7 @@ def make_loader(
     positions = ring_order(steps, ring_size, layout)[slice(None) if places is None else places]
     rows = np.arange(batch, dtype=np.int64) if rows is None else rows
     plan = _BatchPlanner(planner, seed, batch, steps, action_repeat, packing, rows)
+    horizon = getattr(planner, "horizon", None)
     read = _BatchReader(store, task, normalizer, action_repeat, horizon, len(rows), plan, Window(positions))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return _closing(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))

@@ -66,14 +66,15 @@ def build_chain(
 
     Args:
         store: where the episodes are.
-        plan: what to read; starts must be multiples of `action_repeat`.
+        plan: what to read; starts, and stops inside an episode, must be multiples of `action_repeat`.
         task: whose rewards.
         action_repeat: environment steps in a decision.
         horizon: of a return-to-go, in decisions; None: it counts to the episode's end.
 
     Returns:
         The chain. `return_to_go` counts all of an episode's earlier rewards, also those before the piece; with a
-        horizon it is `rates` instead, and the plan's targets are not looked at.
+        horizon it is the mean reward of so many decisions (`rates`), times the decisions of the store's longest
+        episode, and the plan's targets are not looked at.
         `completion` is 1 at the last step of a completed episode if the piece reaches it.
 
     Raises:
@@ -82,6 +83,7 @@ def build_chain(
     if (plan.start % action_repeat).any():
         raise UserError(f"starts {plan.start.tolist()} must be multiples of action_repeat={action_repeat}")
     length, count = store.lengths[plan.episode], decisions(plan, action_repeat)
+    # One decision more than is summed up, so that sums are differences of the same numbers wherever a piece ends.
     stop = plan.stop if horizon is None else np.minimum(plan.stop + horizon * action_repeat, length)
     spans = zip(plan.episode.tolist(), plan.start.tolist(), stop.tolist(), strict=True)
     steps = store.read_many(list(spans), task)
@@ -92,8 +94,8 @@ def build_chain(
     if horizon is None:
         to_go = np.repeat(plan.target, count) - np.concatenate([earned for _, earned in rewards])
     else:
-        whole = -(-length // action_repeat)
-        to_go = np.concatenate([rates(*r, horizon)[:n] * w for r, n, w in zip(rewards, count, whole, strict=True)])
+        longest = -(-int(store.lengths.max()) // action_repeat)
+        to_go = longest * np.concatenate([rates(*r, horizon)[:n] for r, n in zip(rewards, count, strict=True)])
     trial = np.repeat(np.arange(len(count), dtype=np.int32), count)
     number = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count - plan.start // action_repeat, count)
     return Chain(

@@ -185,12 +185,12 @@ def _task_notes(store: Store, task: str, card: dict[str, Any]) -> list[str]:
             f"{task}: no history rises (rank correlation of return and order below {_RISES:g}); Algorithm Distillation "
             "needs order=sorted here."
         )
-    long = [each["persistence"] for each in card["sources"] if each["episodes"] >= _MANY]
+    long = [each["persistence"] for each in card["sources"] if each["episodes"] >= _MANY and each["std"] > 0]
     if long and max(long) < _PERSISTS:
         found.append(
             f"{task}: returns hardly persist from one episode to the next (rank correlation at most {max(long):.2f}): "
             "they are luck more than policy, or the policy changes fast. Choosing episodes by their return, or asking "
-            "for a high one, promises little; agent.horizon asks for rates instead."
+            "for a high one, promises little; Decision Transformer's horizon asks for rates instead."
         )
     return found
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float64
 
+from ringrl.experience.history import monotonicity
 from ringrl.report.returns import MANY_HISTORIES, DataSet
 from ringrl.report.series import Section, Series
 
@@ -244,7 +245,7 @@ def trend(data: DataSet, source: int) -> float:
     returns = data.returns[data.source == source]
     if len(returns) < 3 or np.ptp(returns) == 0:
         return math.nan
-    return float(np.corrcoef(np.arange(len(returns)), scipy.stats.rankdata(returns))[0, 1])
+    return monotonicity(returns)
 
 
 def trends(data: DataSet) -> list[tuple[str, str, int, float]]:

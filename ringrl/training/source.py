@@ -111,7 +111,6 @@ class EpisodeSource:
             seed=config.seed,
             start_step=start_step,
             action_repeat=data.action_repeat,
-            horizon=config.agent.horizon,
             packing=training.packing,
             ring_size=config.mesh.seq,
             layout=config.mesh.layout,

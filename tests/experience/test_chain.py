@@ -195,6 +195,9 @@ def test_with_a_horizon_a_return_to_go_is_the_rate_of_a_whole_return():
     assert piece.return_to_go.tolist() == [7.5, 12.5], "it looks beyond the piece's end"
     assert piece.observation[:, 1].tolist() == [1, 2] and piece.reward.tolist() == [1, 2]
     assert len(piece.action) == piece.length == 2 and not piece.completion.any()
+    # Episodes of several lengths are told alike: at the rate of the store's longest.
+    both = FakeStore([[5, 1, 2, 3, 4], [2, 2]])
+    assert build_chain(both, plan([1], [0], [2], [4], [True]), "any", horizon=2).return_to_go.tolist() == [10, 10]
     # Two steps a decision: 6 5 4; a decision ahead 6 5 4; three decisions at that rate.
     held = build_chain(store, plan([0], [2], [5], [15], [True]), "any", action_repeat=2, horizon=1)
     assert held.return_to_go.tolist() == [15, 12] and held.reward.tolist() == [5, 4]
