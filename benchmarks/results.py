@@ -121,12 +121,14 @@ def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
     jobs = []
     for task in domain.tasks:
         where = {"data.store": store, "data.task": task, "data.action_repeat": domain.action_repeat}
-        targets, alone = SWEPT.get(task, ()), {"reference": False}
+        targets = SWEPT.get(task, ())
         jobs.append(Job(f"{task}_bc10", "results_bc10", data, where | steps))
-        jobs.append(Job(f"{task}_dt", "results_dt", data, where | steps, targets=targets, **alone))
-        jobs.append(Job(f"{task}_rate", "results_dt", data, where | steps | RATES, targets=targets, **alone))
-        jobs.append(Job(f"{task}_at", "results_at", data, where | steps | rows, ("truncated",), targets, **alone))
-        jobs.append(Job(f"{task}_td3", "results_td3", data, where, **alone))
+        jobs.append(Job(f"{task}_dt", "results_dt", data, where | steps, targets=targets, reference=False))
+        jobs.append(Job(f"{task}_rate", "results_dt", data, where | steps | RATES, targets=targets, reference=False))
+        jobs.append(
+            Job(f"{task}_at", "results_at", data, where | steps | rows, ("truncated",), targets, reference=False)
+        )
+        jobs.append(Job(f"{task}_td3", "results_td3", data, where, reference=False))
     return tuple(jobs)
 
 
