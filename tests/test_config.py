@@ -59,6 +59,7 @@ def test_overrides_are_yaml_and_win():
         ("agent=3", "`agent`"),
         ("agent={window: 3}", "`agent.name`: Field required"),
         ("seed.x=3", "`seed`"),
+        ("agent={name: agentic_transformer, within_source: true, fraction: 0.5}", "`agent`: fraction ranks"),
         ("agent.horizon=0", "`agent.horizon`"),
         ("agent.horizon=5", "`agent`: target_jitter scales whole returns"),
         ("training.steps.x=3", "override `training.steps.x=3`: `steps` is a value"),

@@ -96,14 +96,27 @@ def test_its_chains_are_those_of_its_paper(name, tiny_config, batches):
                 assert batch.completion[row][real][-1] == 1
 
 
-def test_ten_per_cent_cloning_reads_the_best_episodes_alone(tiny_config, tiny_store):
-    config = tiny_config({"name": "behavior_cloning", "fraction": 0.3, "window": 4})
+@pytest.mark.parametrize("name", ["behavior_cloning", "decision_transformer", "agentic_transformer"])
+def test_a_fraction_reads_the_best_episodes_alone(name, tiny_config, tiny_store):
+    settings = {"trajectories": 1} if name == "agentic_transformer" else {"window": 4}
+    config = tiny_config({"name": name, "fraction": 0.3} | settings)
     store = open_store(tiny_store)
-    planner = load_agent("behavior_cloning").planner(config.agent, store, TASK, 4)
+    planner = load_agent(name).planner(config.agent, store, TASK, 4)
     rng = np.random.default_rng(0)
     drawn = {int(planner.plan(rng).episode[0]) for _ in range(200)}
     best = np.argsort(-store.returns(TASK))
     assert drawn == set(best[: len(drawn)].tolist()) and 1 <= len(drawn) <= 2
+
+
+def test_a_horizon_reaches_the_batches_and_the_rollout(tiny_config, batches):
+    """One decision ahead, a return-to-go is the decision's own reward, times the decisions of an episode."""
+    config = tiny_config({"name": "decision_transformer", "window": 4, "horizon": 1})
+    store, loader = batches(config)
+    scales, batch = Normalizer.fit(store, TASK, action_repeat=4), next(loader)
+    real = batch.segment_ids > 0
+    told, paid = batch.return_to_go[real] * scales.return_scale, batch.reward[real] * scales.reward_scale
+    np.testing.assert_allclose(told, paid * -(-store.lengths.max() // 4), rtol=1e-4)
+    assert not load_agent("decision_transformer").acting(config.agent, 24, np.ones(3)).shrinks
 
 
 def test_histories_are_never_mixed(tiny_config, tiny_store):
@@ -125,7 +138,7 @@ def test_how_each_is_rolled_out(tiny_config):
 
     bc, dt = acting("behavior_cloning"), acting("decision_transformer")
     assert (bc.context_steps, bc.across_trials, bc.target, bc.sample) == (4, False, None, False)
-    assert (dt.context_steps, dt.across_trials, dt.target, dt.sample) == (4, False, 7.0, False)
+    assert (dt.context_steps, dt.across_trials, dt.target, dt.sample, dt.shrinks) == (4, False, 7.0, False, True)
     at, ad = acting("agentic_transformer"), acting("algorithm_distillation")
     assert (at.context_steps, at.across_trials, at.target, at.sample) == (24, True, 7.0, False)
     assert (ad.context_steps, ad.across_trials, ad.target, ad.sample) == (24, True, None, True)
