@@ -190,7 +190,7 @@ def _task_notes(store: Store, task: str, card: dict[str, Any]) -> list[str]:
         found.append(
             f"{task}: returns hardly persist from one episode to the next (rank correlation at most {max(long):.2f}): "
             "they are luck more than policy, or the policy changes fast. Choosing episodes by their return, or asking "
-            "for a high one, promises little; Decision Transformer's horizon asks for rates instead."
+            "for a high one, promises little."
         )
     return found
 
