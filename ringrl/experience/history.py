@@ -24,6 +24,16 @@ def persistence(returns: Float64[np.ndarray, " history"]) -> float:
     return _rank_correlation(returns[:-1], returns[1:])
 
 
+def regressed(returns: Float64[np.ndarray, " history"]) -> Float64[np.ndarray, " history"]:
+    """What a clone of each episode can expect to earn: the history's mean, and the persistent share of what it is off.
+
+    That is regression to the mean (Galton 1886): of a lead over the mean, the share that `persistence` says is the
+    policy's comes again, and luck does not. docs/results.md has it beside what clones of a best tenth earned.
+    """
+    mean = returns.mean()
+    return mean + max(persistence(returns), 0.0) * (returns - mean)
+
+
 def _rank_correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ringrl.experience.history import monotonicity, persistence
+from ringrl.experience.chain import top_fraction
+from ringrl.experience.history import monotonicity, persistence, regressed
 from ringrl.experience.store import Store
 from ringrl.report.card_sample import Sample
 
@@ -98,12 +99,28 @@ def _task(store: Store, task: str) -> dict[str, Any]:
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
     whole = _distribution(returns, edges) | {"histogram_edges": _numbers(edges)}
     return whole | {
+        "best_tenth": _best_tenth(store, returns),
         "sources": [
             {"source": index, "monotonicity": round(monotonicity(mine), 4), "persistence": round(persistence(mine), 4)}
             | _distribution(mine, edges)
             for index in range(len(store.sources))
             if len(mine := returns[store.source == index])
         ]
+    }
+
+
+def _best_tenth(store: Store, returns: Float64[np.ndarray, " episodes"]) -> dict[str, Any]:
+    """What BC-10 % is trained on earned, and what it may earn; None where a history is too short to tell luck."""
+    chosen = top_fraction(store.lengths, returns)
+    lasting = np.full_like(returns, np.nan)
+    for index in np.unique(store.source[chosen]):
+        mine = store.source == index
+        if mine.sum() >= _MANY:
+            lasting[mine] = regressed(returns[mine])
+    expected = float(lasting[chosen].mean())
+    return {
+        "return": round(float(returns[chosen].mean()), 6),
+        "expected": None if np.isnan(expected) else round(expected, 6),
     }
 
 

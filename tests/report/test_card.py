@@ -119,6 +119,20 @@ def test_returns_that_do_not_persist_are_called_luck(tmp_path):
         assert not any("luck" in note for note in card["notes"]), "they rise, or are too few to tell"
 
 
+def test_what_a_clone_of_the_best_tenth_can_expect(tmp_path):
+    def best_tenth(name, *returns):
+        return card_of(make_store(tmp_path / name, returns))["tasks"]["walker_0"]["best_tenth"]
+
+    rising, falling = np.arange(100.0), 1000 - np.arange(100.0)
+    assert best_tenth("a", rising) == {"return": 94.5, "expected": 94.5}  # it persists
+    swinging = np.where(np.arange(100) % 2, 9.0, 1.0)
+    assert best_tenth("b", swinging) == {"return": 9, "expected": 5}  # it does not
+    # Each history is measured by its own mean; of one that is not chosen, it does not matter that it is short.
+    assert best_tenth("c", falling, swinging) == {"return": 990.5, "expected": 990.5}
+    assert best_tenth("d", falling, [1, 2, 3]) == {"return": 995.5, "expected": 995.5}
+    assert best_tenth("e", rising, [500, 600])["expected"] is None
+
+
 @pytest.mark.parametrize("sources, groups", [(9, 9), (12, 3)])
 def test_many_sources_are_shown_by_collector(tmp_path, sources, groups):
     card = card_of(make_store(tmp_path / "s", [[index, index + 1] for index in range(sources)]))
