@@ -105,16 +105,19 @@ class Domain:
 
 
 DOMAINS = {
-    "cartpole": Domain("cartpole_swingup", ("cartpole_swingup",), 10, 100),
+    "walker": Domain("walker_walk", ("walker_stand", "walker_run", "walker_walk"), 4, 250),
     "cheetah": Domain("cheetah_run", ("cheetah_run",), 10, 100),
-    "walker": Domain("walker_walk", ("walker_stand", "walker_walk"), 4, 250),
+    "jaco": Domain("jaco_reach_top_left", ("jaco_reach_top_left",), 2, 125),
+    "cartpole": Domain("cartpole_swingup", ("cartpole_swingup",), 10, 100),
 }
+# A million steps, which is what ExoRL's loader keeps of a collector, learned at the step size of its collectors (1e-4).
+COLLECT = "--policy rnd --episodes 1000 --learner.actor-lr 1e-4 --learner.critic-lr 1e-4 --learner.rnd-lr 1e-4"
 
 
 def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
     """A step sees about 2,000 decisions of the Agentic Transformer's rows of 8 trajectories."""
     files, store, trajectories = DATA / name / "rnd", DATA / f"{name}.store", 8
-    collect = f"collect --task {domain.collected} --policy rnd --episodes 500 --action-repeat {domain.action_repeat}"
+    collect = f"collect --task {domain.collected} --action-repeat {domain.action_repeat} {COLLECT}"
     data = (Data(files, collect), Data(store, f"build_store {files} --tasks {' '.join(domain.tasks)}"))
     steps, row = {"model.max_steps": domain.decisions}, trajectories * domain.decisions
     rows = {"training.row_steps": row, "training.batch": max(2000 // row, 1)}
@@ -124,7 +127,6 @@ def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
         targets = SWEPT.get(task, ())
         jobs.append(Job(f"{task}_bc10", "results_bc10", data, where | steps))
         jobs.append(Job(f"{task}_dt", "results_dt", data, where | steps, targets=targets, reference=False))
-        jobs.append(Job(f"{task}_rate", "results_dt", data, where | steps | RATES, targets=targets, reference=False))
         jobs.append(
             Job(f"{task}_at", "results_at", data, where | steps | rows, ("truncated",), targets, reference=False)
         )
@@ -132,9 +134,7 @@ def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
     return tuple(jobs)
 
 
-# Decision Transformer told a rate: what is to be earned in the next 20 decisions. It then learns from all of the data.
-RATES = {"agent.horizon": 20, "agent.fraction": 1.0, "label": "DT, rates"}
-SWEPT = {"cheetah_run": (70, 100, 140, 200, 300)}  # its data's median is 45, their best tenth earn 100, their best 141
+SWEPT = {}
 
 ROWS = {
     "small": _hidden("goal")[:1],

@@ -105,7 +105,7 @@ def _task(store: Store, task: str) -> dict[str, Any]:
             | _distribution(mine, edges)
             for index in range(len(store.sources))
             if len(mine := returns[store.source == index])
-        ]
+        ],
     }
 
 
