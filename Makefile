@@ -13,7 +13,7 @@ help:
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     every benchmark against its peer"
-	@echo "make results-small  an agent that learns in context, one seed, in 15 minutes; make results: docs/results.md, 5 hours"
+	@echo "make results-small  an agent that learns in context, one seed, in 15 minutes; make results: docs/results.md, 6 hours"
 
 demo: $(READY)
 	$(BIN)/ringrl demo
