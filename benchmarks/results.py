@@ -111,7 +111,7 @@ DOMAINS = {
     "jaco": Domain("jaco_reach_top_left", ("jaco_reach_top_left",), 2, 125),
     "cartpole": Domain("cartpole_swingup", ("cartpole_swingup",), 10, 100),
 }
-# A million steps, which is what ExoRL's loader keeps of a collector, learned at the step size of its collectors (1e-4).
+# A million steps (of jaco 250,000), which is what ExoRL's loader keeps of a collector, at its collectors' step size.
 COLLECT = "--policy rnd --episodes 1000 --learner.actor-lr 1e-4 --learner.critic-lr 1e-4 --learner.rnd-lr 1e-4"
 
 
@@ -154,7 +154,7 @@ class Args:
     seeds: int | None = None
     """Training seeds of every agent; default 3, for small 1."""
     jobs: int = 1
-    """Trainings at once, each on its share of the cores."""
+    """Data sets, then trainings, made at once, each on its share of the cores."""
     only: str = ""
     """Only the runs whose names hold this, and no report."""
     fresh: bool = False
@@ -168,8 +168,8 @@ def main(args: Args) -> None:
     runs = [(job, seed) for seed in range(seeds) for job in jobs]
     if not runs or args.jobs < 1:
         sys.exit(f"no run of {args.row} is named like {args.only!r}" if not runs else "--jobs must be 1 or more")
-    needed = dict.fromkeys(job.data for job in jobs)
-    _at_once(args.jobs, [partial(_make, data, args.fresh) for data in needed])
+    needed = dict.fromkeys(job.data for job in jobs)  # no two of them share a step
+    _at_once(min(args.jobs, len(needed)), [partial(_make, data, args.fresh) for data in needed])
     _at_once(args.jobs, [partial(_train_and_evaluate, job, seed, args.fresh) for job, seed in runs])
     if not args.only:
         out = (RUNS / "small-report") if args.row == "small" else OUT / args.row
@@ -203,8 +203,14 @@ def _at_once(jobs: int, calls: Sequence[Callable[[set[int]], None]]) -> None:
 
 def _make(needed: tuple[Data, ...], fresh: bool, cores: set[int]) -> None:
     for data in needed:
-        if fresh or not data.out.exists():
-            _ringrl(f"data {data.command} --out {data.out}" + (" --overwrite" if data.out.exists() else ""), cores)
+        made = Path(f"{data.out}.command")
+        if data.out.exists() and not fresh:
+            if not made.exists() or made.read_text() != data.command:
+                sys.exit(f"{data.out} was made by another command; remove it, or start over with --fresh")
+            continue
+        _ringrl(f"data {data.command} --out {data.out}" + (" --overwrite" if data.out.exists() else ""), cores)
+        made.write_text(data.command)
+        fresh = True  # what follows is made of it
 
 
 def _folder(job: Job, seed: int) -> Path:

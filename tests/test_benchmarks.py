@@ -77,6 +77,26 @@ def test_the_agents_of_a_task_are_evaluated_alike(row):
     assert len({job.name for job in results.ROWS[row]}) == len(results.ROWS[row])  # each has its own run directory
 
 
+def test_data_are_made_once_and_what_follows_them_again(tmp_path, monkeypatch):
+    ran = []
+
+    def make(command, _cores):
+        ran.append(command)
+        out = Path(shlex.split(command)[shlex.split(command).index("--out") + 1])
+        out.mkdir(exist_ok=True)
+
+    monkeypatch.setattr(results, "_ringrl", make)
+    files, store = results.Data(tmp_path / "files", "collect"), results.Data(tmp_path / "store", "build_store")
+    results._make((files, store), False, {0})
+    results._make((files, store), False, {0})
+    assert ran == [f"data collect --out {files.out}", f"data build_store --out {store.out}"]
+    files.out.rmdir()
+    results._make((files, store), False, {0})
+    assert ran[2:] == [f"data collect --out {files.out}", f"data build_store --out {store.out} --overwrite"]
+    with pytest.raises(SystemExit, match="files was made by another command; remove it"):
+        results._make((results.Data(files.out, "collect --seed 1"), store), False, {0})
+
+
 def test_the_data_of_the_evidence_are_of_steps_that_take_its_arguments():
     for command in {data.command: data for job in JOBS.values() for data in job.data}.values():
         name, *arguments = shlex.split(command.command)

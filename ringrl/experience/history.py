@@ -25,10 +25,11 @@ def persistence(returns: Float64[np.ndarray, " history"]) -> float:
 
 
 def regressed(returns: Float64[np.ndarray, " history"]) -> Float64[np.ndarray, " history"]:
-    """What a clone of each episode can expect to earn: the history's mean, and the persistent share of what it is off.
+    """What a clone of each episode can expect to earn: the history's mean, and what persists of the distance from it.
 
-    That is regression to the mean (Galton 1886): of a lead over the mean, the share that `persistence` says is the
-    policy's comes again, and luck does not. docs/results.md has it beside what clones of a best tenth earned.
+    Of a lead over the mean, the share that `persistence` says is the policy's comes again, and luck does not: that is
+    regression to the mean (Galton 1886), with the rank correlation as the line's slope. docs/results.md has it beside
+    what clones of the best episodes earned.
     """
     mean = returns.mean()
     return mean + max(persistence(returns), 0.0) * (returns - mean)

@@ -110,7 +110,10 @@ def _task(store: Store, task: str) -> dict[str, Any]:
 
 
 def _best_tenth(store: Store, returns: Float64[np.ndarray, " episodes"]) -> dict[str, Any]:
-    """What BC-10 % is trained on earned, and what it may earn; None where a history is too short to tell luck."""
+    """Mean return of the episodes that BC-10 % learns from, and what their clone may expect.
+
+    The latter is None if one of the histories they come from is too short to tell luck.
+    """
     chosen = top_fraction(store.lengths, returns)
     lasting = np.full_like(returns, np.nan)
     for index in np.unique(store.source[chosen]):
