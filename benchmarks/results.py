@@ -113,6 +113,7 @@ DOMAINS = {
 }
 # A million steps (of jaco 250,000), which is what ExoRL's loader keeps of a collector, at its collectors' step size.
 COLLECT = "--policy rnd --episodes 1000 --learner.actor-lr 1e-4 --learner.critic-lr 1e-4 --learner.rnd-lr 1e-4"
+SWEPT = {"cheetah_run": (40, 80, 130, 200)}  # its data's median is 42, their best tenth earn 83, their best 131
 
 
 def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
@@ -134,8 +135,6 @@ def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
         jobs.append(Job(f"{task}_td3", "results_td3", data, where, reference=False))
     return tuple(jobs)
 
-
-SWEPT = {"cheetah_run": (40, 80, 130, 200)}  # its data's median is 42, their best tenth earn 83, their best 131
 
 ROWS = {
     "small": _hidden("goal")[:1],
@@ -202,6 +201,7 @@ def _at_once(jobs: int, calls: Sequence[Callable[[set[int]], None]]) -> None:
 
 
 def _make(needed: tuple[Data, ...], fresh: bool, cores: set[int]) -> None:
+    """Make what is missing; the command stays beside the data, so that those of another one are not trained on."""
     for data in needed:
         made = Path(f"{data.out}.command")
         if data.out.exists() and not fresh:

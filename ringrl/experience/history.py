@@ -1,5 +1,7 @@
 """What a collector's history says of its data: whether returns rise, and whether they are the policy's or luck's."""
 
+from typing import Any
+
 import numpy as np
 import scipy.stats
 from jaxtyping import Float64
@@ -38,4 +40,5 @@ def regressed(returns: Float64[np.ndarray, " history"]) -> Float64[np.ndarray, "
 def _rank_correlation(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> float:
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
-    return float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1])  # ties share their mean rank
+    found: Any = scipy.stats.spearmanr(x, y)  # SciPy's stubs do not name its fields
+    return float(found.statistic)

@@ -154,25 +154,15 @@ def _returns(card: dict[str, Any]) -> dict[str, Any]:
         cells += [_number(best), "\u2013" if clone is None else _number(clone)]
         rows.append({"name": name, "group": None, "anchor": name, "cells": cells})
     return {
-        "headings": [
-            "Task",
-            "Least",
-            "10%",
-            "Median",
-            "90%",
-            "Greatest",
-            "Rise",
-            "Persistence",
-            "Best tenth",
-            "Its clone",
-        ],
+        "headings": ["Task", "Least", "10%", "Median", "90%", "Greatest", "Rise", "Persistence", "Best tenth",
+                     "Its clone"],
         "rows": rows,
         "caption": "Rise: Spearman\u2019s rank correlation of return with place in the source\u2019s history; 1 rises "
         "always, 0 is no order, \u22121 falls always. Histories that rise are what Algorithm Distillation learns from. "
         "Persistence: that of return with the return of the episode before; near 0, returns are luck more than policy. "
         "Its clone: what BC-10 % may expect to earn, the mean and the persistent share of the best tenth\u2019s lead; "
         "not told of short histories.",
-    }
+    }  # fmt: skip
 
 
 def _span(values: list[float]) -> str:
