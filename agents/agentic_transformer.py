@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
 from ringrl.config import AgentConfig
-from ringrl.experience.chain import Ascending, top_fraction
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.samplers import HindsightSampler, top_fraction
 
 
 class Config(AgentConfig):
@@ -38,7 +38,7 @@ def planner(config: Config, store, task, action_repeat):
     options = {"draw": config.draw, "target_jitter": config.target_jitter}
     options["source"] = store.source if config.within_source else None
     best = top_fraction(store.lengths, store.returns(task), config.fraction) if config.fraction < 1 else None
-    return Ascending(store.lengths, store.returns(task), config.trajectories, best, **options)
+    return HindsightSampler(store.lengths, store.returns(task), config.trajectories, best, **options)
 
 
 def tokens(config: Config):
@@ -51,4 +51,4 @@ def loss(config: Config, head, prediction, batch):
 
 
 def acting(config: Config, row_steps, returns):
-    return Acting(context_steps=row_steps, across_trials=True, target=float(returns.max()), sample=config.sample)
+    return RolloutSpec(context_steps=row_steps, across_trials=True, target=float(returns.max()), sample=config.sample)

@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
 from ringrl.config import AgentConfig
-from ringrl.experience.chain import Histories
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.samplers import HistorySampler
 
 
 class Config(AgentConfig):
@@ -29,7 +29,9 @@ class Config(AgentConfig):
 
 
 def planner(config: Config, store, task, action_repeat):
-    return Histories(store.lengths, store.returns(task), store.source, config.trajectories, config.every, config.order)
+    return HistorySampler(
+        store.lengths, store.returns(task), store.source, config.trajectories, config.every, config.order
+    )
 
 
 def tokens(config: Config):
@@ -41,4 +43,4 @@ def loss(config: Config, head, prediction, batch):
 
 
 def acting(config: Config, row_steps, returns):
-    return Acting(context_steps=row_steps, across_trials=True, sample=config.sample)
+    return RolloutSpec(context_steps=row_steps, across_trials=True, sample=config.sample)

@@ -11,10 +11,10 @@ steps; `fraction: 1.0` clones everything.
 
 from pydantic import Field
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
 from ringrl.config import AgentConfig
-from ringrl.experience.chain import Windows, top_fraction
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.samplers import WindowSampler, top_fraction
 
 
 class Config(AgentConfig):
@@ -26,7 +26,7 @@ class Config(AgentConfig):
 
 def planner(config: Config, store, task, action_repeat):
     best = top_fraction(store.lengths, store.returns(task), config.fraction)
-    return Windows(store.lengths, store.returns(task), config.window, best, action_repeat)
+    return WindowSampler(store.lengths, store.returns(task), config.window, best, action_repeat)
 
 
 def tokens(config: Config):
@@ -38,4 +38,4 @@ def loss(config: Config, head, prediction, batch):
 
 
 def acting(config: Config, row_steps, returns):
-    return Acting(min(config.window, row_steps), across_trials=False, sample=config.sample)
+    return RolloutSpec(min(config.window, row_steps), across_trials=False, sample=config.sample)

@@ -9,10 +9,10 @@
 
 from pydantic import Field, model_validator
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
 from ringrl.config import AgentConfig
-from ringrl.experience.chain import Windows, top_fraction
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.samplers import WindowSampler, top_fraction
 
 
 class Config(AgentConfig):
@@ -34,7 +34,7 @@ class Config(AgentConfig):
 def planner(config: Config, store, task, action_repeat):
     options = {"action_repeat": action_repeat, "target_jitter": config.target_jitter, "horizon": config.horizon}
     best = top_fraction(store.lengths, store.returns(task), config.fraction) if config.fraction < 1 else None
-    return Windows(store.lengths, store.returns(task), config.window, best, **options)
+    return WindowSampler(store.lengths, store.returns(task), config.window, best, **options)
 
 
 def tokens(config: Config):
@@ -49,4 +49,4 @@ def acting(config: Config, row_steps, returns):
     # The best return that the data shows can be asked for; more would be extrapolation. Rates of short stretches go
     # beyond it, and how much is worth asking for must be found out: `ringrl evaluate --targets`.
     told = {"target": float(returns.max()), "shrinks": config.horizon is None}
-    return Acting(min(config.window, row_steps), across_trials=False, **told, sample=config.sample)
+    return RolloutSpec(min(config.window, row_steps), across_trials=False, **told, sample=config.sample)

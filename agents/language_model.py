@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ringrl.config import AgentConfig
 from ringrl.errors import UserError
-from ringrl.model.text import TokenIds
+from ringrl.model.token_ids import TokenIds
 
 
 class Config(AgentConfig):

@@ -22,10 +22,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, Key
 from pydantic import Field
 
+from ringrl.collect.networks import MLP, Critics, descend, optimizer_state, polyak
+from ringrl.collect.replay import Replay, Transitions
+from ringrl.collect.rnd import RNDState, init_rnd, rnd_reward
 from ringrl.config import AgentConfig
-from ringrl.learners.curiosity import Curiosity, init_curiosity, surprise
-from ringrl.learners.networks import MLP, Critics, descend, optimizer_state, polyak
-from ringrl.learners.replay import Replay, Transitions
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,7 +80,7 @@ class State(NamedTuple):
     target_critics: Critics
     actor_optimizer: optax.OptState
     critic_optimizer: optax.OptState
-    curiosity: Curiosity | None  # None unless `reward == "rnd"`
+    curiosity: RNDState | None  # None unless `reward == "rnd"`
     step: Int32[Array, ""]  # gradient steps taken
     key: Key[Array, ""]  # of the target noise
 
@@ -93,7 +93,7 @@ def init(config: Learning, observation_size: int, action_size: int, seed: int) -
     critics = Critics(observation_size, action_size, config.hidden, rngs)
     curiosity = None
     if isinstance(config, Collecting) and config.reward == "rnd":
-        curiosity = init_curiosity(observation_size, config.hidden, config.rnd_features, rngs)
+        curiosity = init_rnd(observation_size, config.hidden, config.rnd_features, rngs)
     return State(
         actor=actor,
         critics=critics,
@@ -161,7 +161,7 @@ def _step(config: Learning, state: State, batch: Transitions) -> tuple[State, di
     """One critic update; every `policy_delay` of them, one update of the actor and the targets."""
     if isinstance(config, Collecting) and state.curiosity is not None:
         seen = batch.next_observation
-        curiosity, reward = surprise(state.curiosity, seen, lr=config.rnd_lr, clip=config.rnd_clip)
+        curiosity, reward = rnd_reward(state.curiosity, seen, lr=config.rnd_lr, clip=config.rnd_clip)
         state, batch = state._replace(curiosity=curiosity), batch._replace(reward=reward)
     key, noise_key = jax.random.split(state.key)
     target = td_target(config, state, batch, noise_key)

@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ringrl.config import MeshConfig, ModelConfig
-from ringrl.model.layer import Layer, Tokens
+from ringrl.model.layer import Layer, LayerInput
 from ringrl.model.sharding import run_local
 from ringrl.model.transformer import make_attend
 from ringrl.planner.closed_form import Scheme, layer_activation_bytes
@@ -98,7 +98,7 @@ def temporaries(case: Case, devices: list[Any]) -> int | None:
 
     def run(parameters: Any, x: jax.Array, positions: jax.Array, segments: jax.Array) -> jax.Array:
         compute = lambda p, tokens: nnx.merge(graph, p)(tokens, attend, lambda part: part)  # noqa: E731
-        return run_local(mesh, P(), compute)(parameters, Tokens(x, positions, segments))
+        return run_local(mesh, P(), compute)(parameters, LayerInput(x, positions, segments))
 
     def loss(parameters: Any, x: jax.Array, weights: jax.Array, *ids: jax.Array) -> jax.Array:
         y = jax.checkpoint(run)(parameters, x, *ids)

@@ -150,7 +150,7 @@ def describe(plan: CompiledPlan | None) -> str:
 
 def trajectories(slice_: str, console: Console) -> dict:
     """How many trajectories of 1000 steps the paper's RL model trains on at once, to a quarter."""
-    from ringrl.planner.max_context import find_max_context
+    from ringrl.planner.longest_context import find_max_context
 
     config = load_config("exorl_at_350m", ("model.remat=full", "model.head_groups=2"))
     found = find_max_context(

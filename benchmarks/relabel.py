@@ -132,7 +132,7 @@ def tell(worker: subprocess.Popen, line: str | None = None) -> str:
 def work(domain: str, rows: int) -> None:
     """Be one process: compare the two ways, then time one of them for every line that comes in."""
     os.sched_setaffinity(0, [int(os.environ["CORE"])])
-    from ringrl.experience.relabel import relabelable_tasks
+    from ringrl.relabelling.rewards import relabelable_tasks
 
     episode = rollout(f"{domain}_{ONE_TASK}", rows)
     possible = relabelable_tasks(domain, episode.physics.shape[1])
@@ -169,7 +169,7 @@ def rollout(task: str, rows: int) -> Any:
 
 def fast(tasks: tuple[str, ...]) -> Callable:
     """ringrl: episode -> float32 [rows, tasks]."""
-    from ringrl.experience.relabel import Relabeler
+    from ringrl.relabelling.rewards import Relabeler
 
     return Relabeler(tasks)
 

@@ -48,8 +48,8 @@ import tyro
 
 from ringrl import envs
 from ringrl.episode import Episode
-from ringrl.experience.exorl import write_episode
-from ringrl.experience.store import Source, build, open_store
+from ringrl.formats.exorl import write_episode
+from ringrl.store.episode_store import DataSource, build, open_store
 
 TASK, LENGTH, CHAIN = "walker_run", 1000, 128
 
@@ -192,7 +192,12 @@ def build_here(folder: Path, count: int) -> None:
     before, began = peak_mb(), time.perf_counter()
     episodes = ((episode, 0) for episode in episodes_of(folder, count))
     build(
-        folder / "store", episodes, domain="walker", tasks=[TASK], sources=[Source("random", "random")], provenance={}
+        folder / "store",
+        episodes,
+        domain="walker",
+        tasks=[TASK],
+        sources=[DataSource("random", "random")],
+        provenance={},
     )
     print(json.dumps({"seconds": time.perf_counter() - began, "before_mb": before, "peak_mb": peak_mb()}))
 
@@ -247,7 +252,7 @@ def open_ms(folder: Path, count: int) -> float:
     path = folder / "store"
     if count * LENGTH != int(json.loads((path / "store.json").read_text())["steps"]):
         path = folder / f"store-{count}"
-        sources = [Source("random", "random")]
+        sources = [DataSource("random", "random")]
         episodes = ((episode, 0) for episode in episodes_of(folder, count))
         build(path, episodes, domain="walker", tasks=[TASK], sources=sources, provenance={})
     seconds = []

@@ -217,7 +217,7 @@ def resident(field: str) -> int:
 
 
 def synthetic_steps(length: int) -> dict[str, np.ndarray]:
-    """The fields of `ringrl.episode.Batch`: one segment a row, trials of up to MAX_STEPS steps."""
+    """The fields of `ringrl.batch.Batch`: one segment a row, trials of up to MAX_STEPS steps."""
     rng, shape = np.random.default_rng(0), (rows(length), length // TOKENS_PER_STEP)
     numbers = {name: rng.standard_normal(shape, np.float32) for name in ("reward", "return_to_go", "previous_reward")}
     position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()

@@ -18,12 +18,12 @@ import tyro
 from ringrl.envs import split_task
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.exorl import Dims, read_folder
-from ringrl.experience.folders import Description, describe_folder
-from ringrl.experience.relabel import examine, relabelable_tasks
-from ringrl.experience.relabel_workers import Backend, Workers, relabelled
-from ringrl.experience.store import build, open_store
+from ringrl.formats.description import Description, describe_folder
+from ringrl.formats.exorl import Dims, read_folder
 from ringrl.progress import tracked
+from ringrl.relabelling.rewards import examine, relabelable_tasks
+from ringrl.relabelling.workers import Backend, Workers, relabel_files
+from ringrl.store.episode_store import build, open_store
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _relabelled(args: Args, tasks: tuple[str, ...], reader: read_folder) -> Iter
     assert args.relabel != "recorded"
     workers = Workers(args.jobs, args.backend, args.address)
     skip = reader.skip if args.skip_bad else None
-    files = relabelled(reader.files, tasks, args.relabel, dims=reader.dims, workers=workers, on_damaged=skip)
+    files = relabel_files(reader.files, tasks, args.relabel, dims=reader.dims, workers=workers, on_damaged=skip)
     return (episode for _, episode in files)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from ringrl.report.card import write_card
+from ringrl.card.card_page import write_card
 
 
 @dataclass(frozen=True)

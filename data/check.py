@@ -20,11 +20,11 @@ from rich.table import Table
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.check import ATOL, RTOL, check_episodes
-from ringrl.experience.check_report import Comparison, Report
-from ringrl.experience.exorl import read_episode, read_folder
-from ringrl.experience.folders import describe_folder
+from ringrl.formats.description import describe_folder
+from ringrl.formats.exorl import read_episode, read_folder
 from ringrl.progress import tracked
+from ringrl.quality.consistency import ATOL, RTOL, check_episodes
+from ringrl.quality.consistency_report import ColumnComparison, ConsistencyReport
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def main(args: Args) -> None:
         raise SystemExit(f"ringrl: {args.folder} disagrees with our {description.domain}: {problems[0]}{more}")
 
 
-def _print_table(folder: Path, report: Report) -> None:
+def _print_table(folder: Path, report: ConsistencyReport) -> None:
     table = Table(title=f"{folder}: {report.episodes} episodes, {report.rows} rows of {report.domain}")
     for name in ("what", "columns", "largest difference", "rows that agree", ""):
         table.add_column(name)
@@ -88,7 +88,7 @@ def _print_table(folder: Path, report: Report) -> None:
     print(f"Numbers agree if they differ by at most {ATOL:g} + {RTOL:g} times their size.")
 
 
-def _cells(each: Comparison) -> tuple[str, str, str, str]:
+def _cells(each: ColumnComparison) -> tuple[str, str, str, str]:
     columns = f"{each.columns[0]}:{each.columns[1]}"
     if each.share is None or each.largest_difference is None:
         return columns, "", "", each.note

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ringrl import envs, recipes
+from ringrl.collect.record import Decisions, record_episode
 from ringrl.envs import DMControlEnv
 from ringrl.errors import UserError
-from ringrl.experience.atomic import atomic_folder
-from ringrl.experience.exorl import write_episode
-from ringrl.experience.folders import COLLECT
-from ringrl.experience.record import Decisions, record_episode
-from ringrl.experience.relabel import Relabeler
+from ringrl.folders import atomic_folder
+from ringrl.formats.description import COLLECT
+from ringrl.formats.exorl import write_episode
+from ringrl.relabelling.rewards import Relabeler
 
 # In ExoRL's files of these domains the reward has a column for each of the domain's tasks.
 _RECORDS_EVERY_TASK = ("point_mass_maze",)

@@ -21,12 +21,12 @@ import tyro
 from joblib import Parallel, cpu_count, delayed
 
 from ringrl import envs
+from ringrl.collect.noisy_expert import Noise, noisy_history
 from ringrl.envs import HELD_OUT
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.histories import Noise, noisy_history
-from ringrl.experience.store import Source, build, open_store
 from ringrl.progress import tracked
+from ringrl.store.episode_store import DataSource, build, open_store
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def main(args: Args) -> None:
         domain=envs.split_task(args.task)[0],
         tasks=(args.task,),
         sources=[
-            Source(f"seed {args.seed + i}", f"{args.seed + i}", "ad_eps", args.task) for i in range(args.histories)
+            DataSource(f"seed {args.seed + i}", f"{args.seed + i}", "ad_eps", args.task) for i in range(args.histories)
         ],
         provenance={"relabel": "recorded", "histories": settings},
         overwrite=args.overwrite,

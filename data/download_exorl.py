@@ -23,12 +23,12 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ringrl.download.http import exclusive, fetch, forget
 from ringrl.errors import UserError
-from ringrl.experience.archive import DamagedArchive, read_all
-from ringrl.experience.atomic import atomic_folder
-from ringrl.experience.download import exclusive, fetch, forget
-from ringrl.experience.folders import DOWNLOAD
 from ringrl.files import write_text
+from ringrl.folders import atomic_folder
+from ringrl.formats.archive import DamagedArchive, read_all
+from ringrl.formats.description import DOWNLOAD
 
 DOMAINS = ("cartpole", "cheetah", "jaco", "point_mass_maze", "quadruped", "walker")
 COLLECTORS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")

@@ -12,10 +12,10 @@ from typing import Annotated
 import tyro
 
 from ringrl.errors import UserError
-from ringrl.experience.episodes import stored_episodes
-from ringrl.experience.minari import write_dataset
-from ringrl.experience.store import open_store
+from ringrl.formats.arrays import stored_episodes
+from ringrl.formats.minari import write_dataset
 from ringrl.progress import tracked
+from ringrl.store.episode_store import open_store
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import tyro
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.minari import (
+from ringrl.formats.minari import (
     action_bounds,
     changed_settings,
     domain_of,
@@ -26,8 +26,8 @@ from ringrl.experience.minari import (
     read_episodes,
     task_of,
 )
-from ringrl.experience.store import Source, build, open_store
 from ringrl.progress import tracked
+from ringrl.store.episode_store import DataSource, build, open_store
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def _check_alike(datasets: list[Any]) -> None:
             raise UserError(f"{dataset.id} has other bounds of actions than {datasets[0].id}: build two stores")
 
 
-def _source(dataset: Any) -> Source:
+def _source(dataset: Any) -> DataSource:
     metadata = dataset.storage.metadata
     about = {name: metadata[name] for name in ("description", "code_permalink", "minari_version") if name in metadata}
     about["changed_settings"] = {name: repr(value) for name, value in changed_settings(dataset).items()}
     folder = Path(dataset.storage.data_path).resolve().parent.name
-    return Source(dataset.id, folder, metadata.get("algorithm_name"), task_of(dataset), about)
+    return DataSource(dataset.id, folder, metadata.get("algorithm_name"), task_of(dataset), about)
 
 
 def _episodes(datasets: list[Any]) -> Iterator[tuple[Episode, int]]:

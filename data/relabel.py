@@ -20,12 +20,12 @@ import tyro
 
 from ringrl import __version__
 from ringrl.errors import UserError
-from ringrl.experience.exorl import list_episodes, read_folder
-from ringrl.experience.folders import describe_folder
-from ringrl.experience.relabel import Mode, Relabeler, relabelable_tasks
-from ringrl.experience.relabel_folder import SKIPPED, Job, relabel_folder
-from ringrl.experience.relabel_workers import Backend, Workers
+from ringrl.formats.description import describe_folder
+from ringrl.formats.exorl import list_episodes, read_folder
 from ringrl.progress import tracked
+from ringrl.relabelling.relabelled_folder import SKIPPED, RelabelJob, relabel_folder
+from ringrl.relabelling.rewards import Mode, Relabeler, relabelable_tasks
+from ringrl.relabelling.workers import Backend, Workers
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def main(args: Args) -> None:
         "numpy": version("numpy"),
         "collect": description.source.collected,
     }
-    job = Job(tuple(reader.files), reader.dims, about)
+    job = RelabelJob(tuple(reader.files), reader.dims, about)
     workers = Workers(args.jobs, args.backend, args.address)
     finished = relabel_folder(job, out, workers=workers, overwrite=args.overwrite, skip_bad=args.skip_bad)
     done = list(tracked(finished, f"relabelling {args.folder}", len(job.files)))

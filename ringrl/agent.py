@@ -9,18 +9,18 @@ import jax
 import numpy as np
 
 from ringrl import recipes
+from ringrl.collect.replay import Replay, Transitions
 from ringrl.config import AgentConfig
 from ringrl.errors import UserError
-from ringrl.experience.chain import Planner
-from ringrl.experience.store import Store
-from ringrl.learners.replay import Replay, Transitions
-from ringrl.model.heads import Head
-from ringrl.model.text import TokenIds
+from ringrl.model.output_heads import OutputHead
+from ringrl.model.token_ids import TokenIds
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.samplers import ContextSampler
+from ringrl.store.episode_store import Store
 
 
 @dataclass(frozen=True)
-class Acting:
+class RolloutSpec:
     """How a trained agent is rolled out.
 
     Where `target` is a number, every trial starts with it as its return-to-go, less each reward as it comes (Decision
@@ -42,7 +42,7 @@ class Agent(Protocol):
 
     Config: type[AgentConfig]
 
-    def planner(self, config: AgentConfig, store: Store, task: str, action_repeat: int) -> Planner:
+    def planner(self, config: AgentConfig, store: Store, task: str, action_repeat: int) -> ContextSampler:
         """Which trajectories stand in a context, in which order, with which target returns."""
         ...
 
@@ -50,7 +50,9 @@ class Agent(Protocol):
         """What a step looks like to the transformer."""
         ...
 
-    def loss(self, config: AgentConfig, head: Head, prediction: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def loss(
+        self, config: AgentConfig, head: OutputHead, prediction: jax.Array, batch: Mapping[str, jax.Array]
+    ) -> jax.Array:
         """Loss of each step, float32 [batch, steps]; the training loop weights and averages it.
 
         Each step's must come from that step alone: what is given are some steps of some rows, in any order, for a long
@@ -58,7 +60,7 @@ class Agent(Protocol):
         """
         ...
 
-    def acting(self, config: AgentConfig, row_steps: int, returns: np.ndarray) -> Acting:
+    def acting(self, config: AgentConfig, row_steps: int, returns: np.ndarray) -> RolloutSpec:
         """How to roll it out, given the steps of a training row and the data set's returns, float64 [episodes]."""
         ...
 

@@ -18,7 +18,7 @@ from ringrl import recipes
 from ringrl.errors import UserError
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """One block of a configuration: frozen; keys that it does not know and numbers that are not finite are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
@@ -32,7 +32,7 @@ class Section(BaseModel):
         return value
 
 
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """Where the experience comes from."""
 
     store: str  # an episode store (`ringrl data build_store`): its folder, or a URL such as gs://bucket/walker
@@ -47,7 +47,7 @@ class DataConfig(Section):
         return str(value) if isinstance(value, Path) else value
 
 
-class AgentConfig(Section):
+class AgentConfig(ConfigSection):
     """What every agent file's `Config` extends with hyper-parameters of its own."""
 
     name: str  # a file in agents/, or a path to one's own
@@ -57,7 +57,7 @@ class AgentConfig(Section):
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
 
 
-SectionT = TypeVar("SectionT", bound=Section)
+ConfigSectionT = TypeVar("ConfigSectionT", bound=ConfigSection)
 
 PRESETS: dict[str, dict[str, int | str]] = {
     "tiny": {"layers": 2, "width": 64, "heads": 2, "kv_heads": 2},
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, int | str]] = {
 }
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """The decoder. `preset` fills in the shape; fields given beside it win."""
 
     preset: Literal["tiny", "small", "base", "350m", "3b", "7b", "13b", "30b"] | None = None
@@ -111,7 +111,7 @@ class ModelConfig(Section):
         return self
 
 
-class MeshConfig(Section):
+class MeshConfig(ConfigSection):
     """Devices along each mesh axis; their product is the number of devices used."""
 
     data: int = Field(default=1, ge=1)  # batch
@@ -124,7 +124,7 @@ class MeshConfig(Section):
     exchange: Literal["ring", "all_gather"] = "ring"  # keys go round, or are gathered at once (short contexts)
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(ConfigSection):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -136,7 +136,7 @@ class OptimizerConfig(Section):
     accumulation: int = Field(default=1, ge=1)  # micro-batches a step; the result is that of the whole batch
 
 
-class TrainingConfig(Section):
+class TrainingConfig(ConfigSection):
     """How long, how much at once, and what is kept."""
 
     steps: int = Field(default=1000, ge=1)  # optimiser steps
@@ -149,7 +149,7 @@ class TrainingConfig(Section):
     keep_best: int = Field(default=1, ge=0)  # beside them, those whose step had the lowest loss
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(ConfigSection):
     """Rollouts after training; `ringrl evaluate` can override each."""
 
     trials: int = Field(default=4, ge=1)
@@ -160,7 +160,7 @@ class EvaluationConfig(Section):
     target: float | None = None  # return to ask for; None: the best return of the data set
 
 
-class RunConfig(Section):
+class RunConfig(ConfigSection):
     """Everything that a run depends on."""
 
     seed: int = Field(default=0, ge=0)
@@ -249,7 +249,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
         raise UserError(f"{where}: {_one_line(error)}") from error
 
 
-def change_section(section: SectionT, values: dict[str, Any], where: str) -> SectionT:
+def change_section(section: ConfigSectionT, values: dict[str, Any], where: str) -> ConfigSectionT:
     """`section` with some fields changed, validated as if they had been in the file."""
     try:
         return type(section).model_validate(section.model_dump() | values)

@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # Nearly all the time of their tests goes into compiling small programs, some of them once for every test.
-COMPILED_QUICKLY = {"agents", "data", "learners", "model", "rollout", "training"}
+COMPILED_QUICKLY = {"agents", "collect", "data", "model", "rollout", "training"}
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +59,9 @@ def tiny_store(tmp_path_factory) -> Path:
     Its tasks are cartpole_balance and cartpole_swingup.
     """
     from ringrl import envs, recipes
-    from ringrl.experience.record import record_episode
-    from ringrl.experience.relabel import Relabeler
-    from ringrl.experience.store import Source, build
+    from ringrl.collect.record import record_episode
+    from ringrl.relabelling.rewards import Relabeler
+    from ringrl.store.episode_store import DataSource, build
 
     collect = recipes.load("data", "collect")
     tasks = ("cartpole_balance", "cartpole_swingup")
@@ -75,7 +75,7 @@ def tiny_store(tmp_path_factory) -> Path:
             episode, _ = record_episode(env, policy.act)
             yield dataclasses.replace(episode, reward=relabel(episode)), index // 4
 
-    sources = [Source("one", "one", "random"), Source("two", "two", "random")]
+    sources = [DataSource("one", "one", "random"), DataSource("two", "two", "random")]
     path = tmp_path_factory.mktemp("tiny") / "cartpole.store"
     return build(path, episodes(), domain="cartpole", tasks=tasks, sources=sources, provenance={"relabel": "exact"})
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from ringrl.accelerators import find_accelerator
-from ringrl.training.metrics import peak_flops
+from ringrl.training.tracker import peak_flops
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from ringrl import __version__, cli, recipes
+from ringrl.cli.verbs import VERBS
 from ringrl.config import dump_config
-from ringrl.experience.exorl import write_episode
+from ringrl.formats.exorl import write_episode
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_an_interrupt_is_one_line(ringrl, monkeypatch):
     assert ringrl("ls") == (130, "", "ringrl: interrupted\n")
 
 
-@pytest.mark.parametrize("verb", ["", *cli.VERBS, "data", "data collect", "data build_store", "data relabel"])
+@pytest.mark.parametrize("verb", ["", *VERBS, "data", "data collect", "data build_store", "data relabel"])
 def test_every_verb_has_help(verb, ringrl):
     status, out, err = ringrl(*verb.split(), "--help")
     assert (status, err) == (0, "") and "usage: ringrl" in out.lower()
@@ -170,7 +171,7 @@ def test_train_prints_progress_refuses_a_second_run_and_stops_at_nan(ringrl, tin
 
 def test_one_truncated_file_is_named_and_leaves_no_store(tmp_path):
     from ringrl import envs
-    from ringrl.experience.record import record_episode
+    from ringrl.collect.record import record_episode
 
     collect = recipes.load("data", "collect")
     env = envs.make("cartpole_swingup", seed=0)

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.slow
 def test_the_demo_walks_from_physics_to_a_report(tmp_path):
-    from ringrl.demo import AGENTS, demo
+    from ringrl.cli.demo import AGENTS, demo
 
     page = demo(tmp_path, scale=0.02)
     assert "Agentic Transformer" in page.read_text()

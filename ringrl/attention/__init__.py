@@ -1,6 +1,6 @@
 """Exact attention at any length: written out, block by block, over a ring of devices, and against a cache."""
 
-from ringrl.attention.blocks import MASKED_LSE
+from ringrl.attention.block_attention import MASKED_LSE
 from ringrl.attention.blockwise import blockwise_attention
 from ringrl.attention.decode import decode_attention
 from ringrl.attention.dense import dense_attention

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import vary_like
+from ringrl.attention.block_attention import vary_like
 from ringrl.attention.kernels import Kernel, make_step
-from ringrl.attention.step import LocalStep, Tokens, backward_rows, check_inputs, finish, query_tokens
+from ringrl.attention.local_step import LocalStep, TokenIndex, backward_rows, check_inputs, finish, query_tokens
 
 
 def blockwise_attention(
@@ -76,7 +76,7 @@ class _Blockwise:
     causal: bool
     return_lse: bool
 
-    def tokens(self, segments: Array | None, data: Array) -> tuple[Tokens, Tokens, Array]:
+    def tokens(self, segments: Array | None, data: Array) -> tuple[TokenIndex, TokenIndex, Array]:
         """Tokens of the queries and of the keys, and `data` unchanged.
 
         The barrier ties what masks are made of to the data. Otherwise, in a scan over layers, JAX's partial evaluation
@@ -84,7 +84,7 @@ class _Blockwise:
         """
         start, segments, data = lax.optimization_barrier((jnp.int32(0), segments, data))
         positions = (start + jnp.arange(data.shape[1], dtype=jnp.int32))[None]
-        return query_tokens(positions, segments, self.causal), Tokens(positions, segments), data
+        return query_tokens(positions, segments, self.causal), TokenIndex(positions, segments), data
 
 
 def _primal(config: _Blockwise, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[Array, Array]:

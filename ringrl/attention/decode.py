@@ -10,10 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import TokenBlocks, forward_blocks, needed_blocks, vary_like
+from ringrl.attention.block_attention import TokenBlocks, forward_blocks, needed_blocks, vary_like
 from ringrl.attention.kernels import make_sizes
 from ringrl.attention.kernels.xla import XlaStep
-from ringrl.attention.step import Tokens, finish
+from ringrl.attention.local_step import TokenIndex, finish
 
 CACHE_BLOCK = 1024
 """Cache entries that are read at a time. Blocks without any entry that a query sees are not read."""
@@ -65,7 +65,7 @@ def decode_attention(
     q, k_cache, v_cache, q_segment_ids, cache_segment_ids, q_positions, cache_positions = vary_like(arrays, arrays)
     sizes = make_sizes(q, k_cache, scale=scale, block_q=QUERY_BLOCK, block_k=CACHE_BLOCK)
     step = XlaStep(sizes)
-    q_tokens = step.q_blocks(Tokens(q_positions, q_segment_ids))
+    q_tokens = step.q_blocks(TokenIndex(q_positions, q_segment_ids))
     starts, k_tokens = _cache_blocks(cache_positions, cache_segment_ids)
 
     def fetch(j: Array) -> tuple[Array, Array]:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import MASKED_LSE, group_size
+from ringrl.attention.block_attention import MASKED_LSE, group_size
 
 
 def dense_attention(

@@ -11,8 +11,8 @@ import jax
 from jax import lax
 from jaxtyping import Array
 
+from ringrl.attention.local_step import TokenIndex, backward_rows, finish, in_order
 from ringrl.attention.shards import Shards
-from ringrl.attention.step import Tokens, backward_rows, finish, in_order
 
 
 def _primal(shards: Shards, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[Array, Array]:
@@ -47,7 +47,7 @@ attend_gathered.defvjp(_forward, _backward)
 
 def _gather(
     shards: Shards, q: Array, k: Array, v: Array, segments: Array | None
-) -> tuple[Array, tuple[Array, Array], Tokens, Tokens]:
+) -> tuple[Array, tuple[Array, Array], TokenIndex, TokenIndex]:
     """The queries, the packed keys and values of all devices, and the tokens of both."""
     index, segments, q, k, v = shards.tie(segments, q, k, v)
     gather = partial(lax.all_gather, axis_name=shards.axis_name, axis=1, tiled=True)

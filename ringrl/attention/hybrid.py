@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from ringrl.attention.blocks import group_size
+from ringrl.attention.block_attention import group_size
 
 
 def exchange_heads(

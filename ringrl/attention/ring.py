@@ -20,14 +20,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import MASKED_LSE, vary_like
+from ringrl.attention.block_attention import MASKED_LSE, vary_like
 from ringrl.attention.blockwise import attend_locally
 from ringrl.attention.gather import attend_gathered
 from ringrl.attention.hybrid import exchange_heads
 from ringrl.attention.kernels import Kernel, make_step
 from ringrl.attention.layout import Layout, ring_positions, runs_per_shard
+from ringrl.attention.local_step import TokenIndex, backward_rows, check_inputs, finish, in_order, merge
 from ringrl.attention.shards import Shards, halves
-from ringrl.attention.step import Tokens, backward_rows, check_inputs, finish, in_order, merge
 
 Tree = TypeVar("Tree")
 Exchange = Literal["ring", "all_gather"]
@@ -151,7 +151,7 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     q_tokens = shards.q_tokens(index, own_segments)
     rows = backward_rows(step, q_tied, out, lse, d_out, d_lse if shards.return_lse else None)
 
-    def differentiate(keys: tuple, k_tokens: Tokens) -> tuple[Array, tuple[Array, Array]]:
+    def differentiate(keys: tuple, k_tokens: TokenIndex) -> tuple[Array, tuple[Array, Array]]:
         dq, dk, dv = step.backward(rows, keys[0], keys[1], q_tokens, k_tokens)
         return dq, (dk, dv)
 

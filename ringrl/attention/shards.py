@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
-from ringrl.attention.blocks import NEVER_SEEN
+from ringrl.attention.block_attention import NEVER_SEEN
 from ringrl.attention.layout import ring_positions
-from ringrl.attention.step import LocalStep, Tokens, query_tokens
+from ringrl.attention.local_step import LocalStep, TokenIndex, query_tokens
 from ringrl.attention.tiling import Cut
 
 
@@ -33,24 +33,24 @@ class Shards:
         """
         return lax.optimization_barrier((lax.axis_index(self.axis_name), segments, *data))
 
-    def q_tokens(self, index: Int32[Array, ""], segments: Array | None) -> Tokens:
+    def q_tokens(self, index: Int32[Array, ""], segments: Array | None) -> TokenIndex:
         """Tokens of the queries of device `index`."""
         return query_tokens(self._positions(index), segments, self.causal)
 
-    def k_tokens(self, index: Int32[Array, ""], segments: Array | None) -> Tokens:
+    def k_tokens(self, index: Int32[Array, ""], segments: Array | None) -> TokenIndex:
         """Tokens of the keys that started on device `index`, counted around the ring (-1 is the last)."""
-        return Tokens(self._positions(lax.rem(index + self.size, jnp.int32(self.size))), segments)
+        return TokenIndex(self._positions(lax.rem(index + self.size, jnp.int32(self.size))), segments)
 
-    def all_k_tokens(self, segments: Array | None) -> Tokens:
+    def all_k_tokens(self, segments: Array | None) -> TokenIndex:
         """Tokens of the keys of all devices, one after the other."""
         positions = [self._positions(jnp.int32(index)) for index in range(self.size)]
-        return Tokens(jnp.concatenate(positions, axis=1), segments)
+        return TokenIndex(jnp.concatenate(positions, axis=1), segments)
 
     def _positions(self, index: Int32[Array, ""]) -> Int32[Array, "1 {self.length}"]:
         return ring_positions(index, self.length, self.size, self.layout)[None]
 
 
-def halves(tokens: Tokens, cut: Cut) -> tuple[Tokens, Tokens]:
+def halves(tokens: TokenIndex, cut: Cut) -> tuple[TokenIndex, TokenIndex]:
     """The keys' tokens twice: the second half hidden, then the first. They are parted between two blocks.
 
     What is hidden is not computed, so that the two steps together cost as much as one.

@@ -14,15 +14,15 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from ringrl.attention.step import ATTENTION_NAMES
+from ringrl.attention.local_step import ATTENTION_NAMES
 from ringrl.config import ModelConfig
-from ringrl.model.blocks import blockwise
+from ringrl.model.token_blocks import blockwise
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v, segment_ids) -> out
 Sum = Callable[[jax.Array], jax.Array]  # over the devices that share a token's heads and hidden width (tensor)
 
 
-class Tokens(NamedTuple):
+class LayerInput(NamedTuple):
     """What a layer works on; a pytree."""
 
     x: jax.Array  # [B, S, W], the residual stream
@@ -42,7 +42,7 @@ def rotate(
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
-class Before(nnx.Module):
+class QKVProjection(nnx.Module):
     """What stands before attention: the norm, and the projections to queries, keys and values."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -60,7 +60,7 @@ class Before(nnx.Module):
         return rotate(q, positions), rotate(k, positions), v
 
 
-class After(nnx.Module):
+class OutputAndMLP(nnx.Module):
     """What stands after attention: the projection of its output, and the feed-forward, each beside the residual."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -106,10 +106,10 @@ class Layer(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.before = Before(config, rngs=rngs)
-        self.after = After(config, rngs=rngs)
+        self.before = QKVProjection(config, rngs=rngs)
+        self.after = OutputAndMLP(config, rngs=rngs)
 
-    def __call__(self, tokens: Tokens, attend: Attend, total: Sum) -> jax.Array:
+    def __call__(self, tokens: LayerInput, attend: Attend, total: Sum) -> jax.Array:
         """The residual stream [B, S, W] after the layer."""
         return self.close(tokens.x, self.attention(tokens, attend), total)
 
@@ -125,7 +125,7 @@ class Layer(nnx.Module):
     def _block(self, x: jax.Array) -> int:
         return x.shape[1] if self.config.remat == "none" else self.config.feed_forward_block
 
-    def attention(self, tokens: Tokens, attend: Attend) -> Float[Array, "groups batch length width"]:
+    def attention(self, tokens: LayerInput, attend: Attend) -> Float[Array, "groups batch length width"]:
         """Attention's output of all heads here, for `head_groups` groups of them one after the other.
 
         Queries, keys, values, their gradients and what travels around the ring then exist for one group at a time; the

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int32
 from ringrl.config import ModelConfig
 
 ORDER = ("return_to_go", "observation", "action", "reward", "completion")
-Steps = Mapping[str, jax.Array]  # the fields of `episode.Batch` by name
+StepArrays = Mapping[str, jax.Array]  # the fields of `ringrl.batch.Batch` by name
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class TokenEmbedder(nnx.Module):
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(
-        self, steps: Steps
+        self, steps: StepArrays
     ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
         """Tokens, their positions within the segment (for rotary embedding) and their segment ids."""
         tokens = self._modalities(steps)
@@ -88,7 +88,7 @@ class TokenEmbedder(nnx.Module):
         )
 
     def following(
-        self, previous: Steps, current: Steps
+        self, previous: StepArrays, current: StepArrays
     ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
         """The tokens that a rollout adds at a step: what followed the last observation, then what leads to this one.
 
@@ -112,7 +112,7 @@ class TokenEmbedder(nnx.Module):
         per_step = self.layout.tokens_per_step
         return y.reshape(batch, tokens // per_step, per_step, width)[:, :, self.layout.read_index]
 
-    def _modalities(self, steps: Steps) -> list[jax.Array]:
+    def _modalities(self, steps: StepArrays) -> list[jax.Array]:
         """Embeddings [batch, steps, width]: one a modality, or their sum where fused."""
         when = self.step(jnp.minimum(steps["step"], self.max_steps - 1)) + self.trial(
             jnp.minimum(steps["trial"], self.max_trials - 1)

@@ -18,14 +18,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from ringrl.attention import Exchange, Layout, blockwise_attention, decode_attention, ring_attention
-from ringrl.attention.step import ATTENTION_NAMES
+from ringrl.attention.local_step import ATTENTION_NAMES
 from ringrl.config import ModelConfig
-from ringrl.model.blocks import blockwise
-from ringrl.model.heads import Head, Vocabulary
-from ringrl.model.layer import Attend, Layer, Tokens
+from ringrl.model.layer import Attend, Layer, LayerInput
+from ringrl.model.output_heads import OutputHead, Vocabulary
 from ringrl.model.sharding import GATHERED, SEQUENCE_AXES, gather, on_mesh, partitions, run_local
-from ringrl.model.text import TokenIds
-from ringrl.model.tokens import Steps, TokenLayout
+from ringrl.model.token_blocks import blockwise
+from ringrl.model.token_ids import TokenIds
+from ringrl.model.tokens import StepArrays, TokenLayout
 
 Cache = dict[str, jax.Array]  # k, v [layers, B, C, K, D]; segment_ids, positions [B, C]; cursor []: tokens written
 Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]  # (raw outputs, batch) -> float32 [B, steps]
@@ -75,7 +75,7 @@ def rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"
 class Reader(nnx.Module):
     """Features -> raw outputs of the head: norm and a linear map."""
 
-    def __init__(self, config: ModelConfig, head: Head, action_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, head: OutputHead, action_size: int, *, rngs: nnx.Rngs):
         self.shape = (action_size, head.outputs)
         # A few outputs a token cost nothing in float32; a vocabulary does.
         self.dtype = jnp.dtype(config.compute_dtype if isinstance(head, Vocabulary) else jnp.float32)
@@ -95,7 +95,7 @@ class Transformer(nnx.Module):
         self,
         config: ModelConfig,
         layout: TokenLayout | TokenIds,
-        head: Head,
+        head: OutputHead,
         sizes: Mapping[str, int],
         *,
         rngs: nnx.Rngs,
@@ -107,18 +107,20 @@ class Transformer(nnx.Module):
         self.read = Reader(config, head, layout.predicted(sizes), rngs=rngs)
 
     def __call__(
-        self, steps: Steps, attend: Attend, mesh: Mesh | None = None
+        self, steps: StepArrays, attend: Attend, mesh: Mesh | None = None
     ) -> Float[Array, "batch steps action outputs"]:
-        """Raw outputs at every step. `steps` are `episode.Batch`'s; `attend` is `make_attend`'s for `mesh`."""
+        """Raw outputs at every step. `steps` are `ringrl.batch.Batch`'s; `attend` is `make_attend`'s for `mesh`."""
         features = self._features(steps, attend, mesh)
         return on_mesh(mesh, self.read, "read", lambda read, y: read(self.embed.read(y)), features, self.read.dtype)
 
-    def losses(self, steps: Steps, loss: Loss, attend: Attend, mesh: Mesh | None = None) -> Float[Array, "batch steps"]:
+    def losses(
+        self, steps: StepArrays, loss: Loss, attend: Attend, mesh: Mesh | None = None
+    ) -> Float[Array, "batch steps"]:
         """`loss` of each step, for a block of steps after the other: raw outputs never stand whole."""
         block, outputs = self.config.feed_forward_block, self.read.shape[0] * self.read.shape[1]
         block = max(block * self.config.width // max(outputs, self.config.width), 1)  # no more numbers than features
 
-        def local(read: Reader, tokens: tuple[jax.Array, Steps]) -> jax.Array:
+        def local(read: Reader, tokens: tuple[jax.Array, StepArrays]) -> jax.Array:
             graph, weights = nnx.split(read)
             each = lambda weights, y, steps: loss(nnx.merge(graph, weights)(y), steps)  # noqa: E731
             return blockwise(each, weights, self.embed.read(tokens[0]), block, constants=tokens[1])
@@ -126,9 +128,9 @@ class Transformer(nnx.Module):
         features = self._features(steps, attend, mesh)
         return on_mesh(mesh, self.read, "read", local, (features, dict(steps)), self.read.dtype)
 
-    def _features(self, steps: Steps, attend: Attend, mesh: Mesh | None) -> Float[Array, "batch tokens width"]:
+    def _features(self, steps: StepArrays, attend: Attend, mesh: Mesh | None) -> Float[Array, "batch tokens width"]:
         dtype, (graph, stacked) = jnp.dtype(self.config.compute_dtype), nnx.split(self.layers)
-        embed = lambda module, steps: Tokens(*module(steps))  # noqa: E731
+        embed = lambda module, steps: LayerInput(*module(steps))  # noqa: E731
         tokens = on_mesh(mesh, self.embed, "embed", embed, dict(steps), jnp.float32)
         specs, total = None, lambda part: part
         if mesh is not None:
@@ -136,7 +138,7 @@ class Transformer(nnx.Module):
             specs = jax.tree.map(lambda spec: P(*spec[1:]), stored, is_leaf=lambda x: isinstance(x, P))
             total = partial(lax.psum, axis_name="tensor") if mesh.shape["tensor"] > 1 else total
 
-        def compute(params: Any, tokens: Tokens) -> jax.Array:
+        def compute(params: Any, tokens: LayerInput) -> jax.Array:
             params = params if mesh is None else gather(params, specs, dtype)
             return nnx.merge(graph, params)(tokens, attend, total)
 
@@ -147,7 +149,7 @@ class Transformer(nnx.Module):
 
         return lax.scan(rematerialise(step, self.config.remat), tokens.x.astype(dtype), stacked)[0]
 
-    def prefill(self, steps: Steps, attend: Attend, capacity: int) -> Cache:
+    def prefill(self, steps: StepArrays, attend: Attend, capacity: int) -> Cache:
         """The cache after `steps`, with room for `capacity` tokens."""
         x, positions, segment_ids = self.embed(steps)
         graph, stacked = nnx.split(self.layers)
@@ -182,7 +184,7 @@ class Transformer(nnx.Module):
         }
 
     def decode(
-        self, previous: Steps, current: Steps, cache: Cache
+        self, previous: StepArrays, current: StepArrays, cache: Cache
     ) -> tuple[Float[Array, "batch action outputs"], Cache]:
         """Raw outputs for the current step's action, and the cache with the step's tokens; fields are [batch, 1].
 

@@ -16,10 +16,10 @@ from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.model.flops import model_flops
 from ringrl.model.sharding import AXES
+from ringrl.planner.abstract_step import AbstractStep, make_step
 from ringrl.planner.bound import Traffic, mfu_bound, read_traffic
 from ringrl.planner.memory import Memory, is_kept, kinds_of, read_memory
 from ringrl.planner.schedule import read_transfers
-from ringrl.planner.step import AbstractStep, make_step
 from ringrl.planner.topology import bytes_in, device_hbm_bytes
 from ringrl.planner.work import Ring, executed_flops
 

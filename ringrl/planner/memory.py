@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringrl.planner.sources import Sources
+from ringrl.planner.hlo_sources import Sources
 
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(\{[\d,]*\})? (?:\(phi\) )?@\d+> \(size=(\d+),offset=(\d+)\): (\S+?)[{ ]")
 _LIFE = re.compile(r"^\s*(\S+\{[\d,]*\}):(\d+)-(\d+)$", re.MULTILINE)
@@ -156,7 +156,7 @@ _KINDS = (
     (r":Layer\.close|:After\.", "feed-forward"),
     (r"^ringrl/model/sharding.py:(gather|_whole)", "gathered parameters"),
     (r"^ringrl/model/(tokens|text).py:", "embedding"),
-    (r"^ringrl/model/heads.py:|:Reader\.|:Transformer\.losses\.", "head and loss"),
+    (r"^ringrl/model/output_heads.py:|:Reader\.|:Transformer\.losses\.", "head and loss"),
     (r":Transformer\._features", "residual stream"),
     (r"^optax/", "optimiser"),
 )

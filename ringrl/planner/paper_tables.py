@@ -14,7 +14,7 @@ from ringrl.planner.closed_form import (
     layer_activation_bytes,
     layer_flops,
 )
-from ringrl.planner.table import format_bytes
+from ringrl.planner.plan_table import format_bytes
 
 SCHEMES: dict[Scheme, str] = {
     "vanilla": "vanilla",

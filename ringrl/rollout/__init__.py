@@ -2,5 +2,5 @@
 
 from typing import Literal
 
-Probe = Literal["truncated", "shuffled", "foreign", "blind"]
-"""How an agent's past can be tampered with, see `ringrl.rollout.probe`; here, where nothing heavy is imported."""
+Ablation = Literal["truncated", "shuffled", "foreign", "blind"]
+"""How an agent's past can be tampered with, see `ringrl.rollout.ablation`; here, where nothing heavy is imported."""

@@ -13,16 +13,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int32, Int64
 
-from ringrl.episode import Batch
-from ringrl.model.tokens import Steps
+from ringrl.batch import Batch
+from ringrl.model.tokens import StepArrays
 from ringrl.model.transformer import Cache, Transformer, make_attend
 
-Step = Mapping[str, np.ndarray]  # one step of every environment: fields of `episode.Batch`, [envs, ...]
+StepFields = Mapping[str, np.ndarray]  # one step of every environment: fields of `ringrl.batch.Batch`, [envs, ...]
 _INTEGERS = ("step", "trial", "position", "segment_ids")
 _PREVIOUS = ("previous_action", "previous_reward", "previous_completion")
 
 
-class Recent:
+class RecentSteps:
     """The last `capacity` steps of every environment, on the host; the shape in which training saw rows."""
 
     def __init__(self, envs: int, capacity: int, sizes: Mapping[str, int]):
@@ -38,7 +38,7 @@ class Recent:
         }
         self.capacity, self.count = capacity, 0
 
-    def append(self, step: Step) -> None:
+    def append(self, step: StepFields) -> None:
         """Add a step, dropping the oldest when full."""
         if self.count == self.capacity:
             self.keep(self.capacity - 1)
@@ -46,7 +46,7 @@ class Recent:
             self.fields[name][:, self.count] = value
         self.count += 1
 
-    def amend(self, step: Step) -> None:
+    def amend(self, step: StepFields) -> None:
         """Fill in what became known of the newest step only after it was appended."""
         for name, value in step.items():
             self.fields[name][:, self.count - 1] = value
@@ -85,7 +85,7 @@ class Recent:
         return {name: value[:, at : at + 1].copy() for name, value in self.fields.items()}
 
 
-class Window:
+class RecomputedContext:
     """Predicts from the last K steps by running the model over all of them: just what a windowed agent was trained on.
 
     A KV cache would not do: the keys of the oldest step in the window were computed from steps that have left it.
@@ -93,7 +93,7 @@ class Window:
 
     def __init__(self, model: Transformer, envs: int, steps: int, sizes: Mapping[str, int]):
         self._graph, self._params = nnx.split(model)
-        self._recent = Recent(envs, steps, sizes)
+        self._recent = RecentSteps(envs, steps, sizes)
         attend = make_attend(None, "contiguous", model.config.block)
 
         def predict(params: Any, batch: dict[str, jax.Array], at: jax.Array) -> jax.Array:
@@ -102,18 +102,18 @@ class Window:
 
         self._predict = jax.jit(predict)
 
-    def predict(self, step: Step) -> jax.Array:
+    def predict(self, step: StepFields) -> jax.Array:
         """Raw outputs for the step's action, [envs, action, outputs]; `step` lacks action, reward and completion."""
         self._recent.append(step)
         self._recent.cut()
         return self._predict(self._params, self._recent.fields, np.int32(self._recent.count - 1))
 
-    def amend(self, step: Step) -> None:
+    def amend(self, step: StepFields) -> None:
         """Tell what followed the last predicted step: its action, reward and completion."""
         self._recent.amend(step)
 
 
-class Cached:
+class CachedContext:
     """Predicts with a KV cache: a step costs its own tokens, whatever the context's length.
 
     Args:
@@ -133,38 +133,38 @@ class Cached:
         self._whole, self._steps = steps >= trial_steps, steps
         # The same for all environments and whatever happens in them, so that none depends on its company.
         self._kept = max(steps - trial_steps, steps // 2)
-        self._recent = Recent(envs, steps + 1, sizes)  # the one more stands there only while the others make room
+        self._recent = RecentSteps(envs, steps + 1, sizes)  # the one more stands there only while the others make room
         self._renumbered = {name: np.zeros(envs, np.int32) for name in ("trial", "position")}
         per_step = model.layout.tokens_per_step
         tokens = steps * per_step
         self._cache = model.empty_cache(envs, tokens)
-        self._previous: Step = self._recent.last()
+        self._previous: StepFields = self._recent.last()
         attend = make_attend(None, "contiguous", model.config.block)
         self._decode = jax.jit(lambda params, *args: nnx.merge(self._graph, params).decode(*args), donate_argnums=3)
 
-        def prefill(params: Any, batch: Steps, count: jax.Array) -> Cache:
+        def prefill(params: Any, batch: StepArrays, count: jax.Array) -> Cache:
             """The cache of the first `count` of all slots: one shape, compiled once."""
             cache = nnx.merge(self._graph, params).prefill(batch, attend, tokens)
             return cache | {"cursor": count * per_step}
 
         self._prefill = jax.jit(prefill)
 
-    def predict(self, step: Step) -> jax.Array:
+    def predict(self, step: StepFields) -> jax.Array:
         """Raw outputs for the step's action, [envs, action, outputs]; `step` lacks action, reward and completion."""
         if self._record(step):
             self._rebuild(self._recent.fields)
         return self._add(self._recent.last())
 
-    def amend(self, step: Step) -> None:
+    def amend(self, step: StepFields) -> None:
         """Tell what followed the last predicted step: its action, reward and completion."""
         self._recent.amend(step)
         self._previous = self._recent.last()
 
-    def _add(self, newest: Step) -> jax.Array:
+    def _add(self, newest: StepFields) -> jax.Array:
         raw, self._cache = self._decode(self._params, self._previous, newest, self._cache)
         return raw
 
-    def _record(self, step: Step) -> bool:
+    def _record(self, step: StepFields) -> bool:
         """Append the step; whether others had to make room for it."""
         numbers = {name: step[name] - taken for name, taken in self._renumbered.items()}
         self._recent.append(dict(step) | numbers)
@@ -184,7 +184,7 @@ class Cached:
             self._renumbered[name] = self._renumbered[name] + taken
         return True
 
-    def _rebuild(self, shown: Step) -> None:
+    def _rebuild(self, shown: StepFields) -> None:
         """Make the cache anew from all but the newest of the recent steps, as they stand in `shown`."""
         count = self._recent.count - 1
         slots = {name: np.zeros_like(value[:, : self._steps]) for name, value in self._recent.fields.items()}

@@ -14,20 +14,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ringrl.agent import Acting, find_learner, load_agent
+from ringrl.agent import RolloutSpec, find_learner, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make, make_vector, split_task
 from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
-from ringrl.experience.normalizer import Normalizer
 from ringrl.files import write_text
 from ringrl.model.transformer import Transformer
-from ringrl.rollout import Probe
-from ringrl.rollout.learner import LearnerPolicy, load_learner
+from ringrl.rollout import Ablation
+from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.policy import ExpertPolicy, Policy, RandomPolicy, SequencePolicy
-from ringrl.rollout.probe import check_probe
+from ringrl.rollout.transition_policy import LearnerPolicy, load_learner
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
+from ringrl.sampling.normalizer import Normalizer
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model
@@ -79,7 +79,7 @@ def evaluate(
 def repeat(
     run: Path,
     targets: Sequence[float] = (),
-    probes: Sequence[Probe] = (),
+    probes: Sequence[Ablation] = (),
     *,
     checkpoint: str = "latest",
     **given: int | float | None,
@@ -88,7 +88,7 @@ def repeat(
 
     Writes evaluation/targets.csv for all targets, evaluation/probe-NAME.csv for each probe, with the agent's rows
     alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The probes are those of
-    `ringrl.rollout.probe`. `given` are `evaluate`'s trials, envs, context, target and seed; None takes the run's own.
+    `ringrl.rollout.ablation`. `given` are `evaluate`'s trials, envs, context, target and seed; None: the run's own.
 
     Raises UserError as `evaluate`; for targets of an agent that is told none; for probes of one that looks at the
     present trial alone; and for trials or a context too few to hold a past that a probe could change.
@@ -99,7 +99,7 @@ def repeat(
         raise UserError(f"--targets: {label} is told no return, so there is none to vary; leave it out")
     told = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
     for probe in probes:
-        check_probe(probe, label, acting, trained.setting, trained.trial_steps())
+        check_ablation(probe, label, acting, trained.setting, trained.trial_steps())
     tables = []
     with _progress() as progress:
         if targets:
@@ -125,11 +125,11 @@ class _Trained:
     config: RunConfig
     card: dict
     setting: EvaluationConfig
-    acting: Acting
+    acting: RolloutSpec
     model: Transformer | LearnerPolicy
     step: int  # optimiser steps that it was trained for
 
-    def policy(self, envs: VectorEnv, probe: Probe | None = None) -> Policy:
+    def policy(self, envs: VectorEnv, probe: Ablation | None = None) -> Policy:
         """It, as it acts in these environments."""
         if isinstance(self.model, LearnerPolicy):
             return self.model
@@ -276,12 +276,12 @@ def read_run(run: Path) -> tuple[RunConfig, dict]:
     return load_config(run / "config.yaml"), json.loads((run / "dataset.json").read_text())
 
 
-def _acting(config: RunConfig, card: dict, setting: EvaluationConfig, given: Mapping[str, object]) -> Acting:
+def _acting(config: RunConfig, card: dict, setting: EvaluationConfig, given: Mapping[str, object]) -> RolloutSpec:
     """How the agent's file says to roll it out, with what the user asked for instead; `given` for this evaluation."""
     if find_learner(config.agent.name):
         if "context" in given:
             raise UserError(f"--context: {agent_label(config)} sees one observation at a time; leave it out")
-        acting, agent = Acting(context_steps=1, across_trials=False), None
+        acting, agent = RolloutSpec(context_steps=1, across_trials=False), None
     else:
         agent = load_agent(config.agent.name)
         acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
 from ringrl.envs import DMControlEnv, VectorEnv
-from ringrl.experience.normalizer import Normalizer
 from ringrl.model.transformer import Transformer
-from ringrl.rollout import Probe
-from ringrl.rollout.context import Cached, Window
-from ringrl.rollout.probe import Probed
+from ringrl.rollout import Ablation
+from ringrl.rollout.ablation import AblatedContext
+from ringrl.rollout.context import CachedContext, RecomputedContext
+from ringrl.sampling.normalizer import Normalizer
 
 
 @runtime_checkable
@@ -101,14 +101,14 @@ class SequencePolicy:
         self,
         model: Transformer,
         normalizer: Normalizer,
-        acting: Acting,
+        acting: RolloutSpec,
         *,
         envs: int,
         episode_steps: int,
         trials: int,
         sizes: Mapping[str, int],
         seed: int,
-        probe: Probe | None = None,
+        probe: Ablation | None = None,
     ):
         self._normalizer, self._acting, self.target = normalizer, acting, acting.target
         self._head, self._key = model.head, jax.random.key(seed)
@@ -119,12 +119,14 @@ class SequencePolicy:
         if episode_steps < steps < min(total, 2 * episode_steps):
             steps = episode_steps  # there is no room for two trials, so each has the context to itself
         if windowed:
-            self._context = Window(model, envs, steps, sizes)
+            self._context = RecomputedContext(model, envs, steps, sizes)
         elif probe is None:
-            self._context = Cached(model, envs, steps, episode_steps, sizes)
+            self._context = CachedContext(model, envs, steps, episode_steps, sizes)
         else:
             told = (acting.target or 0.0) / normalizer.return_scale
-            self._context = Probed(model, envs, steps, episode_steps, sizes, probe=probe, target=told, seed=seed)
+            self._context = AblatedContext(
+                model, envs, steps, episode_steps, sizes, probe=probe, target=told, seed=seed
+            )
         self._act = jax.jit(self._head.act)
         self._decisions = 0
         zeros, integers = np.zeros(envs, np.float32), np.zeros(envs, np.int32)

@@ -9,12 +9,12 @@ from ringrl.config import RunConfig, load_config
 from ringrl.errors import UserError
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.mesh import make_mesh, place_batch
-from ringrl.training.metrics import Clock, Metrics, Silence, check_finite
-from ringrl.training.offline import train_offline
-from ringrl.training.processes import held_here, is_first
+from ringrl.training.processes import is_first, local_shard
 from ringrl.training.run import next_batch, write_run
-from ringrl.training.source import open_source
 from ringrl.training.state import init_state, make_train_step
+from ringrl.training.tracker import Clock, NoTracker, Tracker, check_finite
+from ringrl.training.training_data import open_data
+from ringrl.training.transitions import train_offline
 
 
 def train(config: RunConfig, run: Path) -> None:
@@ -23,7 +23,7 @@ def train(config: RunConfig, run: Path) -> None:
     The run's own config, normalisation statistics and data-set summary are written first, so that evaluation and
     report need nothing else. With many processes (`ringrl.training.processes`) all of them call this; each reads the
     part of every batch that its devices hold, and process 0 alone prints and writes what is not sharded. An agent that
-    learns from single transitions has a loop of its own (`ringrl.training.offline`).
+    learns from single transitions has a loop of its own (`ringrl.training.transitions`).
 
     Raises UserError when the data are no longer those that the run began with, and FloatingPointError, naming the
     step, when the loss or its gradient is not finite.
@@ -31,8 +31,8 @@ def train(config: RunConfig, run: Path) -> None:
     if learner := find_learner(config.agent.name):
         return train_offline(config, learner, run)
     t, agent, mesh = config.training, load_agent(config.agent.name), make_mesh(config.mesh)
-    held = held_here(mesh, t.batch, t.row_steps)
-    source = open_source(config, agent)
+    held = local_shard(mesh, t.batch, t.row_steps)
+    source = open_data(config, agent)
     source.prepare(run)
     graph, state = init_state(config, agent, source.sizes, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -47,7 +47,7 @@ def train(config: RunConfig, run: Path) -> None:
         if is_first():
             write_run(config, run, source)
         clock = Clock(config, agent.tokens(config.agent).tokens_per_step, state.params, mesh.size)
-        with Metrics(run, t.steps, start, config.agent.name) if is_first() else Silence() as metrics:
+        with Tracker(run, t.steps, start, config.agent.name) if is_first() else NoTracker() as metrics:
             values: dict[str, jax.Array] = {}
             for step in range(start + 1, t.steps + 1):
                 with clock.waiting(values):

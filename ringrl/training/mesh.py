@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ringrl.config import MeshConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS, partitions
-from ringrl.training.processes import Held
+from ringrl.training.processes import LocalShard
 from ringrl.training.torus import lay_out
 
 
@@ -44,7 +44,7 @@ def parameter_shardings(tree: object, mesh: Mesh) -> object:
     return jax.tree.map(place, partitions(tree, mesh), is_leaf=lambda x: isinstance(x, P))
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, held: Held | None = None) -> dict[str, jax.Array]:
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, held: LocalShard | None = None) -> dict[str, jax.Array]:
     """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring and its stations.
 
     With many processes, `batch` is what `held` says that this one holds; None: all of it.

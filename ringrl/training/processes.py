@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int64
 
 from ringrl.errors import UserError
-from ringrl.training import lifeline
+from ringrl.training import heartbeat
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def from_first(name: str, compute: Callable[[], T]) -> T:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class LocalShard:
     """What of every batch the devices of this process hold: these rows, and of each of them these places.
 
     Places are counted in ring order. On a slice of TPUs a host's chips are neighbours, but not on the ring, so what it
@@ -94,7 +94,7 @@ class Held:
     shape: tuple[int, int]  # rows and steps of the whole batch
 
 
-def held_here(mesh: Mesh, rows: int, steps: int) -> Held:
+def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
     """What this process's devices hold of a batch of so many rows and steps.
 
     Raises:
@@ -116,7 +116,7 @@ def held_here(mesh: Mesh, rows: int, steps: int) -> Held:
         )
     shape = owners.shape[0] * owners.shape[1], owners.shape[3] * owners.shape[4]
     part = lambda n, k, mine: np.arange(n, dtype=np.int64).reshape(k, -1)[mine].reshape(-1)  # noqa: E731
-    return Held(part(rows, shape[0], parts[0]), part(steps, shape[1], parts[1]), (rows, steps))
+    return LocalShard(part(rows, shape[0], parts[0]), part(steps, shape[1], parts[1]), (rows, steps))
 
 
 def find_parts(
@@ -145,7 +145,7 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UserError(f"--process {process}: give a number from 0 to {processes - 1}")
     if coordinator is not None and process:
-        lifeline.wait_for_host(coordinator, JOIN_SECONDS)
+        heartbeat.wait_for_host(coordinator, JOIN_SECONDS)
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing about it
     try:
         jax.distributed.initialize(
@@ -185,20 +185,20 @@ def _on_tpu() -> bool:
     return cloud_tpu_init.running_in_cloud_tpu_vm
 
 
-def _hold_hands(silence: float) -> lifeline.Lifeline:
+def _hold_hands(silence: float) -> heartbeat.Heartbeat:
     """Connect every process with process 0."""
     me, count = global_state.process_id, global_state.num_processes
     if me:
-        peers = lifeline.call(from_first("lifeline", str), me, JOIN_SECONDS)
+        peers = heartbeat.call(from_first("lifeline", str), me, JOIN_SECONDS)
     else:
         host = (global_state.coordinator_address or "localhost").rpartition(":")[0].strip("[]")
-        address, welcome = lifeline.invite(host, count - 1, JOIN_SECONDS)
+        address, welcome = heartbeat.invite(host, count - 1, JOIN_SECONDS)
         from_first("lifeline", lambda: address)
         peers = welcome()
-    return lifeline.Lifeline(me, peers, silence)
+    return heartbeat.Heartbeat(me, peers, silence)
 
 
-def _end(line: lifeline.Lifeline, error: BaseException) -> None:
+def _end(line: heartbeat.Heartbeat, error: BaseException) -> None:
     """Tell the others why, say it here, and leave without JAX's farewell, which would wait for them."""
     known = isinstance(error, UserError | FloatingPointError | KeyboardInterrupt)
     if not known:

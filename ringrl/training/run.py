@@ -5,7 +5,7 @@ from pathlib import Path
 from ringrl.config import RunConfig, dump_config
 from ringrl.errors import UserError
 from ringrl.files import write_text
-from ringrl.training.source import Source
+from ringrl.training.training_data import TrainingData
 
 
 def next_batch(about: dict, config: RunConfig, run: Path) -> int:
@@ -16,7 +16,7 @@ def next_batch(about: dict, config: RunConfig, run: Path) -> int:
     return loader["next_batch"]
 
 
-def write_run(config: RunConfig, run: Path, source: Source) -> None:
+def write_run(config: RunConfig, run: Path, source: TrainingData) -> None:
     """The files beside the checkpoints; config.yaml comes last, for it says that the others are there."""
     run.mkdir(parents=True, exist_ok=True)
     source.write(run)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ringrl.agent import Agent
 from ringrl.attention import compiler_options
 from ringrl.config import OptimizerConfig, RunConfig
-from ringrl.model.heads import make_head
+from ringrl.model.output_heads import make_head
 from ringrl.model.transformer import Transformer, make_attend
 from ringrl.training.mesh import parameter_shardings
 

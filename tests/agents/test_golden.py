@@ -15,12 +15,12 @@ import pytest
 from ringrl.agent import find_learner, load_agent
 from ringrl.config import RunConfig, parse_config
 from ringrl.episode import Episode
-from ringrl.experience.store import Source, build
+from ringrl.store.episode_store import DataSource, build
 from ringrl.training.mesh import make_mesh, place_batch
-from ringrl.training.offline import fill_replay
-from ringrl.training.processes import held_here
-from ringrl.training.source import EpisodeSource, open_source
+from ringrl.training.processes import local_shard
 from ringrl.training.state import init_state, make_train_step
+from ringrl.training.training_data import EpisodeData, open_data
+from ringrl.training.transitions import fill_replay
 
 STEPS = 4
 AGENTS = {
@@ -56,7 +56,7 @@ def make_store(path: Path) -> Path:
             reward = (1 + index % 3) * np.abs(draw(1))
             yield Episode(draw(3), np.tanh(draw(2)), reward, discount, np.zeros((rows, 1))), index // 4
 
-    sources = [Source("one", "one"), Source("two", "two")]
+    sources = [DataSource("one", "one"), DataSource("two", "two")]
     return build(path, episodes(), domain="toy", tasks=("toy_walk",), sources=sources, provenance={})
 
 
@@ -74,11 +74,11 @@ def losses(agent: str, store: Path) -> list[float]:
 
 def sequence_losses(config: RunConfig) -> list[float]:
     agent, mesh, t = load_agent(config.agent.name), make_mesh(config.mesh), config.training
-    source = open_source(config, agent)
+    source = open_data(config, agent)
     source.prepare(Path("no run yet"))
     graph, state = init_state(config, agent, source.sizes, mesh)
     step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
-    held = held_here(mesh, t.batch, t.row_steps)
+    held = local_shard(mesh, t.batch, t.row_steps)
     batches, found = source.batches(0, held), []
     for _ in range(t.steps):
         state, metrics = step(state, place_batch(next(batches), mesh, held))
@@ -87,7 +87,7 @@ def sequence_losses(config: RunConfig) -> list[float]:
 
 
 def offline_losses(config: RunConfig) -> list[float]:
-    learner, source = find_learner(config.agent.name), EpisodeSource(config, None)
+    learner, source = find_learner(config.agent.name), EpisodeData(config, None)
     assert learner is not None
     source.prepare(Path("no run yet"))
     replay, state = fill_replay(config, learner, source), learner.init(config.agent, 3, 2, config.seed)

@@ -7,9 +7,9 @@ import pytest
 from ringrl import recipes
 from ringrl.agent import Agent, load_agent
 from ringrl.errors import UserError
-from ringrl.experience.loader import make_loader
-from ringrl.experience.normalizer import Normalizer
-from ringrl.experience.store import open_store
+from ringrl.sampling.loader import make_loader
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.store.episode_store import open_store
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.state import init_state, make_train_step
 
@@ -103,7 +103,7 @@ def test_a_fraction_reads_the_best_episodes_alone(name, tiny_config, tiny_store)
     store = open_store(tiny_store)
     planner = load_agent(name).planner(config.agent, store, TASK, 4)
     rng = np.random.default_rng(0)
-    drawn = {int(planner.plan(rng).episode[0]) for _ in range(200)}
+    drawn = {int(planner.sample(rng).episode[0]) for _ in range(200)}
     best = np.argsort(-store.returns(TASK))
     assert drawn == set(best[: len(drawn)].tolist()) and 1 <= len(drawn) <= 2
 
@@ -125,7 +125,7 @@ def test_histories_are_never_mixed(tiny_config, tiny_store):
     planner = load_agent("algorithm_distillation").planner(config.agent, store, TASK, 4)
     rng = np.random.default_rng(0)
     for _ in range(50):
-        episode = planner.plan(rng).episode
+        episode = planner.sample(rng).episode
         assert len(set(store.source[episode])) == 1 and (np.diff(episode) == 1).all()
 
 

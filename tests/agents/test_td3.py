@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from ringrl import recipes
-from ringrl.learners.curiosity import surprise
+from ringrl.collect.rnd import rnd_reward
 
 td3 = recipes.load("agents", "td3")
 TINY = td3.Collecting(hidden=(8, 6), batch=4, updates_per_call=2, warmup=2, capacity=100)
@@ -178,7 +178,7 @@ def test_curiosity_is_for_what_was_not_seen():
     left = familiar._replace(next_observation=-jnp.abs(familiar.next_observation))
     state, metrics = td3.update(config, state, left)
     assert all(np.isfinite(float(value)) for value in metrics.values())
-    learn = partial(surprise, state.curiosity, lr=config.rnd_lr, clip=config.rnd_clip)
+    learn = partial(rnd_reward, state.curiosity, lr=config.rnd_lr, clip=config.rnd_clip)
     surprised = jax.jit(learn)
     _, seen = surprised(left.next_observation[0])
     _, new = surprised(-left.next_observation[0])

@@ -10,7 +10,7 @@ from jax import lax
 from jax.export import DisabledSafetyCheck, export
 from jax.sharding import PartitionSpec as P
 
-from ringrl.attention.blocks import MASKED_LSE, NEVER_SEEN, SEES_ALL
+from ringrl.attention.block_attention import MASKED_LSE, NEVER_SEEN, SEES_ALL
 from ringrl.attention.dense import dense_attention
 from ringrl.attention.kernels import gpu
 from ringrl.attention.layout import ring_positions, to_ring_order

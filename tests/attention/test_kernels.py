@@ -19,7 +19,7 @@ from ringrl.attention import (
     to_ring_order,
 )
 from ringrl.attention.kernels import choose_kernel, make_step, native
-from ringrl.attention.kernels.steps import TpuStep
+from ringrl.attention.kernels.hardware_steps import TpuStep
 from ringrl.attention.kernels.xla import XlaStep
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ringrl.attention.blocks import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
+from ringrl.attention.block_attention import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
 from ringrl.attention.dense import dense_attention
 from ringrl.attention.kernels import native
 

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringrl.attention.blocks import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
+from ringrl.attention.block_attention import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
 from ringrl.attention.kernels import tpu, tpu_backward
 from ringrl.attention.kernels.tpu_blocks import default_blocks, make_k_ids, make_q_ids, make_schedule
 from ringrl.planner.topology import find_devices

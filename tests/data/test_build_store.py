@@ -16,8 +16,8 @@ import tyro
 from ringrl import envs
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience import exorl
-from ringrl.experience.store import open_store
+from ringrl.formats import exorl
+from ringrl.store.episode_store import open_store
 
 STEP = Path(__file__).parents[2] / "data" / "build_store.py"
 

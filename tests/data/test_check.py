@@ -10,8 +10,8 @@ import pytest
 
 from ringrl import recipes
 from ringrl.errors import UserError
-from ringrl.experience.exorl import list_episodes, read_episode, write_episode
-from ringrl.experience.relabel import Examined, examine, relabel_episode
+from ringrl.formats.exorl import list_episodes, read_episode, write_episode
+from ringrl.relabelling.rewards import Examined, examine, relabel_episode
 
 collect, check = recipes.load("data", "collect"), recipes.load("data", "check")
 # Domain -> task, the widths of its observation, and the parts that no state tells.
@@ -92,7 +92,7 @@ def test_rewards_that_are_refused_in_one_mode_may_differ_in_the_other(collected,
     def examine_like_a_dog(task, mode):
         return Examined("it rewards contact forces", 18, 24) if mode == "exact" else examine(task, mode)
 
-    monkeypatch.setattr("ringrl.experience.check.examine", examine_like_a_dog)
+    monkeypatch.setattr("ringrl.quality.consistency.examine", examine_like_a_dog)
     folder = changed(collected, tmp_path, "walker_flip", reward=lambda reward: reward * np.float32(0.5))
     for options in ({"domain": "walker"}, {"domain": "walker", "task": ("walker_flip",)}):
         status, report, error = run(folder, capsys, **options)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ringrl import envs, recipes
+from ringrl.collect.record import record_episode
 from ringrl.errors import UserError
-from ringrl.experience.exorl import list_episodes, read_episode
-from ringrl.experience.folders import describe_folder
-from ringrl.experience.record import record_episode
-from ringrl.experience.relabel import relabel_episode
+from ringrl.formats.description import describe_folder
+from ringrl.formats.exorl import list_episodes, read_episode
+from ringrl.relabelling.rewards import relabel_episode
 
 collect = recipes.load("data", "collect")
 SMALL = replace(collect.td3.Collecting(), hidden=(8,), batch=8, warmup=200, updates_per_call=25, capacity=2000)

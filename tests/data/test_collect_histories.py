@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ringrl import envs, recipes
+from ringrl.collect.noisy_expert import Noise, noisy_history
 from ringrl.envs import HELD_OUT
 from ringrl.errors import UserError
-from ringrl.experience.histories import Noise, noisy_history
-from ringrl.experience.store import open_store
+from ringrl.store.episode_store import open_store
 
 step = recipes.load("data", "collect_histories")
 GOAL = "hidden_point_mass_goal"

@@ -14,8 +14,8 @@ import tyro
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience import download, exorl
-from ringrl.experience.folders import describe_folder
+from ringrl.formats import exorl
+from ringrl.formats.description import describe_folder
 
 ROOT = Path(__file__).parents[2]
 STEP = ROOT / "data" / "download_exorl.py"
@@ -30,7 +30,7 @@ def load(path):
 
 
 step = load(STEP)
-http_site = load(ROOT / "tests" / "experience" / "http_site.py")
+http_site = load(ROOT / "tests" / "download" / "http_site.py")
 fault = http_site.fault
 
 
@@ -54,7 +54,7 @@ def archive(folder, extra=(), compression=zipfile.ZIP_STORED, count=4):
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(http.time, "sleep", lambda _: None)
     monkeypatch.setenv("no_proxy", "*")
 
 

@@ -13,8 +13,8 @@ from ringrl import envs, recipes
 from ringrl.config import dump_config, parse_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.episodes import make_episode, stored_episodes
-from ringrl.experience.minari import (
+from ringrl.formats.arrays import make_episode, stored_episodes
+from ringrl.formats.minari import (
     changed_settings,
     domain_of,
     flatten_observations,
@@ -22,8 +22,8 @@ from ringrl.experience.minari import (
     read_episodes,
     write_dataset,
 )
-from ringrl.experience.store import Source, build, open_store
 from ringrl.rollout.evaluate import evaluate
+from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.loop import train
 
 minari = pytest.importorskip("minari")
@@ -190,7 +190,7 @@ def random_episode(seed: int, widths: tuple[int, int, int], ended: bool, steps: 
 def test_any_store_can_be_written_one_task_and_some_episodes(root, tmp_path):
     tasks, widths = ("walker_walk", "walker_run"), (24, 6, 18)
     episodes = [random_episode(seed, widths, ended=seed == 1) for seed in range(3)]
-    pairs, source = [(episode, 0) for episode in episodes], Source("random", "random")
+    pairs, source = [(episode, 0) for episode in episodes], DataSource("random", "random")
     build(tmp_path / "s", pairs, domain="walker", tasks=tasks, sources=[source], provenance={})
     args = export_step.Args(store=str(tmp_path / "s"), task="walker_run", id="walker-v3", episodes=(2, 1))
     export_step.main(args)

@@ -11,8 +11,8 @@ import tyro
 from ringrl import __version__, envs
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience import exorl
-from ringrl.experience.folders import describe_folder
+from ringrl.formats import exorl
+from ringrl.formats.description import describe_folder
 
 STEP = Path(__file__).parents[2] / "data" / "relabel.py"
 

@@ -6,16 +6,16 @@ import pytest
 from dm_control.suite import quadruped
 
 from ringrl import envs, recipes
+from ringrl.batch import ContextPlan
 from ringrl.envs import suite
-from ringrl.episode import ChainPlan
 from ringrl.errors import UserError
-from ringrl.experience.exorl import Dims, read_folder
-from ringrl.experience.folders import describe_folder
-from ringrl.experience.reader import build_chain
-from ringrl.experience.relabel import Relabeler, relabelable_tasks
-from ringrl.experience.store import open_store
+from ringrl.formats.description import describe_folder
+from ringrl.formats.exorl import Dims, read_folder
+from ringrl.relabelling.rewards import Relabeler, relabelable_tasks
 from ringrl.rollout.policy import RandomPolicy
 from ringrl.rollout.trials import run_trials
+from ringrl.sampling.chains import build_chain
+from ringrl.store.episode_store import open_store
 
 collect, build_store = recipes.load("data", "collect"), recipes.load("data", "build_store")
 # Domain -> its task in whole episodes; observation, action, reward columns and physics of the files; their steps.
@@ -71,7 +71,7 @@ def collect_files(task, folder, dims, steps, action_repeat):
 def check_store(store, task, recorded, episodes, action_repeat):
     """A context of both episodes holds their observations and the task's rewards."""
     steps = episodes[0].length
-    plan = ChainPlan(np.arange(2), np.zeros(2, np.int64), np.full(2, steps), np.zeros(2), np.zeros(2, bool))
+    plan = ContextPlan(np.arange(2), np.zeros(2, np.int64), np.full(2, steps), np.zeros(2), np.zeros(2, bool))
     chain = build_chain(store, plan, task, action_repeat=action_repeat)
     assert chain.length == 2 * steps // action_repeat
     np.testing.assert_array_equal(

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from ringrl import envs
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.errors import UserError
-from ringrl.experience.relabel import Relabeler, relabelable_tasks
+from ringrl.relabelling.rewards import Relabeler, relabelable_tasks
 
 
 def make_plain(task):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ringrl import envs, recipes
+from ringrl.collect.record import record_episode
 from ringrl.envs import HELD_OUT
 from ringrl.errors import UserError
-from ringrl.experience.record import record_episode
-from ringrl.experience.relabel import Relabeler, examine
-from ringrl.experience.store import open_store
+from ringrl.relabelling.rewards import Relabeler, examine
+from ringrl.store.episode_store import open_store
 
 # Task -> widths of observation, action, physics state and hidden parameter; control steps, and seconds each.
 FAMILIES = {

@@ -8,7 +8,7 @@ import pytest
 from ringrl import envs
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.relabel import Relabeler
+from ringrl.relabelling.rewards import Relabeler
 
 # Domain -> widths of observation, action and physics state, and steps in an episode: those of ExoRL's files.
 SIZES = {

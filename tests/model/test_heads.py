@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ringrl.model.heads import Categorical, Gaussian, Head, TanhMSE, make_head
+from ringrl.model.output_heads import Categorical, Gaussian, OutputHead, TanhMSE, make_head
 
 NAMES = ["tanh_mse", "gaussian", "categorical"]
 
 
-def draw(head: Head, seed: int = 0, rows: int = 64, size: int = 3):
+def draw(head: OutputHead, seed: int = 0, rows: int = 64, size: int = 3):
     rng = np.random.default_rng(seed)
     raw = 2.0 * rng.normal(size=(rows, size, head.outputs))
     return jnp.asarray(raw, jnp.float32), jnp.asarray(rng.uniform(-1, 1, (rows, size)), jnp.float32)
@@ -20,7 +20,7 @@ def draw(head: Head, seed: int = 0, rows: int = 64, size: int = 3):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_head_gives_a_loss_a_row_and_actions_in_range(name):
     head = make_head(name, bins=16)
-    assert isinstance(head, Head)
+    assert isinstance(head, OutputHead)
     raw, action = draw(head)
     for dtype in (jnp.float32, jnp.bfloat16):
         loss = head.loss(raw.astype(dtype), action)

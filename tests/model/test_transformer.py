@@ -11,9 +11,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringrl.config import ModelConfig
-from ringrl.model.blocks import blockwise
-from ringrl.model.heads import TanhMSE
 from ringrl.model.layer import rotate
+from ringrl.model.output_heads import TanhMSE
+from ringrl.model.token_blocks import blockwise
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
 

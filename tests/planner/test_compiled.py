@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from ringrl.agent import load_agent
+from ringrl.batch import Batch
 from ringrl.config import MeshConfig, parse_config
-from ringrl.episode import Batch, Episode
+from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.store import Source, build
 from ringrl.model.sharding import partition
 from ringrl.planner import plan_training_step
-from ringrl.planner.step import abstract_batch, fit_mesh, model_sizes
-from ringrl.planner.table import to_json, to_table
+from ringrl.planner.abstract_step import abstract_batch, fit_mesh, model_sizes
+from ringrl.planner.plan_table import to_json, to_table
+from ringrl.store.episode_store import DataSource, build
 from ringrl.training.mesh import make_mesh
 
 needs_libtpu = pytest.mark.skipif(
@@ -75,7 +76,7 @@ def test_sizes_come_from_the_environment_until_there_is_a_store(tmp_path):
     store = tmp_path / "some.store"
     rows = {"discount": np.ones(3, np.float32), "physics": np.zeros((3, 4))}
     columns = {name: np.zeros((3, n), np.float32) for name, n in (("observation", 7), ("action", 2), ("reward", 1))}
-    source = Source("cartpole/test", "test")
+    source = DataSource("cartpole/test", "test")
     facts = {"domain": "cartpole", "tasks": ["cartpole_swingup"], "sources": [source], "provenance": {}}
     build(store, [(Episode(**columns, **rows), 0)], **facts)
     assert model_sizes(make_config(store), AGENT) == {"observation": 7, "action": 2}

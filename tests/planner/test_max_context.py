@@ -10,8 +10,8 @@ import pytest
 
 from ringrl.config import parse_config
 from ringrl.errors import UserError
-from ringrl.planner import CompiledPlan, CompilerError, find_max_context, max_context
-from ringrl.planner.table import attempt_line, to_json, to_max_context_table
+from ringrl.planner import CompiledPlan, CompilerError, find_max_context
+from ringrl.planner.plan_table import attempt_line, to_json, to_max_context_table
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
@@ -54,8 +54,8 @@ def compiler(monkeypatch):
         }
         return CompiledPlan(**facts | {"fits": size <= HBM, "reason": None if size <= HBM else "too much"})
 
-    monkeypatch.setattr(max_context, "plan_training_step", plan)
-    monkeypatch.setattr(max_context, "find_devices", lambda topology: list(range(8)))
+    monkeypatch.setattr(longest_context, "plan_training_step", plan)
+    monkeypatch.setattr(longest_context, "find_devices", lambda topology: list(range(8)))
     return line
 
 

@@ -1,7 +1,7 @@
 """The compiler's report on buffers, read by hand-made files that are as its own."""
 
+from ringrl.planner.hlo_sources import Sources
 from ringrl.planner.memory import Buffer, Memory, kinds_of, read_memory
-from ringrl.planner.sources import Sources
 
 M = 2**20
 USAGE = f"""Memory Space: default (color=0)

@@ -7,23 +7,23 @@ import pytest
 from flax import nnx
 from gymnasium.vector import AutoresetMode
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
 from ringrl.config import ModelConfig
 from ringrl.envs import VectorEnv, make
-from ringrl.experience.normalizer import Normalizer
-from ringrl.model.heads import Gaussian
+from ringrl.model.output_heads import Gaussian
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer
 from ringrl.rollout.policy import SequencePolicy
 from ringrl.rollout.trials import run_trials
+from ringrl.sampling.normalizer import Normalizer
 
 TASK, TRIALS = "Hopper-v5", 3
 SIZES = {"observation": 11, "action": 3}
 NORMALIZER = Normalizer(np.zeros(11, np.float32), np.ones(11, np.float32), 50.0, 2.0)
 TARGET = 30.0
-ACROSS = Acting(context_steps=2000, across_trials=True, target=TARGET, sample=True)
-SHORT = Acting(context_steps=24, across_trials=True, target=TARGET, sample=True)  # the cache fills up
-WINDOW = Acting(context_steps=8, across_trials=False, target=TARGET, sample=True)
+ACROSS = RolloutSpec(context_steps=2000, across_trials=True, target=TARGET, sample=True)
+SHORT = RolloutSpec(context_steps=24, across_trials=True, target=TARGET, sample=True)  # the cache fills up
+WINDOW = RolloutSpec(context_steps=8, across_trials=False, target=TARGET, sample=True)
 actings = pytest.mark.parametrize("acting", [ACROSS, SHORT, WINDOW], ids=["across", "short", "window"])
 
 
@@ -33,7 +33,7 @@ def make_model(max_steps: int = 1000) -> Transformer:
     return Transformer(config, TokenLayout(ORDER), Gaussian(), SIZES, rngs=nnx.Rngs(0))
 
 
-def make_policy(acting: Acting, envs: int, model: Transformer | None = None) -> SequencePolicy:
+def make_policy(acting: RolloutSpec, envs: int, model: Transformer | None = None) -> SequencePolicy:
     options = {"envs": envs, "episode_steps": 100, "trials": TRIALS, "sizes": SIZES, "seed": 0}
     return SequencePolicy(model or make_model(), NORMALIZER, acting, **options)
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from dm_control.suite import cartpole
 
+from ringrl.cli.verbs import EvaluateVerb
 from ringrl.config import parse_config
 from ringrl.envs import HELD_OUT, make
 from ringrl.envs.suite import DMControlEnv
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import agent_label, evaluate, repeat
 from ringrl.training.loop import find_run, train
-from ringrl.verbs import Evaluate
 
 LABEL = "AT, two in context"
 LIMIT = 22  # control steps of an episode: 6 decisions of up to 4
@@ -133,9 +133,9 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
     with pytest.raises(UserError, match="--probe: behavior_cloning looks at the present trial alone"):
         repeat(tmp_path / "bc", probes=("blind",))
     with pytest.raises(UserError, match="not both"):
-        Evaluate(run, targets=(1.0,), target=2.0).run()
+        EvaluateVerb(run, targets=(1.0,), target=2.0).run()
     with pytest.raises(UserError, match="--video"):
-        Evaluate(run, probe=("blind",), video=tmp_path / "film.gif").run()
+        EvaluateVerb(run, probe=("blind",), video=tmp_path / "film.gif").run()
 
 
 def test_a_learner_takes_neither_target_nor_context_of_the_command_line(tmp_path, tiny_config):

@@ -9,19 +9,20 @@ import pytest
 from flax import nnx
 from gymnasium.vector import VectorWrapper
 
-from ringrl.agent import Acting
+from ringrl.agent import RolloutSpec
+from ringrl.batch import Chain, ContextPlan
 from ringrl.config import ModelConfig
 from ringrl.envs import make_vector
-from ringrl.episode import Chain, ChainPlan, Episode
-from ringrl.experience.loader import pad_batch
-from ringrl.experience.normalizer import Normalizer
-from ringrl.experience.reader import build_chain
-from ringrl.experience.store import Source, build, open_store
-from ringrl.model.heads import Gaussian, TanhMSE
+from ringrl.episode import Episode
+from ringrl.model.output_heads import Gaussian, TanhMSE
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
 from ringrl.rollout.policy import SequencePolicy
 from ringrl.rollout.trials import run_trials
+from ringrl.sampling.chains import build_chain
+from ringrl.sampling.loader import pad_batch
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.store.episode_store import DataSource, build, open_store
 
 TASK, REPEAT, TRIALS = "cartpole_balance", 4, 2
 LIMITS = (38, 50, 43)  # control steps of an episode in each environment: 10, 13 and 11 decisions
@@ -72,7 +73,7 @@ class Recorder(VectorWrapper):
         return Episode(**{**joined, "reward": joined["reward"][:, None]})
 
 
-def roll_out(tmp_path, model: Transformer, acting: Acting, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
+def roll_out(tmp_path, model: Transformer, acting: RolloutSpec, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
     """(store of all trials, environment by environment; results)."""
     envs = make_vector(TASK, len(limits), seed=5, action_repeat=REPEAT)
     for env, limit in zip(envs.envs, limits, strict=True):
@@ -83,7 +84,9 @@ def roll_out(tmp_path, model: Transformer, acting: Acting, trials: int = TRIALS,
     )
     results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
     episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
-    path = build(tmp_path / "s", episodes, domain="cartpole", tasks=(TASK,), sources=[Source("a", "a")], provenance={})
+    path = build(
+        tmp_path / "s", episodes, domain="cartpole", tasks=(TASK,), sources=[DataSource("a", "a")], provenance={}
+    )
     return open_store(path), results
 
 
@@ -91,7 +94,7 @@ def read(store, episodes: list[int], target: float) -> Chain:
     episode = np.asarray(episodes, np.int64)
     lengths = store.lengths[episode]
     reached = store.returns(TASK)[episode] >= target
-    plan = ChainPlan(episode, np.zeros_like(episode), lengths, np.full(len(episode), target), reached)
+    plan = ContextPlan(episode, np.zeros_like(episode), lengths, np.full(len(episode), target), reached)
     return build_chain(store, plan, TASK, action_repeat=REPEAT)
 
 
@@ -123,7 +126,7 @@ def assert_taken(predicted: np.ndarray, taken: np.ndarray):
 @layouts
 def test_across_trials_the_whole_chain_is_in_context(tmp_path, layout):
     model = make_model(layout)
-    store, results = roll_out(tmp_path, model, Acting(100, across_trials=True, target=TARGET))
+    store, results = roll_out(tmp_path, model, RolloutSpec(100, across_trials=True, target=TARGET))
     chains = [read(store, [TRIALS * env + trial for trial in range(TRIALS)], TARGET) for env in range(len(LIMITS))]
     assert max(float(chain.completion.sum()) for chain in chains) > 0
     for chain, predicted in zip(chains, predict(model, chains), strict=True):
@@ -142,7 +145,7 @@ def test_across_trials_the_whole_chain_is_in_context(tmp_path, layout):
 )
 def test_within_a_trial_the_last_steps_are_in_context(tmp_path, layout, context):
     model = make_model(layout)
-    store, _ = roll_out(tmp_path, model, Acting(context, across_trials=False, target=TARGET))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=False, target=TARGET))
     for episode in range(store.episodes):
         chain = read(store, [episode], TARGET)
         # A window that begins inside an episode, as `Windows` plans it.
@@ -152,7 +155,7 @@ def test_within_a_trial_the_last_steps_are_in_context(tmp_path, layout, context)
 
 def test_a_rate_that_is_asked_for_does_not_shrink(tmp_path):
     model = make_model(FUSED)
-    store, _ = roll_out(tmp_path, model, Acting(100, across_trials=True, target=TARGET, shrinks=False))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(100, across_trials=True, target=TARGET, shrinks=False))
     for env in range(len(LIMITS)):
         chain = read(store, [TRIALS * env + trial for trial in range(TRIALS)], TARGET)
         asked = replace(chain, return_to_go=np.full_like(chain.return_to_go, TARGET))
@@ -162,7 +165,7 @@ def test_a_rate_that_is_asked_for_does_not_shrink(tmp_path):
 
 def test_an_agent_that_is_told_nothing_needs_no_target(tmp_path):
     model = make_model(TokenLayout(("observation", "action")))
-    store, results = roll_out(tmp_path, model, Acting(4, across_trials=False))
+    store, results = roll_out(tmp_path, model, RolloutSpec(4, across_trials=False))
     assert np.isnan([r.target_return for r in results]).all()
     chain = read(store, [0], 0.0)
     windows = [window(chain, max(0, t - 3), t + 1) for t in range(chain.length)]
@@ -174,7 +177,7 @@ def test_an_agent_that_is_told_nothing_needs_no_target(tmp_path):
 )
 def test_a_full_context_goes_on_from_its_newest_half(tmp_path, layout, context):
     model = make_model(layout)
-    store, _ = roll_out(tmp_path, model, Acting(context, across_trials=True, target=TARGET))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET))
     for env in range(len(LIMITS)):
         chain = read(store, [TRIALS * env, TRIALS * env + 1], TARGET)
         windows, first = [], 0
@@ -194,7 +197,7 @@ def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout,
     model, trials, decisions = make_model(layout), 5, DECISIONS
     context = fit * decisions + spare
     limits = (REPEAT * decisions,) * 2
-    store, _ = roll_out(tmp_path, model, Acting(context, across_trials=True, target=TARGET), trials, limits)
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET), trials, limits)
     for env in range(len(limits)):
         for trial in range(trials):
             last, held = trials * env + trial, min(fit, trial + 1)
@@ -210,7 +213,7 @@ def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout,
 def test_trials_of_unequal_lengths_make_room_one_by_one(tmp_path, layout, context):
     """Every environment keeps whole trials of its own, of those in the newest slots that leave room for the longest."""
     model, trials = make_model(layout), 4
-    store, _ = roll_out(tmp_path, model, Acting(context, across_trials=True, target=TARGET), trials)
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET), trials)
     context = context if context >= 2 * DECISIONS else DECISIONS
     kept = max(context - DECISIONS, context // 2)
     cuts = 0
@@ -233,7 +236,7 @@ def test_drawn_actions_follow_the_seed(tmp_path):
     model = Transformer(config, TokenLayout(("observation", "action")), Gaussian(), SIZES, rngs=nnx.Rngs(0))
 
     def actions(seed: int) -> np.ndarray:
-        acting = Acting(8, across_trials=True, sample=True)
+        acting = RolloutSpec(8, across_trials=True, sample=True)
         policy = SequencePolicy(model, NORMALIZER, acting, envs=2, episode_steps=4, trials=1, sizes=SIZES, seed=seed)
         policy.begin_trial(np.ones(2, bool))
         taken = []

@@ -5,8 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from ringrl.training import metrics
-from ringrl.training.metrics import Clock
+from ringrl.training.tracker import Clock
 
 
 @pytest.fixture
@@ -17,8 +16,8 @@ def clock(tiny_config, monkeypatch):
         time.sleep(max(0.0, done - time.perf_counter()))
         return done
 
-    monkeypatch.setattr(metrics, "_time_of", time_of)
-    monkeypatch.setattr(metrics, "peak_flops", lambda: (1e12, True))
+    monkeypatch.setattr(tracker, "_time_of", time_of)
+    monkeypatch.setattr(tracker, "peak_flops", lambda: (1e12, True))
     return Clock(tiny_config({"name": "behavior_cloning"}), 1, {"kernel": np.zeros((4, 4), np.float32)}, 1)
 
 

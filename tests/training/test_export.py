@@ -10,14 +10,14 @@ from safetensors.numpy import load_file, save_file
 from ringrl.agent import load_agent
 from ringrl.config import dump_config
 from ringrl.errors import UserError
-from ringrl.experience.normalizer import Normalizer
 from ringrl.rollout.evaluate import load_model, read_run
 from ringrl.rollout.policy import SequencePolicy
+from ringrl.sampling.normalizer import Normalizer
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.export import export, load_export
 from ringrl.training.mesh import make_mesh
-from ringrl.training.source import open_source
 from ringrl.training.state import init_state, split_model
+from ringrl.training.training_data import open_data
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(tmp_path_factory, tiny_config):
     config = tiny_config({"name": "decision_transformer", "fused": True, "window": 4}, model={"remat": "none"})
     agent, mesh, path = load_agent(config.agent.name), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
     path.mkdir()
-    source = open_source(config, agent)
+    source = open_data(config, agent)
     source.prepare(path)
     source.write(path)
     (path / "config.yaml").write_text(dump_config(config))

@@ -11,12 +11,12 @@ from ringrl.config import parse_config
 from ringrl.envs.suite import DMControlEnv
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.normalizer import Normalizer
-from ringrl.experience.store import Source, build, open_store
 from ringrl.rollout.evaluate import evaluate
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.loop import resume, train
-from ringrl.training.offline import calls, fill_replay, pack
-from ringrl.training.source import EpisodeSource
+from ringrl.training.training_data import EpisodeData
+from ringrl.training.transitions import calls, fill_replay, pack
 
 AGENT = {"name": "td3", "hidden": [8, 8], "batch": 8, "n_step": 2, "actor_lr": 3e-3, "critic_lr": 3e-3}
 
@@ -85,7 +85,7 @@ def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch
 
 
 def replay_of(config, run, learner=None):
-    source = EpisodeSource(config, None)
+    source = EpisodeData(config, None)
     source.prepare(run)
     return fill_replay(config, learner or find_learner("td3"), source)
 
@@ -110,7 +110,7 @@ def numbers_store(path, discount):
     column = np.arange(6, dtype=np.float32)[:, None]
     episode = Episode(column, column / 10, column, np.float32([1, *discount]), np.zeros((6, 1)))
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
-    return build(path, [(episode, 0)], sources=[Source("one", "one")], **what)
+    return build(path, [(episode, 0)], sources=[DataSource("one", "one")], **what)
 
 
 @pytest.mark.parametrize("repeat, ended, kept", [(1, True, [1, 1, 1, 1, 0]), (1, False, [1] * 4), (2, True, [1, 1, 0])])

@@ -17,8 +17,8 @@ import pytest
 from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.store import Source, build
-from ringrl.training import lifeline, processes
+from ringrl.store.episode_store import DataSource, build
+from ringrl.training import processes
 from ringrl.training.mesh import _within
 
 STEPS, EVERY, TRAJECTORIES, LENGTH = 4, 2, 32, 4
@@ -28,7 +28,7 @@ AGENT = {"name": "agentic_transformer", "fused": True, "trajectories": TRAJECTOR
 COUNTING = """
 import json, os, sys
 from ringrl import cli
-from ringrl.training import source
+from ringrl.training import training_data
 
 class Counting:
     def __init__(self, store):
@@ -38,12 +38,12 @@ class Counting:
         self.bytes += sum(x.observation.nbytes + x.action.nbytes + x.reward.nbytes for x in steps)
         return steps
 
-made, readers = source.make_loader, []
+made, readers = training_data.make_loader, []
 def make_loader(store, *arguments, **options):
     readers.append(Counting(store))
     return made(readers[-1], *arguments, **options)
 
-source.make_loader = make_loader
+training_data.make_loader = make_loader
 folder = sys.argv.pop(1)
 cli.main()
 number = sys.argv[sys.argv.index("--process") + 1] if "--process" in sys.argv else "0"
@@ -66,7 +66,7 @@ def store(tmp_path_factory) -> Path:
             yield Episode(observation, action, reward, ones, np.zeros((LENGTH + 1, 4))), 0
 
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
-    return build(tmp_path_factory.mktemp("random") / "store", episodes(), sources=[Source("one", "one")], **what)
+    return build(tmp_path_factory.mktemp("random") / "store", episodes(), sources=[DataSource("one", "one")], **what)
 
 
 @pytest.fixture(scope="module")
@@ -288,11 +288,11 @@ def test_one_process_joins_nobody():
 
 def test_a_coordinator_that_is_not_there_is_told():
     with pytest.raises(UserError, match="nothing answers at --coordinator 127.0.0.1:.*is process 0 running"):
-        lifeline.wait_for_host(f"127.0.0.1:{free_port()}", 0.3)
+        heartbeat.wait_for_host(f"127.0.0.1:{free_port()}", 0.3)
 
 
 def test_strangers_are_not_let_in_and_the_missing_are_named():
-    address, welcome = lifeline.invite("127.0.0.1", 2, seconds=1.5)
+    address, welcome = heartbeat.invite("127.0.0.1", 2, seconds=1.5)
     host, port, _ = address.split("|")
 
     def visit():
@@ -302,7 +302,7 @@ def test_strangers_are_not_let_in_and_the_missing_are_named():
 
     visitor = threading.Thread(target=visit, daemon=True)
     visitor.start()
-    friend = lifeline.call(address, 1, seconds=5.0)
+    friend = heartbeat.call(address, 1, seconds=5.0)
     with pytest.raises(UserError, match=r"processes \[2\] did not reach process 0 within 2 s"):
         welcome()
     visitor.join()

@@ -18,14 +18,14 @@ from ringrl.config import dump_config
 from ringrl.envs.suite import DMControlEnv
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.experience.store import Source, build
 from ringrl.rollout.evaluate import evaluate, load_model
+from ringrl.store.episode_store import DataSource, build
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.loop import resume, train
 from ringrl.training.mesh import make_mesh
-from ringrl.training.processes import held_here
-from ringrl.training.source import open_source
+from ringrl.training.processes import local_shard
 from ringrl.training.state import init_state, split_model
+from ringrl.training.training_data import open_data
 
 SIZES = {"observation": 5, "action": 1}
 INTERLEAVED = {"name": "agentic_transformer", "trajectories": 2}
@@ -169,10 +169,10 @@ def test_a_run_directory_has_all_that_was_promised(finished):
 
 def test_padding_is_the_share_of_empty_places_of_the_steps_own_batch(trained):
     config, run = trained(True)
-    source = open_source(config, load_agent(config.agent.name))
+    source = open_data(config, load_agent(config.agent.name))
     source.prepare(run)
     t = config.training
-    batches = source.batches(0, held_here(make_mesh(config.mesh), t.batch, t.row_steps))
+    batches = source.batches(0, local_shard(make_mesh(config.mesh), t.batch, t.row_steps))
     padding = [float(np.mean(next(batches)["segment_ids"] == 0)) for _ in range(5)]
     assert 0 < min(padding) < max(padding) < 1
     logged = [(line["step"], line["padding"]) for line in metrics(run)]
@@ -191,7 +191,7 @@ def test_a_store_that_is_not_what_it_was_is_refused(finished, tmp_path):
     zeros = [np.zeros((9, width), np.float32) for width in (7, 2, 1)]
     wide = Episode(*zeros, np.ones(9, np.float32), np.zeros((9, 4)))
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
-    other = build(tmp_path / "other", [(wide, 0)], sources=[Source("one", "one")], **what)
+    other = build(tmp_path / "other", [(wide, 0)], sources=[DataSource("one", "one")], **what)
     moved = config.model_copy(update={"data": config.data.model_copy(update={"store": other})})
     with pytest.raises(UserError, match=r"other: not the data that .*run began with \(episodes.*sizes changed\)"):
         train(moved, run)

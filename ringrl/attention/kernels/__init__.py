@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ringrl.attention.blocks import group_size
-from ringrl.attention.kernels.steps import GpuStep, NativeStep, TpuStep
+from ringrl.attention.block_attention import group_size
+from ringrl.attention.kernels.hardware_steps import GpuStep, NativeStep, TpuStep
 from ringrl.attention.kernels.xla import XlaStep
-from ringrl.attention.step import LocalStep, Sizes
+from ringrl.attention.local_step import LocalStep, Sizes
 from ringrl.attention.tiling import Cut, default_blocks, fit_block
 
 Kernel = Literal["xla", "native", "tpu", "gpu"]

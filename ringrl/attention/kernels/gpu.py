@@ -26,8 +26,8 @@ from jax import lax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from ringrl.attention.blocks import MASKED_LSE, vary_like
-from ringrl.attention.step import merge
+from ringrl.attention.block_attention import MASKED_LSE, vary_like
+from ringrl.attention.local_step import merge
 
 Queries = Float[Array, "batch queries heads head_dim"]
 Keys = Float[Array, "batch keys kv_heads head_dim"]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import group_size, result_like, vary_like
+from ringrl.attention.block_attention import group_size, result_like, vary_like
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("native.cc", "native_forward.h", "native_backward.h", "native_problem.h", "native_tiles.h")

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.blocks import result_like, vary_like
+from ringrl.attention.block_attention import result_like, vary_like
 from ringrl.attention.kernels.tpu_blocks import (
     LANES,
     LOG2_E,

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int32
 
-from ringrl.attention.blocks import NEVER_SEEN, SEES_NONE
+from ringrl.attention.block_attention import NEVER_SEEN, SEES_NONE
 
 LANES = 128
 """The width of a vector register and of the matrix unit: blocks are multiples of it."""

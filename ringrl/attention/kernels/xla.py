@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import Array, Bool, Float, Int32
 
-from ringrl.attention.blocks import (
+from ringrl.attention.block_attention import (
     NEVER_SEEN,
     SEES_NONE,
     TokenBlocks,
@@ -13,13 +13,13 @@ from ringrl.attention.blocks import (
     forward_blocks,
     needed_blocks,
 )
-from ringrl.attention.step import Rows, Sizes, Tokens
+from ringrl.attention.local_step import Rows, Sizes, TokenIndex
 from ringrl.attention.tiling import Cut
 
 
 @dataclass(frozen=True)
 class XlaStep:
-    """`LocalStep` on blocks, [blocks, batch, kv_heads, rows, head_dim]; see `ringrl.attention.blocks`."""
+    """`LocalStep` on blocks, [blocks, batch, kv_heads, rows, head_dim]; see `ringrl.attention.block_attention`."""
 
     sizes: Sizes
 
@@ -39,26 +39,26 @@ class XlaStep:
         """Undo `pack_k`."""
         return _join_heads(self.sizes.k, x)
 
-    def q_blocks(self, tokens: Tokens) -> TokenBlocks:
+    def q_blocks(self, tokens: TokenIndex) -> TokenBlocks:
         """The queries' tokens in blocks; padding sees nothing."""
         return _token_blocks(self.sizes.q, tokens, SEES_NONE)
 
-    def k_blocks(self, tokens: Tokens) -> TokenBlocks:
+    def k_blocks(self, tokens: TokenIndex) -> TokenBlocks:
         """The keys' tokens in blocks; padding is seen by nobody."""
         return _token_blocks(self.sizes.k, tokens, NEVER_SEEN)
 
-    def needed(self, q_tokens: Tokens, k_tokens: Tokens) -> Bool[Array, "q_blocks k_blocks"]:
+    def needed(self, q_tokens: TokenIndex, k_tokens: TokenIndex) -> Bool[Array, "q_blocks k_blocks"]:
         """Which pairs of blocks are computed."""
         return needed_blocks(self.q_blocks(q_tokens), self.k_blocks(k_tokens))
 
-    def forward(self, q: Array, k: Array, v: Array, q_tokens: Tokens, k_tokens: Tokens) -> tuple[Array, Array]:
+    def forward(self, q: Array, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple[Array, Array]:
         """Output [blocks, batch, kv_heads, rows, head_dim] and log-sum-exp, float32."""
         q_blocks, k_blocks = self.q_blocks(q_tokens), self.k_blocks(k_tokens)
         needed = needed_blocks(q_blocks, k_blocks)
         return forward_blocks(q, lambda j: (k[j], v[j]), q_blocks, k_blocks, needed, self.sizes.scale)
 
     def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: Tokens, k_tokens: Tokens
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
     ) -> tuple[Array, Array, Array]:
         """dq, dk, dv, float32."""
         q_blocks, k_blocks = self.q_blocks(q_tokens), self.k_blocks(k_tokens)
@@ -76,7 +76,7 @@ class XlaStep:
         )
 
 
-def _token_blocks(cut: Cut, tokens: Tokens, never: int) -> TokenBlocks:
+def _token_blocks(cut: Cut, tokens: TokenIndex, never: int) -> TokenBlocks:
     positions, segments = tokens
     split: Any = None if segments is None else _split_ids(cut, segments, 0)
     return TokenBlocks(_split_ids(cut, positions, never), split)

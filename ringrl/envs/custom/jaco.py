@@ -31,7 +31,7 @@ _HAND_START: Any = ((-0.2, -0.2, 0.02), (0.2, 0.2, 0.4))  # lower and upper corn
 _START_ATTEMPTS = 1000
 
 
-class Reach(base.Task):
+class JacoReach(base.Task):
     """Bring the point between the fingers within 5 cm of a goal."""
 
     def __init__(self, name: str, seed: int):
@@ -81,7 +81,7 @@ class Reach(base.Task):
 
 
 def _make(name: str, seed: int) -> Environment:
-    task = Reach(name, seed)
+    task = JacoReach(name, seed)
     return Environment(task.make_physics(), task, time_limit=10, control_timestep=0.04)
 
 

@@ -68,7 +68,7 @@ _MODEL = f"""
 """
 
 
-class Reach(base.Task):
+class MazeReach(base.Task):
     """Come within 1.5 cm of a goal, with little force."""
 
     def __init__(self, name: str, seed: int):
@@ -96,7 +96,7 @@ class Reach(base.Task):
 
 def _make(name: str, seed: int) -> Environment:
     physics = mujoco.Physics.from_xml_string(_MODEL, common.ASSETS)
-    return Environment(physics, Reach(name, seed), time_limit=20)
+    return Environment(physics, MazeReach(name, seed), time_limit=20)
 
 
 TASKS = {name: partial(_make, name) for name in GOALS}

@@ -1,0 +1,173 @@
+"""The local step: one device's queries against one shard of keys and values; an implementation for each platform.
+
+`blockwise_attention` takes it once, `ring_attention` once a hop. What the implementations share is said here; which one
+is taken is decided in `ringrl.attention.kernels`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Float32, Int32
+
+from ringrl.attention.block_attention import SEES_ALL
+from ringrl.attention.tiling import Cut
+
+ATTENTION_NAMES = ("attention_out", "attention_lse")
+"""Checkpoint names of what the backward pass needs beside q, k and v. Whoever keeps both recomputes no attention."""
+
+Partial = tuple[Float32[Array, "*rows head_dim"], Float32[Array, "*rows"]]
+"""Output and log-sum-exp over some of the keys, in the order in which the implementation keeps its rows."""
+
+
+class TokenIndex(NamedTuple):
+    """What decides who sees whom. A key is visible where its position <= the query's and the segments are equal."""
+
+    positions: Int32[Array, "batch_or_1 length"]  # or blocks.NEVER_SEEN, SEES_ALL, SEES_NONE
+    segments: Int32[Array, "batch length"] | None  # 0 is padding; None: one segment
+
+
+class Rows(NamedTuple):
+    """What the backward pass needs of the queries, packed. What an implementation does not use costs nothing."""
+
+    q: Array
+    out: Array  # over all keys, in q's dtype
+    d_out: Array  # gradient of `out`, in q's dtype
+    lse: Array  # log-sum-exp over all keys, float32
+    d_lse: Array | None  # gradient of `lse`, float32; None where the caller asked for none
+    delta: Array  # rowsum(d_out * out) - d_lse, float32: what dP = d_out V^T is lessened by (FlashAttention, eq. 4)
+
+
+def check_inputs(q: Array, k: Array, v: Array, segment_ids: Array | None) -> None:
+    """ValueError where arrays do not go together; the message names them."""
+    if k.shape != v.shape or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or 0 in (*q.shape, *k.shape):
+        raise ValueError(
+            f"q {q.shape}, k {k.shape} and v {v.shape} do not go together: [batch, length, heads, head_dim] may differ "
+            "in the heads of q alone, and none may be 0"
+        )
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(f"q, k and v must have one dtype, not {q.dtype}, {k.dtype} and {v.dtype}")
+    if segment_ids is not None and (segment_ids.shape != q.shape[:2] or segment_ids.dtype != jnp.int32):
+        raise ValueError(f"segment_ids must be int32 {q.shape[:2]}, not {segment_ids.dtype} {segment_ids.shape}")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is static about a local step."""
+
+    q: Cut
+    k: Cut
+    kv_heads: int
+    scale: float
+
+
+@runtime_checkable
+class LocalStep(Protocol):
+    """Attention of packed queries to packed keys and values, and its derivative. Hashable, as `jax.custom_vjp` needs.
+
+    Packing is done once, whatever the number of shards that come by; keys and values travel packed. `pack` and `unpack`
+    turn the user's arrays, [batch, length, heads, head_dim], into the implementation's own and back; in these a row of
+    numbers (the log-sum-exp) has the shape of the output without its last axis.
+    """
+
+    @property
+    def sizes(self) -> Sizes:
+        """What is static."""
+        ...
+
+    def pack_q(self, x: Float[Array, "batch length heads head_dim"]) -> Array:
+        """Queries, or anything of their shape."""
+        ...
+
+    def unpack_q(self, x: Array) -> Float[Array, "batch length heads head_dim"]:
+        """Undo `pack_q`."""
+        ...
+
+    def pack_k(self, x: Float[Array, "batch keys kv_heads head_dim"]) -> Array:
+        """Keys or values."""
+        ...
+
+    def unpack_k(self, x: Array) -> Float[Array, "batch keys kv_heads head_dim"]:
+        """Undo `pack_k`."""
+        ...
+
+    def forward(self, q: Array, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex) -> Any:
+        """A `Partial`: float32 output, and log-sum-exp; 0 and MASKED_LSE for a query that sees none of these keys."""
+        ...
+
+    def backward(
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+    ) -> tuple[Array, Array, Array]:
+        """These keys' share of dq, and the queries' share of dk and dv, all packed and float32."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A local step whose platform needs to be told in which order to send."""
+
+    def after(self, x: Array, token: Array) -> Array:
+        """`x`, not before `token` is computed."""
+        ...
+
+
+def in_order(step: LocalStep, x: Array, token: Array) -> Array:
+    """`x`, to be sent; not before `token` is computed where the platform must be told the order."""
+    return step.after(x, token) if isinstance(step, Ordered) else x
+
+
+def pack_rows(step: LocalStep, x: Float32[Array, "batch heads length"]) -> Array:
+    """One number a query, packed."""
+    return step.pack_q(x.swapaxes(1, 2)[..., None])[..., 0]
+
+
+def unpack_rows(step: LocalStep, x: Array) -> Float32[Array, "batch heads length"]:
+    """Undo `pack_rows`."""
+    return step.unpack_q(x[..., None])[..., 0].swapaxes(1, 2)
+
+
+def merge(a: Partial, b: Partial) -> Partial:
+    """Join two partial results of the same queries over disjoint keys."""
+    (out_a, lse_a), (out_b, lse_b) = a, b
+    highest = jnp.maximum(lse_a, lse_b)
+    weight_a, weight_b = jnp.exp(lse_a - highest), jnp.exp(lse_b - highest)
+    total = weight_a + weight_b
+    out = (out_a * weight_a[..., None] + out_b * weight_b[..., None]) / total[..., None]
+    return out, highest + jnp.log(total)
+
+
+def finish(step: LocalStep, result: Partial, dtype: Any) -> tuple[Array, Array]:
+    """The user's output [batch, length, heads, head_dim] in `dtype`, and log-sum-exp [batch, heads, length].
+
+    Both are named, so that a rematerialisation policy can keep them (`ATTENTION_NAMES`).
+    """
+    out, lse = result
+    named = zip((step.unpack_q(out).astype(dtype), unpack_rows(step, lse)), ATTENTION_NAMES, strict=True)
+    out, lse = (checkpoint_name(x, name) for x, name in named)
+    return out, lse
+
+
+def backward_rows(
+    step: LocalStep,
+    q: Float[Array, "batch length heads head_dim"],
+    out: Float[Array, "batch length heads head_dim"],
+    lse: Float32[Array, "batch heads length"],
+    d_out: Float[Array, "batch length heads head_dim"],
+    d_lse: Float32[Array, "batch heads length"] | None,
+) -> Rows:
+    """Pack what the backward pass needs of the queries."""
+    delta = jnp.einsum("bqhd,bqhd->bhq", out, d_out, preferred_element_type=jnp.float32)
+    return Rows(
+        q=step.pack_q(q),
+        out=step.pack_q(out),
+        d_out=step.pack_q(d_out),
+        lse=pack_rows(step, lse),
+        d_lse=None if d_lse is None else pack_rows(step, d_lse),
+        delta=pack_rows(step, delta if d_lse is None else delta - d_lse),
+    )
+
+
+def query_tokens(positions: Int32[Array, "1 length"], segments: Array | None, causal: bool) -> TokenIndex:
+    """The queries' tokens; without causality a query sees keys at any position."""
+    return TokenIndex(positions if causal else jnp.full_like(positions, SEES_ALL), segments)

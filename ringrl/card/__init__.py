@@ -1,0 +1,1 @@
+"""The data-set card: a page about an episode store."""

@@ -1,0 +1,72 @@
+"""Histories without a learner: an expert's actions under noise that fades from trial to trial (AD-eps).
+
+Emergence of In-Context Reinforcement Learning from Noise Distillation (Zisman et al. 2023, arXiv:2312.12275).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from ringrl.collect.record import record_episode
+from ringrl.envs import DMControlEnv, make
+from ringrl.episode import Episode
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How the noise fades and how it mixes with the expert.
+
+    Attributes:
+        anneal: share of the trials over which eps falls linearly from 1 to 0; the others are the expert's own.
+        mix: "coin", the paper's: a decision is with probability eps a uniform draw, else the expert's. "blend": it is
+            (1 - eps) expert + eps noise, so that what to do next has one mode, as a Gaussian head has.
+        correlation: of the blended noise from one decision to the next; correlated noise explores further.
+        scale: standard deviation of the blended noise, before it is clipped to [-1, 1].
+    """
+
+    anneal: float = 0.8
+    mix: Literal["blend", "coin"] = "blend"
+    correlation: float = 0.8
+    scale: float = 1.0
+
+
+def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: Noise) -> list[Episode]:
+    """The history of the hidden task of `seed`: `trials` episodes in order, the first all noise.
+
+    Args:
+        task: a family of hidden tasks whose task has `expert(physics)`.
+        seed: of the hidden task, of the initial states and of the noise.
+        trials: episodes.
+        action_repeat: control steps for which an action is held.
+        noise: how it fades.
+    """
+    env = make(task, seed=seed, action_repeat=action_repeat)
+    rng = np.random.default_rng([seed, 1])
+    episodes = []
+    for trial in range(trials):
+        noisy = _Noisy(env, noise, max(0.0, 1.0 - trial / (noise.anneal * trials)), rng)
+        episodes.append(record_episode(env, noisy.act)[0])
+    return episodes
+
+
+class _Noisy:
+    """The expert's actions with a share `eps` of noise, for one trial."""
+
+    def __init__(self, env: DMControlEnv, noise: Noise, eps: float, rng: np.random.Generator) -> None:
+        self._env, self._settings, self._eps, self._rng = env, noise, eps, rng
+        self._size = math.prod(env.action_space.shape or ())
+        self._noise = rng.normal(size=self._size)
+
+    def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
+        """An action in [-1, 1]; the expert looks at the physics and the hidden parameter, not at the observation."""
+        expert, eps = self._env.task.expert(self._env.physics), self._eps
+        if self._settings.mix == "coin":
+            drawn = self._rng.uniform(-1, 1, self._size)
+            return np.where(self._rng.uniform() < eps, drawn, expert).astype(np.float32)
+        action = (1 - eps) * expert + eps * np.clip(self._settings.scale * self._noise, -1, 1)
+        rho = self._settings.correlation
+        self._noise = rho * self._noise + np.sqrt(1 - rho**2) * self._rng.normal(size=self._size)
+        return action.astype(np.float32)

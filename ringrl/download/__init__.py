@@ -1,0 +1,1 @@
+"""Fetching large files over HTTP."""

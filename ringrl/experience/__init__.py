@@ -1,1 +1,0 @@
-"""Raw episodes -> chains of relabelled trajectories -> batches."""

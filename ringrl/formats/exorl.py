@@ -1,0 +1,302 @@
+"""ExoRL's episode files, read strictly and written atomically. Nothing is ever unpickled.
+
+A file is an npz archive of arrays with T + 1 rows: float32 `observation`, `action`, `reward` [rows, tasks] and
+`discount` [rows, 1], float64 `physics`. Other keys are ignored. Its name is `episode_{index:06d}_{T}.npz` (ExoRL,
+Yarats et al. 2022) or `{timestamp}_{index}_{T}.npz` (URLB, Laskin et al. 2021). The files lie in a folder, or in a zip
+archive that is read as it is.
+"""
+
+import functools
+import io
+import math
+import os
+import re
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ringrl.episode import Episode
+from ringrl.errors import UserError
+from ringrl.formats.archive import Member, episode_members, is_archive
+
+EpisodeFile = Path | Member
+"""An episode file, in a folder or in an archive: it has a `name`, `read_bytes()`, and is small to pickle."""
+
+QUARANTINE = "quarantine"
+
+_NAME = re.compile(r"(?P<prefix>episode|\d{8}T\d{6})_(?P<index>\d+)_(?P<length>\d+)\.npz")
+_DTYPES = {name: np.float32 for name in ("observation", "action", "reward", "discount")} | {"physics": np.float64}
+ACTION_LIMIT = 1 + 1e-5
+# A folder's files are judged by the widths that most of the first ones have, lest an odd first file condemn the rest.
+_FILES_FOR_DIMS = 5
+# Of all arrays of a file together, against archives that blow up: 1000 times a walker episode.
+_MAX_BYTES = 2**28
+
+
+class Dims(NamedTuple):
+    """The widths of an episode's arrays."""
+
+    observation: int
+    action: int
+    reward: int
+    physics: int
+
+    def __str__(self) -> str:
+        """All widths on one line, for messages."""
+        return ", ".join(f"{name} {width}" for name, width in zip(self._fields, self, strict=True))
+
+
+def dims_of(episode: Episode) -> Dims:
+    """The widths of an episode's arrays."""
+    return Dims(*(getattr(episode, name).shape[1] for name in Dims._fields))
+
+
+def read_episode(path: EpisodeFile | str, *, dims: Dims | None = None) -> Episode:
+    """Read one file and check all that can be checked about it.
+
+    Args:
+        path: the file, or one that `list_episodes` found in an archive; its name must tell the length as ExoRL's or
+            URLB's do.
+        dims: the widths that the arrays must have; None takes any.
+
+    Raises:
+        UserError: naming the file, if it is missing, truncated, pickled or no npz archive; if a key is missing or has
+            the wrong dtype or shape; if the rows disagree with each other or with the name; if a value is NaN or
+            infinite or an action is outside [-1, 1]; if the widths are not `dims`.
+    """
+    path = Path(path) if isinstance(path, str) else path
+    arrays = _load(path)
+    rows = _parse_name(path)[2] + 1
+    for name, array in arrays.items():
+        if len(array) != rows:
+            raise _bad(path, f"{name} has {len(array)} rows, but the name says {rows - 1} transitions, so {rows} rows")
+        if not np.isfinite(array).all():
+            row = int(np.argwhere(~np.isfinite(array))[0, 0])
+            raise _bad(path, f"{name} is NaN or infinite in row {row}")
+    if rows < 2:
+        raise _bad(path, "it has no transition")
+    if np.abs(arrays["action"]).max(initial=0.0) > ACTION_LIMIT:
+        raise _bad(path, f"an action is {np.abs(arrays['action']).max():g}, outside [-1, 1]")
+    if arrays["discount"].shape[1] != 1:
+        raise _bad(path, f"discount has shape {arrays['discount'].shape}, not ({rows}, 1)")
+    episode = Episode(**{**arrays, "discount": arrays["discount"][:, 0]})
+    if dims is not None and dims_of(episode) != dims:
+        raise _bad(path, f"its widths are {dims_of(episode)}; expected {dims}")
+    return episode
+
+
+def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
+    try:
+        # Whole files are small, and np.load's many small reads take longer than the rest but for the decompression.
+        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in _DTYPES if name not in members]
+            if missing:
+                raise _bad(path, f"it has no {', '.join(missing)}; it has {', '.join(members) or 'nothing'}")
+            if sum(members[name].file_size for name in _DTYPES) > _MAX_BYTES:
+                raise _bad(path, f"its arrays unpack to more than {_MAX_BYTES} bytes")
+            return {name: _check_array(path, name, _parse_npy(archive.read(members[name]))) for name in _DTYPES}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such episode file") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
+        # A damaged header may ask for anything: a password, an unknown compression, terabytes.
+        raise _bad(path, f"it is truncated or damaged ({error})") from error
+    except ValueError as error:
+        raise _bad(path, str(error)) from error
+
+
+def _parse_npy(content: bytes) -> np.ndarray:
+    """The array of a .npy file (numpy.lib.format); a ValueError says what is wrong with it."""
+    width = {1: 2, 2: 4}.get(content[6] if len(content) > 6 else 0, 0)  # of the header's length, by format version
+    start = 8 + width + int.from_bytes(content[8 : 8 + width], "little")
+    shape, fortran_order, dtype = _parse_header(content[:start])
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never loaded")
+    if math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"an array of shape {shape} and type {dtype} is truncated or damaged")
+    array = np.frombuffer(content, dtype, offset=start).copy()  # what was read is the caller's, to write into
+    return array.reshape(shape, order="F" if fortran_order else "C")
+
+
+@functools.lru_cache(maxsize=64)  # thousands of files have the same few headers, and NumPy parses them as Python
+def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"an array is in version {version} of the .npy format")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's, about odd literals
+            shape, fortran_order, dtype = read(stream)
+    except Exception as error:  # whatever a Python literal or the name of a dtype may raise
+        raise ValueError(f"an array's header is damaged ({type(error).__name__}: {error})") from error
+    if not all(0 <= size <= _MAX_BYTES for size in shape):
+        raise ValueError(f"an array's header is damaged: it tells the shape {shape}")
+    return shape, fortran_order, dtype
+
+
+def _check_array(path: EpisodeFile, name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype != _DTYPES[name]:
+        raise _bad(path, f"{name} is {array.dtype}, not {np.dtype(_DTYPES[name])}")
+    if array.ndim == 1 and name in ("reward", "discount"):
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise _bad(path, f"{name} has shape {array.shape}, not (rows, width)")
+    return array
+
+
+def _bad(path: EpisodeFile, reason: str) -> UserError:
+    return UserError(f"{path}: bad episode file: {' '.join(reason.split())}")
+
+
+def _parse_name(path: EpisodeFile) -> tuple[str, int, int]:
+    """(timestamp or "", index, length)."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise _bad(path, "the name is neither episode_INDEX_LENGTH.npz nor TIMESTAMP_INDEX_LENGTH.npz")
+    prefix = match["prefix"].removeprefix("episode")
+    return prefix, int(match["index"]), int(match["length"])
+
+
+def write_episode(folder: Path | str, index: int, episode: Episode) -> Path:
+    """Write `folder/episode_{index:06d}_{length}.npz` under a temporary name, then rename it.
+
+    Args:
+        folder: made if it is missing.
+        index: of the episode within the folder, 0 or more.
+        episode: what to write; one reward column a task.
+
+    Returns:
+        The path of the file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"episode_{index:06d}_{episode.length}.npz"
+    temporary = folder / f".{path.name}.{os.getpid()}"
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                observation=episode.observation,
+                action=episode.action,
+                reward=episode.reward,
+                discount=episode.discount[:, None],
+                physics=episode.physics,
+            )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def list_episodes(folder: Path | str) -> list[EpisodeFile]:
+    """The episode files of a folder or archive, oldest first: by timestamp, if the names have one, then by index.
+
+    Args:
+        folder: the folder of the files, or the one above it that contains `buffer/`; or a .zip of either.
+
+    Raises:
+        UserError: if the folder is missing or has no episode file, or holds an npz file with another kind of name;
+            as `ringrl.formats.archive.audit` for an archive.
+    """
+    folder = Path(folder)
+    if is_archive(folder):
+        return sorted(episode_members(folder), key=_parse_name)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of episodes")
+    buffer = folder / "buffer"
+    files = [path for path in (buffer if buffer.is_dir() else folder).glob("*.npz") if not path.name.startswith(".")]
+    if not files:
+        raise UserError(f"{folder}: no episode files; expected episode_INDEX_LENGTH.npz here or in buffer/")
+    return sorted(files, key=_parse_name)
+
+
+class read_folder(Iterator[tuple[EpisodeFile, Episode]]):  # noqa: N801 - used as a function
+    """The episodes of a folder or archive with their files, one at a time, oldest first.
+
+    With `skip_bad`, a bad file is moved to `quarantine/` beside it, its reason is appended to `quarantine/reasons.txt`,
+    and the reading goes on; `skipped` counts such files. From an archive nothing can be moved: the reasons are written
+    to `ARCHIVE.zip.reasons.txt`, each once, and the files are skipped again the next time. Widths are judged by those
+    that most of the first files have.
+
+    Attributes:
+        files: all files, bad ones included.
+        dims: the widths that every episode has.
+        skipped: bad files met so far.
+
+    Raises:
+        UserError: from the constructor as `list_episodes`, and if no file is good; from iteration as `read_episode`,
+            unless `skip_bad`.
+    """
+
+    def __init__(self, folder: Path | str, *, skip_bad: bool = False):
+        """List the files of `folder`."""
+        self.files = list_episodes(folder)
+        self.skipped = 0
+        self._skip_bad = skip_bad
+        self._remaining = iter(self.files)
+        self.dims = _usual_dims(self.files)
+
+    def __len__(self) -> int:
+        """The number of files, bad ones included."""
+        return len(self.files)
+
+    def __next__(self) -> tuple[EpisodeFile, Episode]:
+        """The next good episode."""
+        for path in self._remaining:
+            try:
+                episode = read_episode(path, dims=self.dims)
+            except UserError as error:
+                if not self._skip_bad:
+                    raise
+                self.skip(path, str(error))
+                continue
+            return path, episode
+        raise StopIteration
+
+    def skip(self, path: EpisodeFile, reason: str) -> None:
+        """Put a bad file aside, with the reason, as iteration does."""
+        _quarantine(path, reason)
+        self.skipped += 1
+
+
+def _usual_dims(files: list[EpisodeFile]) -> Dims:
+    found: Counter[Dims] = Counter()
+    errors: list[UserError] = []
+    for path in files:
+        try:
+            found[dims_of(read_episode(path))] += 1
+        except UserError as error:
+            errors.append(error)
+        if found.total() == _FILES_FOR_DIMS:
+            break
+    if not found:
+        raise errors[0]
+    return found.most_common(1)[0][0]
+
+
+def _quarantine(path: EpisodeFile, reason: str) -> None:
+    """Move a bad file to `quarantine/` beside it, with the reason; of one in an archive only the reason is kept."""
+    if isinstance(path, Member):
+        reasons = path.archive.with_name(f"{path.archive.name}.reasons.txt")
+    else:
+        reasons = path.parent / QUARANTINE / "reasons.txt"
+    try:
+        if isinstance(path, Path):
+            reasons.parent.mkdir(exist_ok=True)
+            path.replace(reasons.parent / path.name)
+        with reasons.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if reason not in file.read().splitlines():
+                file.write(f"{reason}\n")
+    except FileNotFoundError:
+        return  # another process has put it aside
+    except OSError as error:
+        raise UserError(f"{reason}; and it cannot be put aside in {reasons.parent} ({error.strerror})") from error

@@ -1,1 +1,0 @@
-"""What reinforcement learners are built of: networks, a replay of transitions, curiosity; the learners are recipes."""

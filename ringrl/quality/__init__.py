@@ -1,0 +1,1 @@
+"""Checks of stored data, and what their returns say."""

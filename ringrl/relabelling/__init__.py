@@ -1,0 +1,1 @@
+"""Physics states -> rewards of any task of the domain."""

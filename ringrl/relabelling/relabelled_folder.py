@@ -1,0 +1,268 @@
+"""A folder of relabelled files, made by many workers, by a run that may die, or by several runs at once.
+
+A job is what the result depends on: the input files (names, sizes, times), the tasks, the mode and the versions of
+ringrl, MuJoCo, dm_control and NumPy. Its finished files gather in `OUT.relabel-KEY/buffer` beside OUT, where KEY is a
+digest of all that; when none is missing, the folder is renamed to OUT. The input is only read. So
+- a run that dies continues where it stopped, if the same command is given again;
+- runs of the same job, on one machine or several that share the file system, divide the work: each file is written
+  elsewhere and renamed, its bytes are the same whoever wrote it, and one run's final rename is the other's too;
+- runs of different jobs for the same OUT never meet: the first to finish has it, the other is told.
+No lock is taken: they are not to be trusted on shared file systems, and a dead run would leave its own behind. But
+every run marks its presence by a folder, so that another that fails early does not clean up under it.
+"""
+
+import functools
+import glob
+import hashlib
+import json
+import os
+import random
+import shutil
+import uuid
+import zipfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ringrl.errors import UserError
+from ringrl.formats.archive import Member
+from ringrl.formats.description import RELABEL
+from ringrl.formats.exorl import Dims, EpisodeFile, write_episode
+from ringrl.relabelling.rewards import Mode
+from ringrl.relabelling.workers import BadFile, Workers, parallel_map, relabel_file
+
+BUFFER = "buffer"
+SKIPPED = "skipped.txt"
+
+# What folders beside the work folder are called: of files that are being written; of a run that is there.
+_PART = ".part-"
+_RUN = ".run-"
+
+# Results are a line each, so that workers need hardly ever wait for each other.
+_AHEAD = 1024
+
+
+@dataclass(frozen=True)
+class RelabelJob:
+    """What a relabelled folder depends on.
+
+    Attributes:
+        files: the input, in order; no two have one name.
+        dims: the widths that they must have.
+        about: the content of `relabel.json`, with at least `tasks`, `mode` and the versions.
+    """
+
+    files: tuple[EpisodeFile, ...]
+    dims: Dims
+    about: dict[str, Any]
+
+    @functools.cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits, equal for equal jobs."""
+        content = json.dumps([[_fingerprint(file) for file in self.files], self.about], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def work_folder(self, out: Path) -> Path:
+        """Where finished files gather."""
+        return out.with_name(f"{out.name}.relabel-{self.key}")
+
+    def made(self, out: Path) -> bool:
+        """Whether `out` is this job's result."""
+        try:
+            return json.loads((out / RELABEL).read_text(encoding="utf-8"))["job"] == self.key
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+
+def relabel_folder(
+    job: RelabelJob,
+    out: Path,
+    *,
+    workers: Workers,
+    overwrite: bool = False,
+    skip_bad: bool = False,
+) -> Iterator[bool]:
+    """Do what is missing of a job and then make `out` appear, whole; yields as files are finished.
+
+    The files are in `out/buffer`, as ExoRL's are; beside it are `relabel.json` and, if files were skipped,
+    `skipped.txt` with a line for each.
+
+    Args:
+        job: what to do.
+        out: the folder to be. It and the input must lie where all workers see them, under the same names.
+        workers: who does it.
+        overwrite: replace `out`, if it is a folder that this function made.
+        skip_bad: leave out the files that `read_episode` refuses; else such a file is an error.
+
+    Yields:
+        For each file, whether it is in `out` (else it was damaged); nothing, if this job's `out` is there already.
+
+    Raises:
+        UserError: if `out` is there and is another's, or cannot be written; if a file is damaged or cannot be
+            relabelled. Finished files stay in the work folder, for the next run; if there are none, nothing stays.
+    """
+    if not overwrite and job.made(out):
+        return
+    _check(out, overwrite)
+    work = job.work_folder(out)
+    with _presence(work, out) as mark:
+        joined = _open_work(job, out)
+        try:
+            yield from _relabel_missing(job, work, workers, joined, skip_bad)
+            _publish(job, work, out, overwrite)
+        except BaseException as error:
+            if job.made(out) and not work.is_dir():  # another run has finished this job
+                return
+            explained = _explain(error, work, mark)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def _relabel_missing(job: RelabelJob, work: Path, workers: Workers, joined: bool, skip_bad: bool) -> Iterator[bool]:
+    """Make `work` complete; yields as `relabel_folder` does."""
+    # Whoever joins goes another way through the files, or all would do the same ones at the same time.
+    files = random.sample(job.files, len(job.files)) if joined else job.files
+    finish = functools.partial(
+        _finish_file, work=work, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
+    )
+    damaged: dict[EpisodeFile, str] = {}
+    with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
+        for file, error in zip(files, results, strict=True):
+            if error is not None and not (error.damaged and skip_bad):
+                raise UserError(error.reason)
+            if error is not None:
+                damaged[file] = error.reason
+            yield error is None
+    if len(damaged) == len(files):
+        raise UserError(f"no file could be relabelled; the first: {damaged[job.files[0]]}")
+    _write_skipped(work, [damaged[file] for file in job.files if file in damaged])
+
+
+def _explain(error: BaseException, work: Path, mark: Path) -> UserError | None:
+    """What is to be said in place of `error`, if anything. A work folder without finished files, at which no other run
+    is at work, is removed.
+    """
+    if isinstance(error, OSError) and not work.is_dir():
+        return UserError(f"{work} was removed while this run was at work on it; give the same command again")
+    finished = sum(1 for _ in (work / BUFFER).glob("*.npz"))
+    if not finished and set(_beside(work, _RUN)) <= {mark}:
+        shutil.rmtree(work, ignore_errors=True)
+    kept = f"finished files, {finished}, stay in {work}; the same command continues, also with --skip-bad"
+    what = f"{error.filename or work}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
+    if isinstance(error, OSError | UserError):
+        return UserError(f"{what} ({kept})" if finished else what)
+    return None
+
+
+def _fingerprint(file: EpisodeFile) -> list[Any]:
+    stat = (file.archive if isinstance(file, Member) else file).stat()
+    return [file.name, stat.st_size, stat.st_mtime_ns]
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    there = os.path.exists(out)  # false where we may not look; then making it says what is wrong
+    if there and not overwrite:
+        raise UserError(f"{out} exists already; choose another name or pass --overwrite")
+    if there and not (out / RELABEL).is_file():
+        raise UserError(f"{out} has no {RELABEL}, so it was not made by this step and is not overwritten")
+
+
+@contextmanager
+def _presence(work: Path, out: Path) -> Iterator[Path]:
+    """A folder beside `work` that is there as long as this run is; a killed one's stays until `out` is made."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        mark = _own_folder(work, _RUN)
+    except OSError as error:
+        raise _cannot_be_made(out, error) from error
+    try:
+        yield mark
+    finally:
+        shutil.rmtree(mark, ignore_errors=True)
+
+
+def _open_work(job: RelabelJob, out: Path) -> bool:
+    """Make the work folder, with `relabel.json` from its first moment on; whether it was there before."""
+    work = job.work_folder(out)
+    if not work.is_dir():
+        try:
+            new = _own_folder(work)
+            (new / BUFFER).mkdir()
+            (new / RELABEL).write_text(json.dumps(job.about | {"job": job.key}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise _cannot_be_made(out, error) from error
+        try:
+            new.rename(work)
+            return False
+        except OSError:  # another run of this job was first
+            shutil.rmtree(new)
+    if not job.made(work):
+        raise UserError(f"{work} is not this job's, though it is named like it: remove it")
+    return True
+
+
+def _cannot_be_made(out: Path, error: OSError) -> UserError:
+    return UserError(f"{out}: cannot be made ({error.strerror}); choose another place with --out")
+
+
+def _own_folder(work: Path, kind: str = _PART) -> Path:
+    """A new folder beside `work` that is nobody else's, on this machine or another."""
+    own = work.with_name(f"{work.name}{kind}{uuid.uuid4().hex}")
+    own.mkdir()
+    return own
+
+
+def _beside(work: Path, kind: str = _PART) -> Iterator[Path]:
+    """All runs' folders of that kind."""
+    return work.parent.glob(f"{glob.escape(work.name)}{kind}*")
+
+
+def _finish_file(file: EpisodeFile, work: Path, task_ids: tuple[str, ...], mode: Mode, dims: Dims) -> BadFile | None:
+    """Relabel one file into the work folder, unless it is there."""
+    target = work / BUFFER / file.name
+    # The name alone could be there without the content if the machine, not the run, has died.
+    if zipfile.is_zipfile(target):
+        return None
+    result = relabel_file(file, task_ids, mode, dims)
+    if isinstance(result, BadFile):
+        return result
+    own = _own_folder(work)
+    try:
+        write_episode(own, 0, result).replace(target)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+    return None
+
+
+def _write_skipped(work: Path, reasons: list[str]) -> None:
+    """Write the reasons, in the files' order; what a run that died there has left is replaced or removed."""
+    if not reasons:
+        (work / SKIPPED).unlink(missing_ok=True)
+        return
+    own = _own_folder(work)  # another run may write the same at this moment
+    try:
+        (own / SKIPPED).write_text("".join(f"{reason}\n" for reason in reasons), encoding="utf-8")
+        (own / SKIPPED).replace(work / SKIPPED)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _publish(job: RelabelJob, work: Path, out: Path, overwrite: bool) -> None:
+    """Rename the work folder to `out`."""
+    _check(out, overwrite)
+    old = work.with_name(f"{work.name}{_PART}{uuid.uuid4().hex}")
+    if out.exists():
+        out.rename(old)
+    try:
+        work.rename(out)
+    except OSError as error:
+        if old.exists():
+            old.rename(out)
+        if job.made(out):
+            return
+        raise UserError(f"{out} cannot be made; another run may have made it meanwhile ({error})") from error
+    for part in (*_beside(work), *_beside(work, _RUN)):  # what was replaced, and what dead runs have left
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,101 @@
+"""The figures of what the context is worth: returns over its number of trajectories, and under probes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from ringrl.reporting.figures.drawings import level_lines
+from ringrl.reporting.figures.style import MARGIN, MARKERS, Look, name_axes, thousands
+from ringrl.reporting.statistics.ablation_effects import AblationEffect
+from ringrl.reporting.statistics.estimates import Estimate, References
+from ringrl.reporting.statistics.trajectory_curves import MEASURES, TrajectoryCurve
+
+# Each kind of probe keeps its colour over all panels, in which the intact evaluation is drawn in ink.
+_PROBE_COLOURS = {"truncated": 1, "shuffled": 0, "foreign": 2, "blind": 3}
+
+
+def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], levels: References) -> Figure:
+    """Returns over the number of trajectories in the context, on an axis of powers of two. A panel a measure."""
+    rows, columns = (2, 1) if look.narrow else (1, 2)
+    figure, axes = look.figure(3.5 * rows, rows, columns, sharey=True)
+    fewest = min(curve.trials for curve in curves)
+    ticks = sorted({count for curve in curves for count in curve.trajectories})
+    for panel, (measure, words) in zip(axes.flat, MEASURES.items(), strict=True):
+        for curve in curves:
+            _line(panel, look.colour(curve.label), look.marker(curve.label), curve.label,
+                  np.asarray(curve.trajectories, np.float64), curve.points[measure])  # fmt: skip
+        for value, text, dashes in level_lines(levels, fewest if measure == "max_of_n" else None):
+            panel.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes, label=text)
+        panel.set_xscale("log", base=2)
+        panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+        panel.xaxis.set_major_locator(FixedLocator(ticks))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panel.margins(y=0.12)
+        _return_axis(panel)
+        name_axes(panel, look, "Trajectories in the context, log scale", f"Return: {words}")
+    return _finish(figure, axes, look)
+
+
+def returns_under_probes(look: Look, probes: dict[str, tuple[AblationEffect, ...]]) -> Figure:
+    """Return at each trial, intact and under each probe. A panel an agent, by its label."""
+    columns = 1 if look.narrow or len(probes) == 1 else 2
+    rows = -(-len(probes) // columns)
+    figure, axes = look.figure(3.5 * rows, rows, columns)
+    extra = [name for name in dict.fromkeys(r.name for results in probes.values() for r in results)
+             if name not in _PROBE_COLOURS]  # fmt: skip
+    colours = _PROBE_COLOURS | {name: 4 + index for index, name in enumerate(extra)}
+    for panel, (label, results) in zip(axes.flat, probes.items(), strict=False):
+        longest = max(results, key=lambda result: len(result.intact)).intact
+        for result in results:
+            index = colours[result.name]
+            colour = look.palette.series[index % len(look.palette.series)]
+            x = np.arange(1, len(result.tampered) + 1) + 0.07 * (1 + results.index(result))  # bars side by side
+            _line(panel, colour, MARKERS[(index + 1) % len(MARKERS)], result.name.capitalize(), x, result.tampered)
+        x = np.arange(1, len(longest) + 1, dtype=np.float64)
+        _line(panel, look.palette.ink, "o", "Intact", x, longest)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        panel.margins(y=0.12)
+        _return_axis(panel)
+        name_axes(panel, look, "Trial in context", "Return")
+        panel.annotate(label, (0, 1), (-72 * MARGIN, 25), xycoords="axes fraction", textcoords="offset points",
+                       fontweight="bold")  # fmt: skip
+    for panel in axes.flat[len(probes) :]:
+        panel.set_visible(False)
+    return _finish(figure, axes, look, title=0.22)
+
+
+def _line(axes: Axes, colour: str, marker: str, label: str, x: np.ndarray, points: Sequence[Estimate]) -> None:
+    """A curve whose points have bars, or where they are many, a band."""
+    value, low, high = (np.asarray([getattr(each, key) for each in points]) for key in ("value", "low", "high"))
+    if len(points) > 24:
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+    else:
+        axes.vlines(x, low, high, color=colour, linewidth=2, alpha=0.5)
+    dots = {"marker": marker, "markersize": 6, "markeredgewidth": 0} if len(points) <= 24 else {}
+    axes.plot(x, value, color=colour, linewidth=1.6, label=label, **dots)
+
+
+def _return_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_formatter(thousands())
+    axes.tick_params(labelleft=True)
+
+
+def _finish(figure: Figure, axes: np.ndarray, look: Look, title: float = 0.0) -> Figure:
+    """One legend above all panels; `title` inches above each panel for its name."""
+    handles = {text: h for panel in axes.flat for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if "Intact" in handles:
+        handles = {"Intact": handles.pop("Intact")} | handles
+    width, height = figure.get_size_inches()
+    a_row = 1 if look.narrow else 3
+    legend = 0.23 * -(-len(handles) // a_row) + 0.1
+    height += legend
+    figure.set_figheight(height)
+    figure.legend(handles.values(), handles.keys(), loc="upper left", bbox_to_anchor=(0, 0.995), ncols=a_row)
+    figure.subplots_adjust(left=MARGIN / width, right=0.985, top=1 - (0.36 + title + legend) / height,
+                           bottom=0.6 / height, hspace=0.5, wspace=0.16)  # fmt: skip
+    return figure

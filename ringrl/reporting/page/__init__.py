@@ -1,0 +1,1 @@
+"""Statistics and figures -> one self-contained page."""

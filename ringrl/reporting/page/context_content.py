@@ -1,0 +1,106 @@
+"""What the page says about the context: its number of trajectories, what the agent was told to reach, and probes."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ringrl.reporting.figures.curve_figures import returns_by_trajectories, returns_under_probes
+from ringrl.reporting.figures.drawings import SHOWN, Drawing, target_against_achieved
+from ringrl.reporting.page.content import cell, interval_words, level_words, unbroken
+from ringrl.reporting.statistics.series import Series
+from ringrl.reporting.statistics.task_analysis import Analysis, SweepPoint
+from ringrl.reporting.statistics.trajectory_curves import MEASURES, finding
+
+
+def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
+    """The figure of returns over trajectories in the context, and its findings; None where there is no curve."""
+    curves, task = analysis.curves, analysis.section.task
+    if not curves:
+        return None
+    sentences = [finding(curve, measure) for curve in curves for measure in MEASURES]
+    counts = {curve.trials for curve in curves}
+    n = str(counts.pop()) if len(counts) == 1 else "the fewest trials that any point of a curve has"
+    differ = [f" {curve.label}: the runs also differ in {', '.join(curve.differ)}." for curve in curves if curve.differ]
+    series = [each for curve in curves for each in curve.series]
+    return {
+        "drawing": Drawing(
+            f"trajectories{suffix}",
+            "Return against trajectories in the context",
+            "Each point is an agent of its own, trained with that many trajectories in one context. Left: mean return "
+            f"of the last trial. Right: mean of the largest return among n = {n}, and the reference "
+            "policies’ own largest. "
+            f"{interval_words(series, 'Bars')} The comparisons below are not corrected for their number."
+            f"{level_words(analysis)}{''.join(differ)}",
+            f"{task}: return against the number of trajectories in the context. {' '.join(sentences)}",
+            partial(returns_by_trajectories, curves=curves, levels=analysis.levels),
+        ),
+        "sentences": [unbroken(sentence) for sentence in sentences],
+    }
+
+
+def probes(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
+    """The figure of the probes, and a sentence for each; None where nothing was probed."""
+    results, task = analysis.probes, analysis.section.task
+    if not results:
+        return None
+    prefix = len(results) > 1
+    sentences = [(f"{label}: " if prefix else "") + each.sentence for label, mine in results.items() for each in mine]
+    probed = [series for series in analysis.section.series if series.label in results]
+    return {
+        "drawing": Drawing(
+            f"probes{suffix}",
+            "What the earlier trials are worth",
+            "Mean return at each trial, intact and with the earlier trials in the context tampered with. Truncated: "
+            "removed; trials are counted on, as the agent never saw in training. Shuffled: in another order. Foreign: "
+            "another environment’s. Blind: no reward anywhere, the present trial included; the return-to-go stays the "
+            "target. "
+            f"{interval_words(probed, 'Bars and bands')} Differences are paired within each environment of a seed.",
+            f"{task}: return at each trial under probes. {' '.join(sentences)}",
+            partial(returns_under_probes, probes=results),
+        ),
+        "sentences": [unbroken(sentence) for sentence in sentences],
+    }
+
+
+def target(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
+    """The figure of targets against returns, and the table of the sweeps; None where no agent is told a target."""
+    section = analysis.section
+    asked = [series for series in section.series if series.sweep or np.isfinite(series.target).any()]
+    if not asked:
+        return None
+    labels = ", ".join(series.label for series in asked)
+    return {
+        "drawing": Drawing(
+            f"target_return{suffix}",
+            "Return asked for and return achieved",
+            f"Each small mark is one trial of one environment (at most {SHOWN} an agent); each large mark is the mean "
+            "over all trials with its 95 % interval. Around a target (dotted) the agents stand side by side, and an "
+            "agent’s trials from the first, left, to the last, right. On the dashed line an agent achieves what it is "
+            f"told. {interval_words(asked, 'Bars')}",
+            f"{section.task}: achieved against target return of {labels}.",
+            partial(target_against_achieved, told=[_told(series) for series in asked]),
+            beside=True,
+        ),
+        "rows": [_sweep_row(label, point) for label, points in analysis.sweeps.items() for point in points],
+    }
+
+
+def _sweep_row(label: str, point: SweepPoint) -> dict[str, Any]:
+    headings = {"first": "First trial", "last": "Last trial", "mean": "Mean of all", "max_of_n": "Best of n"}
+    return {
+        "label": label,
+        "target": f"{point.target:,.4g}".replace("-", "\u2212"),
+        "cells": [cell(heading, getattr(point, key)) for key, heading in headings.items()],
+    }
+
+
+def _told(series: Series) -> Series:
+    """A swept series as if its targets had been given in as many sets of environments."""
+    if series.sweep is None:
+        return series
+    targets, seeds, envs, trials = series.sweep.returns.shape
+    returns = series.sweep.returns.transpose(1, 0, 2, 3).reshape(seeds, targets * envs, trials)
+    asked = np.repeat(np.asarray(series.sweep.targets, np.float64), envs)
+    return replace(series, returns=returns, target=np.broadcast_to(asked[None, :, None], returns.shape))

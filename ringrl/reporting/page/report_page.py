@@ -1,0 +1,134 @@
+"""Runs in, one self-contained page out."""
+
+import json
+import platform
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ringrl.errors import UserError
+from ringrl.files import write_bytes
+from ringrl.reporting.figures.drawings import Drawing, Rendered, render, returns_by_trial
+from ringrl.reporting.figures.style import assign_colours
+from ringrl.reporting.page import content, context_content, provenance
+from ringrl.reporting.page.aggregate_content import across_tables
+from ringrl.reporting.page.html import render_page
+from ringrl.reporting.page.summary import summarise
+from ringrl.reporting.statistics.aggregates import Across, compare_across
+from ringrl.reporting.statistics.evaluated_run import read_run
+from ringrl.reporting.statistics.series import arrange
+from ringrl.reporting.statistics.task_analysis import Analysis, analyse
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report on `runs` and return the path of its `index.html`.
+
+    Runs of one label on one task are pooled as seeds; each task becomes a section. Beside the page stand
+    `summary.json`, a PNG of each figure, and `report.png`, the lead figure. `out` is by default the run's own
+    `report/`, or `runs/report` for several runs. Every file replaces an older one in one step, the page last.
+
+    Raises:
+      UserError: a run that does not exist, is not evaluated or holds a malformed file; or `out` cannot be written.
+    """
+    paths = list({Path(path).resolve(): Path(path) for path in runs}.values())
+    if not paths:
+        raise UserError("nothing to report on: give at least one run directory")
+    if out is None:
+        out = paths[0] / "report" if len(paths) == 1 else Path("runs") / "report"
+    analyses = [analyse(section) for section in arrange([read_run(path) for path in paths])]
+    across = compare_across(analyses) if len(analyses) > 1 else None
+    now = datetime.now(UTC)
+    figures, sections = _render_sections(analyses)
+    documents = {f"{figure.drawing.name}.png": figure.png for figure in figures}
+    documents["report.png"] = _lead_png(analyses, figures)
+    summary = summarise(analyses, across, now.isoformat(timespec="seconds"))
+    documents["summary.json"] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
+    documents["index.html"] = _page(analyses, across, sections, now).encode()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, body in documents.items():
+            write_bytes(out / name, body)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report to {out}: {error.strerror}; choose another place with --out"
+        ) from None
+    return out / "index.html"
+
+
+def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list[dict[str, Any]]]:
+    """All figures in the page's order, and what the template needs of each section."""
+    colours = _colours(analyses)
+    rendered: list[Rendered] = []
+
+    def draw(drawing: Drawing) -> dict[str, Any]:
+        figure = render(drawing, colours)
+        rendered.append(figure)
+        return {"drawing": drawing, "wide": Markup(figure.wide), "narrow": Markup(figure.narrow)}
+
+    def draw_in(part: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if part is None else part | {"figure": draw(part["drawing"])}
+
+    sections = []
+    for entry in analyses:
+        suffix = "" if len(analyses) == 1 else f"-{_slug(entry.section.task)}"
+        figures = content.drawings(entry, suffix)
+        sections.append(
+            {
+                "task": entry.section.task,
+                "slug": _slug(entry.section.task),
+                "notes": entry.section.notes,
+                "findings": content.findings(entry),
+                "table": content.table(entry),
+                "per_trial": content.per_trial(entry),
+                "lead": draw(figures["lead"]),
+                "trajectories": draw_in(context_content.trajectories(entry, suffix)),
+                "probes": draw_in(context_content.probes(entry, suffix)),
+                "target": draw_in(context_content.target(entry, suffix)),
+                "data": [
+                    {"store": data["store"], "figures": [draw(data["histogram"]), draw(data["history"])]}
+                    for data in figures["data"]
+                ],
+                "loss": draw(figures["loss"]) if figures["loss"] else None,
+                "provenance": provenance.provenance(entry.section),
+            }
+        )
+    return rendered, sections
+
+
+def _colours(analyses: Sequence[Analysis]) -> dict[str, int]:
+    """One colour a label over all tasks; labels of one task, and curves of one figure, are told apart."""
+    series = [list(analysis.statistics) for analysis in analyses]
+    curves = [[curve.label for curve in analysis.curves] for analysis in analyses]
+    return assign_colours([*series, *curves])
+
+
+def _lead_png(analyses: Sequence[Analysis], figures: Sequence[Rendered]) -> bytes:
+    if len(analyses) == 1:
+        return figures[0].png
+    drawing = Drawing("report", "", "", "", partial(returns_by_trial, sections=analyses, named=True))
+    return render(drawing, _colours(analyses)).png
+
+
+def _page(analyses: Sequence[Analysis], across: Across | None, sections: list[dict[str, Any]], now: datetime) -> str:
+    agents = across.labels if across else list(analyses[0].statistics)
+    return render_page(
+        "report.html",
+        now,
+        colours=_colours(analyses),
+        title=sections[0]["task"] if len(sections) == 1 else f"{len(sections)} tasks",
+        across=across_tables(across) if across else None,
+        slugs={section["task"]: section["slug"] for section in sections},
+        byline=" · ".join(agents),
+        numbers="summary.json",
+        sections=sections,
+        versions=[*provenance.versions(), ("Python", platform.python_version())],
+    )
+
+
+def _slug(task: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_]+", "-", task)

@@ -1,0 +1,1 @@
+"""Returns -> statistics, each with its interval."""

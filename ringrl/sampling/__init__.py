@@ -1,0 +1,1 @@
+"""An episode store -> contexts -> normalised, packed batches."""

@@ -1,0 +1,160 @@
+"""Plans -> chains: reads the pieces of a `ContextPlan` from a store and joins them along time.
+
+Stores count environment steps. With an action repeat of k a *decision* is k of them, and chains count decisions.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from ringrl.batch import Chain, ContextPlan
+from ringrl.errors import UserError
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """What a store returns for one span: n environment steps, by the step convention of `ringrl.episode`."""
+
+    @property
+    def observation(self) -> Float32[np.ndarray, "n observation"]:
+        """The observation in which each action was taken."""
+        ...
+
+    @property
+    def action(self) -> Float32[np.ndarray, "n action"]:
+        """The actions, in [-1, 1]."""
+        ...
+
+    @property
+    def reward(self) -> Float32[np.ndarray, " n"]:
+        """The rewards of the task that was asked for."""
+        ...
+
+    @property
+    def earlier(self) -> Float32[np.ndarray, " start"]:
+        """The rewards of the episode's steps before these."""
+        ...
+
+
+@runtime_checkable
+class EpisodeReader(Protocol):
+    """The part of `ringrl.store.episode_store.Store` that chains and loaders need."""
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " episodes"]:
+        """Environment steps of every episode."""
+        ...
+
+    def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
+        """Undiscounted return of every episode."""
+        ...
+
+    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> Sequence[Steps]:
+        """Steps `start:stop` of each (episode, start, stop), read concurrently."""
+        ...
+
+
+def build_chain(
+    store: EpisodeReader, plan: ContextPlan, task: str, *, action_repeat: int = 1, horizon: int | None = None
+) -> Chain:
+    """Reads a plan's pieces, concurrently, and joins them into one chain of decisions.
+
+    With an action repeat of k a decision is k environment steps: the observation of the first, the mean of the k
+    actions (the action itself where it was held) and the sum of the k rewards. An episode's last may have fewer.
+
+    Args:
+        store: where the episodes are.
+        plan: what to read; starts, and stops inside an episode, must be multiples of `action_repeat`.
+        task: whose rewards.
+        action_repeat: environment steps in a decision.
+        horizon: of a return-to-go, in decisions; None: it counts to the episode's end.
+
+    Returns:
+        The chain. `return_to_go` counts all of an episode's earlier rewards, also those before the piece; with a
+        horizon it is the mean reward of so many decisions (`rates`), times the decisions of the store's longest
+        episode, and the plan's targets are not looked at.
+        `completion` is 1 at the last step of a completed episode if the piece reaches it.
+
+    Raises:
+        UserError: a piece that does not start at a decision.
+    """
+    if (plan.start % action_repeat).any():
+        raise UserError(f"starts {plan.start.tolist()} must be multiples of action_repeat={action_repeat}")
+    length, count = store.lengths[plan.episode], decisions(plan, action_repeat)
+    # One decision more than is summed up, so that sums are differences of the same numbers wherever a piece ends.
+    stop = plan.stop if horizon is None else np.minimum(plan.stop + horizon * action_repeat, length)
+    spans = zip(plan.episode.tolist(), plan.start.tolist(), stop.tolist(), strict=True)
+    steps = store.read_many(list(spans), task)
+    held = [[x[:n] for x in by_decision(each, action_repeat)] for each, n in zip(steps, count, strict=True)]
+    rewards = [rewards_by_decision(each, action_repeat) for each in steps]
+    completion = np.zeros(int(count.sum()), np.float32)
+    completion[np.cumsum(count) - 1] = plan.completed & (plan.stop == length)
+    if horizon is None:
+        to_go = np.repeat(plan.target, count) - np.concatenate([earned for _, earned in rewards])
+    else:
+        longest = -(-int(store.lengths.max()) // action_repeat)
+        to_go = longest * np.concatenate([rates(*r, horizon)[:n] for r, n in zip(rewards, count, strict=True)])
+    trial = np.repeat(np.arange(len(count), dtype=np.int32), count)
+    number = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count - plan.start // action_repeat, count)
+    return Chain(
+        observation=np.concatenate([observation for observation, _ in held]),
+        action=np.concatenate([action for _, action in held]),
+        reward=np.concatenate([paid[:n] for (paid, _), n in zip(rewards, count, strict=True)]).astype(np.float32),
+        return_to_go=to_go.astype(np.float32),
+        completion=completion,
+        step=number.astype(np.int32),
+        trial=trial,
+    )
+
+
+def rates(
+    paid: Float64[np.ndarray, " n"], earned: Float64[np.ndarray, " n"], horizon: int
+) -> Float64[np.ndarray, " n"]:
+    """Mean reward of each decision and those after it, `horizon` in all, or as many as there are.
+
+    A return over a short horizon is more the action's doing and less the luck of a whole episode (the commands of
+    upside-down reinforcement learning have one: Srivastava et al. 2019). Times an episode's decisions it is the return
+    of an episode that earns at this rate throughout, so that it is asked for in the same unit as a whole return.
+
+    Args:
+        paid: the reward of every decision.
+        earned: what the episode had earned before it (`rewards_by_decision`).
+        horizon: 1 or more.
+    """
+    total = np.append(earned, earned[-1] + paid[-1])
+    here = np.arange(len(paid))
+    end = np.minimum(here + horizon, len(paid))
+    return (total[end] - total[here]) / (end - here)
+
+
+def decisions(plan: ContextPlan, action_repeat: int = 1) -> Int64[np.ndarray, " pieces"]:
+    """The number of decisions in every piece of a plan, known before anything is read."""
+    return -((plan.start - plan.stop) // action_repeat)
+
+
+def by_decision(
+    steps: Steps, repeat: int
+) -> tuple[Float32[np.ndarray, "n observation"], Float32[np.ndarray, "n action"]]:
+    """Observation and action of every decision, from those of its `repeat` environment steps."""
+    if repeat == 1:
+        return steps.observation, steps.action
+    first = np.arange(0, len(steps.reward), repeat)
+    size = np.diff(first, append=len(steps.reward))
+    # Summed in float64, so that the mean of k equal float32 actions is that action to the bit.
+    action = np.add.reduceat(steps.action, first, axis=0, dtype=np.float64) / size[:, None]
+    return steps.observation[first], action.astype(np.float32)
+
+
+def rewards_by_decision(steps: Steps, repeat: int) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """The reward of every decision, and what its episode had earned before it.
+
+    Sums begin at the episode's first step, so that they are the same to the bit wherever a piece begins.
+    """
+    paid = np.concatenate([steps.earlier, steps.reward], dtype=np.float64)
+    if repeat > 1:
+        paid = np.add.reduceat(paid, np.arange(0, len(paid), repeat))
+    earned = np.cumsum(paid) - paid
+    first = len(steps.earlier) // repeat
+    return paid[first:], earned[first:]

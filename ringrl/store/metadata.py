@@ -1,0 +1,121 @@
+"""`store.json`: what an episode store says of itself."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from jaxtyping import Int32, Int64
+
+from ringrl.errors import UserError
+from ringrl.formats.exorl import Dims
+from ringrl.store.zarr import is_url, read_bytes
+
+FORMAT = "ringrl episode store"
+FORMAT_VERSION = 2
+METADATA = "store.json"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A folder that episodes came from: one learner's history, in its order.
+
+    Attributes:
+        name: for people, such as `walker/rnd`.
+        path: the folder's own name, without the machine's path.
+        collector: what gathered the data, such as `rnd`; None if unknown.
+        task: the task that the collector was rewarded for; None if unknown or none.
+        collected: all that the collector noted down (`collect.json`).
+        relabelled: the mode in which the files' rewards were computed; None if they are those that were paid live.
+        episodes: their number; filled in by `build`.
+        first: index in the store of the source's first episode; filled in by `build`; None without episodes.
+        last: index of its last.
+    """
+
+    name: str
+    path: str
+    collector: str | None = None
+    task: str | None = None
+    collected: dict[str, Any] = field(default_factory=dict)
+    relabelled: str | None = None
+    episodes: int = 0
+    first: int | None = None
+    last: int | None = None
+
+
+def write_metadata(
+    folder: Path,
+    *,
+    domain: str,
+    tasks: Sequence[str],
+    lengths: Int64[np.ndarray, " episodes"],
+    source: Int32[np.ndarray, " episodes"],
+    dims: Dims,
+    sources: Sequence[DataSource],
+    provenance: dict[str, Any],
+) -> None:
+    """Write store.json; to `provenance` it adds the time and the libraries' versions."""
+    metadata = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "domain": domain,
+        "tasks": list(tasks),
+        "episodes": len(lengths),
+        "steps": int(lengths.sum()),
+        "dims": dims._asdict(),
+        "sources": [asdict(_count(each, index, source)) for index, each in enumerate(sources)],
+        "provenance": _provenance() | provenance,
+    }
+    (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def _count(source: DataSource, index: int, of_episodes: Int32[np.ndarray, " episodes"]) -> DataSource:
+    mine = np.flatnonzero(of_episodes == index)
+    if not len(mine):
+        return source
+    return replace(source, episodes=len(mine), first=int(mine[0]), last=int(mine[-1]))
+
+
+def _provenance() -> dict[str, str]:
+    libraries = ("ringrl", "mujoco", "dm-control", "numpy", "tensorstore")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": created} | {name.replace("-", "_"): version(name) for name in libraries}
+
+
+def read_metadata(path: Path | str, context: ts.Context) -> dict[str, Any]:
+    """What store.json says, of this format's version.
+
+    Raises:
+        UserError: there is none, or one of another kind or version, or it cannot be read.
+    """
+    try:
+        text = read_bytes(path, METADATA, context)
+        metadata = None if text is None else json.loads(text.decode())
+    except ValueError as error:
+        raise unreadable(path, f"{METADATA}: {error}") from error
+    if text is None:
+        lost = not is_url(path) and not Path(path).exists()
+        what = "does not exist" if lost else f"is not an episode store (no {METADATA})"
+        raise UserError(f"{path} {what}; build one with `ringrl data build_store`")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not an episode store: its {METADATA} is of another kind")
+    if metadata.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has store format {metadata.get('version')}, this ringrl reads {FORMAT_VERSION}; build it again"
+        )
+    return metadata
+
+
+def unreadable(path: Path | str, reason: object) -> UserError:
+    """The error of a store that cannot be read, in one line."""
+    why = " ".join(str(reason).partition(" [http_response_body=")[0].split())  # a server's page is no reason
+    if is_url(path) and "was ignored by server" in why:  # as Python's http.server does
+        return UserError(f"{path} cannot be read: {why}; take a server that answers requests for ranges of bytes")
+    if is_url(path):
+        return UserError(f"{path} cannot be read: {why}; check the address and the network, else build it again")
+    return UserError(f"{path} is damaged, build it again: {why}")

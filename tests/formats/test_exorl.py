@@ -1,0 +1,318 @@
+import dataclasses
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringrl.episode import Episode
+from ringrl.errors import UserError
+from ringrl.formats import exorl
+
+
+def make_episode(length=6, seed=0, widths=(3, 2, 1, 4)):
+    rng = np.random.default_rng(seed)
+    rows = length + 1
+    observation, action, reward, physics = widths
+    return Episode(
+        observation=rng.normal(size=(rows, observation)).astype(np.float32),
+        action=rng.uniform(-1, 1, (rows, action)).astype(np.float32),
+        reward=rng.normal(size=(rows, reward)).astype(np.float32),
+        discount=np.ones(rows, np.float32),
+        physics=rng.normal(size=(rows, physics)),
+    )
+
+
+def raw(episode):
+    return dataclasses.asdict(episode) | {"discount": episode.discount[:, None]}
+
+
+def save(folder, arrays, name="episode_000000_6.npz"):
+    path = Path(folder) / name
+    np.savez(path, **arrays)
+    return path
+
+
+def equal(left, right):
+    for name, array in dataclasses.asdict(left).items():
+        other = getattr(right, name)
+        np.testing.assert_array_equal(array, other)
+        assert array.dtype == other.dtype
+
+
+floats = st.floats(-1e6, 1e6, width=32)
+
+
+@st.composite
+def episodes(draw):
+    rows = draw(st.integers(2, 9))
+    wide = lambda dtype, elements: hnp.arrays(dtype, (rows, draw(st.integers(1, 4))), elements=elements)  # noqa: E731
+    return Episode(
+        observation=draw(wide(np.float32, floats)),
+        action=draw(wide(np.float32, st.floats(-1, 1, width=32))),
+        reward=draw(wide(np.float32, floats)),
+        discount=draw(hnp.arrays(np.float32, rows, elements=st.sampled_from([0.0, 1.0]))),
+        physics=draw(wide(np.float64, st.floats(-1e9, 1e9))),
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(episode=episodes(), index=st.integers(0, 10**7))
+def test_written_episodes_are_read_back_unchanged(tmp_path_factory, episode, index):
+    folder = tmp_path_factory.mktemp("buffer")
+    path = exorl.write_episode(folder, index, episode)
+    assert path.name == f"episode_{index:06d}_{episode.length}.npz"
+    assert list(folder.iterdir()) == [path]
+    equal(exorl.read_episode(path, dims=exorl.dims_of(episode)), episode)
+
+
+def test_written_layout_is_exorls(tmp_path):
+    episode = make_episode(widths=(3, 2, 4, 5))
+    with np.load(exorl.write_episode(tmp_path / "new" / "buffer", 12, episode), allow_pickle=False) as file:
+        shapes = {name: (file[name].shape, file[name].dtype.name) for name in file.files}
+    assert shapes == {
+        "observation": ((7, 3), "float32"),
+        "action": ((7, 2), "float32"),
+        "reward": ((7, 4), "float32"),
+        "discount": ((7, 1), "float32"),
+        "physics": ((7, 5), "float64"),
+    }
+
+
+def test_unknown_keys_are_ignored_and_flat_rewards_taken(tmp_path):
+    episode = make_episode()
+    arrays = raw(episode) | {"reward": episode.reward[:, 0], "skill": np.zeros((7, 16), np.float32)}
+    equal(exorl.read_episode(save(tmp_path, arrays, "20220101T120000_3_6.npz")), episode)
+
+
+def with_value(name, value):
+    def change(arrays):
+        array = arrays[name].copy()
+        array[3] = value
+        return arrays | {name: array}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (with_value("reward", np.nan), "reward is NaN or infinite in row 3"),
+        (with_value("observation", np.inf), "observation is NaN or infinite in row 3"),
+        (with_value("physics", -np.inf), "physics is NaN or infinite in row 3"),
+        (with_value("action", 1.5), r"an action is 1.5, outside \[-1, 1\]"),
+        (lambda a: a | {"action": a["action"][:-1]}, "action has 6 rows, but the name says 6 transitions, so 7 rows"),
+        (lambda a: {name: array[:-1] for name, array in a.items()}, "observation has 6 rows, but the name says 6"),
+        (lambda a: a | {"physics": a["physics"].astype(np.float32)}, "physics is float32, not float64"),
+        (lambda a: a | {"observation": a["observation"].astype(np.float64)}, "observation is float64, not float32"),
+        (lambda a: a | {"observation": a["observation"][:, 0]}, r"observation has shape \(7,\)"),
+        (lambda a: a | {"discount": np.ones((7, 2), np.float32)}, r"discount has shape \(7, 2\), not \(7, 1\)"),
+        (lambda a: {name: a[name] for name in a if name != "physics"}, "it has no physics; it has observation, action"),
+        (lambda a: a | {"reward": np.array([{}] * 7, object)}, "pickled objects, which are never loaded"),
+    ],
+)
+def test_bad_contents_are_named(tmp_path, change, message):
+    path = save(tmp_path, change(raw(make_episode())))
+    with pytest.raises(UserError, match=message) as caught:
+        exorl.read_episode(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unpickling_never_runs(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.write_text, (tmp_path / "ran", "boom")
+
+    save(tmp_path, raw(make_episode()) | {"reward": np.array([Bomb()] * 7, object)})
+    (tmp_path / "episode_000001_6.npz").write_bytes(pickle.dumps(Bomb()))
+    for path in exorl.list_episodes(tmp_path):
+        with pytest.raises(UserError, match=path.name):
+            exorl.read_episode(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@settings(deadline=None, max_examples=40)
+@given(share=st.floats(0, 0.999))
+def test_a_file_cut_anywhere_is_a_user_error(tmp_path_factory, share):
+    path = exorl.write_episode(tmp_path_factory.mktemp("cut"), 0, make_episode())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match="episode_000000_6.npz: bad episode file: it is truncated"):
+        exorl.read_episode(path)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_damaged_byte_is_a_user_error_or_harmless(tmp_path_factory, data):
+    episode = make_episode()
+    path = exorl.write_episode(tmp_path_factory.mktemp("flip"), 0, episode)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    try:
+        equal(exorl.read_episode(path), episode)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+def with_header(folder, header):
+    """An episode file whose observation has this .npy header."""
+    path = Path(folder) / "episode_000000_6.npz"
+    with zipfile.ZipFile(path, "w") as made:
+        for name, array in raw(make_episode()).items():
+            content = io.BytesIO()
+            np.save(content, array)
+            made.writestr(f"{name}.npy", content.getvalue())
+        made.filelist, made.NameToInfo = made.filelist[1:], {info.filename: info for info in made.filelist[1:]}
+        made.writestr("observation.npy", b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"('''",
+        b"{[]: 1}",
+        b"{1: 2, 'a': 3}",
+        b"{'descr': '<f4',",
+        b"(" * 3000,
+        b"[-" * 4000,
+        b"{'descr': (), 'fortran_order': False, 'shape': (7, 3)}",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (0, %d)}" % 10**30,
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 0)}",
+        b"{'descr': '\\d', 'fortran_order': False, 'shape': (7L, 3L)}",
+        b"\0\xff",
+        b"",
+    ],
+)
+def test_a_damaged_array_header_is_a_bad_file(tmp_path, header):
+    path = with_header(tmp_path, header)
+    with pytest.raises(UserError, match="episode_000000_6.npz: bad episode file") as caught:
+        exorl.read_episode(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000 + len(str(path))
+
+
+_WORDS = [
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ":",
+    "'",
+    '"""',
+    "-",
+    "1",
+    "7",
+    "3",
+    "0",
+    "L",
+    "<f4",
+    "O",
+    "V0",
+    "\\",
+    "\n",
+    "#",
+]
+_WORDS += ["'descr'", "'fortran_order'", "'shape'", "False", "(7, 3)", "{'descr': '<f4', 'fortran_order': ", " "]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.binary(max_size=60) | st.lists(st.sampled_from(_WORDS), max_size=25).map(lambda words: "".join(words).encode())
+)
+def test_any_array_header_without_its_data_is_a_bad_file(tmp_path_factory, header):
+    path = with_header(tmp_path_factory.getbasetemp(), header)
+    with pytest.raises(UserError, match="episode_000000_6.npz: bad episode file"):
+        exorl.read_episode(path)
+
+
+def test_widths_must_be_those_asked_for(tmp_path):
+    path = exorl.write_episode(tmp_path, 0, make_episode())
+    with pytest.raises(
+        UserError, match="widths are observation 3, action 2, reward 1, physics 4; expected observation 9"
+    ):
+        exorl.read_episode(path, dims=exorl.Dims(9, 2, 1, 4))
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(UserError, match="no such episode file"):
+        exorl.read_episode(tmp_path / "episode_000000_6.npz")
+    with pytest.raises(UserError, match="no such folder"):
+        exorl.list_episodes(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no episode files"):
+        exorl.list_episodes(tmp_path)
+
+
+def test_exorl_files_come_by_index_from_the_folder_or_the_one_above(tmp_path):
+    for index in (1_000_000, 2, 10):
+        exorl.write_episode(tmp_path / "proto" / "buffer", index, make_episode())
+    (tmp_path / "proto" / "buffer" / ".episode_000003_6.npz.99").touch()
+    names = ["episode_000002_6.npz", "episode_000010_6.npz", "episode_1000000_6.npz"]
+    assert [path.name for path in exorl.list_episodes(tmp_path / "proto")] == names
+    assert [path.name for path in exorl.list_episodes(tmp_path / "proto" / "buffer")] == names
+
+
+def test_urlb_files_come_by_timestamp_then_index(tmp_path):
+    names = ["20210101T000000_9_6.npz", "20210102T000000_2_6.npz", "20210102T000000_10_6.npz"]
+    for name in reversed(names):
+        save(tmp_path, raw(make_episode()), name)
+    assert [path.name for path in exorl.list_episodes(tmp_path)] == names
+
+
+def test_a_file_with_another_name_is_named(tmp_path):
+    save(tmp_path, raw(make_episode()), "walker.npz")
+    with pytest.raises(UserError, match=r"walker\.npz: bad episode file: the name is neither"):
+        exorl.list_episodes(tmp_path)
+
+
+def test_a_folder_stops_at_the_first_bad_file(tmp_path):
+    for index in range(3):
+        exorl.write_episode(tmp_path, index, make_episode(seed=index))
+    (tmp_path / "episode_000001_6.npz").write_bytes(b"PK")
+    reading = exorl.read_folder(tmp_path)
+    assert len(reading) == 3 and next(reading)[0].name == "episode_000000_6.npz"
+    with pytest.raises(UserError, match="episode_000001_6.npz"):
+        next(reading)
+
+
+def test_skip_bad_moves_files_to_quarantine_with_reasons(tmp_path):
+    exorl.write_episode(tmp_path, 0, make_episode(widths=(9, 2, 1, 4)))  # the odd one is the first
+    for index in range(1, 4):
+        exorl.write_episode(tmp_path, index, make_episode(seed=index))
+    (tmp_path / "episode_000002_6.npz").write_bytes(b"")
+    reading = exorl.read_folder(tmp_path, skip_bad=True)
+    assert [path.name[8:14] for path, _ in reading] == ["000001", "000003"]
+    assert reading.skipped == 2
+    quarantine = tmp_path / "quarantine"
+    assert {path.name for path in quarantine.glob("*.npz")} == {"episode_000000_6.npz", "episode_000002_6.npz"}
+    reasons = (quarantine / "reasons.txt").read_text().splitlines()
+    assert "observation 9" in reasons[0] and "truncated" in reasons[1]
+    assert [path.name[8:14] for path, _ in exorl.read_folder(tmp_path)] == ["000001", "000003"]
+
+
+def test_a_bad_file_that_another_process_has_moved_is_no_error(tmp_path):
+    for index in range(2):
+        exorl.write_episode(tmp_path, index, make_episode(seed=index))
+    reading = exorl.read_folder(tmp_path, skip_bad=True)
+    (tmp_path / reading.files[1].name).unlink()
+    assert len(list(reading)) == 1 and reading.skipped == 1
+    assert not (tmp_path / "quarantine" / "reasons.txt").exists()
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def fail(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(KeyboardInterrupt):
+        exorl.write_episode(tmp_path, 0, make_episode())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,170 @@
+"""A probe shows the agent just the past that a reader would write down by hand, and keeps its own record intact."""
+
+from functools import cache
+from itertools import permutations
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from ringrl.config import ModelConfig
+from ringrl.errors import UserError
+from ringrl.model.output_heads import TanhMSE
+from ringrl.model.tokens import ORDER, TokenLayout
+from ringrl.model.transformer import Transformer, make_attend
+from ringrl.rollout.ablation import AblatedContext, ablate
+from ringrl.rollout.context import CachedContext
+
+ENVS, TRIALS, LENGTH, TARGET = 3, 4, 3, 0.75
+STEPS = TRIALS * LENGTH
+SIZES = {"observation": 2, "action": 1}
+OUTCOME = ("action", "reward", "completion")
+
+
+@cache
+def make_model(fused: bool) -> Transformer:
+    config = ModelConfig(layers=2, width=16, heads=2, kv_heads=2, max_steps=8, max_trials=4)
+    model = Transformer(config, TokenLayout(ORDER, fused=fused), TanhMSE(), SIZES, rngs=nnx.Rngs(0))
+    for embedding in (model.embed.step, model.embed.trial):  # they start small; here they shall matter
+        embedding.embedding[...] = 30.0 * embedding.embedding[...]
+    return model
+
+
+@cache
+def forward(fused: bool):
+    attend = make_attend(None, "contiguous", None)
+    return jax.jit(lambda steps: make_model(fused)(steps, attend))
+
+
+def link(fields: dict) -> dict:
+    """With the outcome of the step before, where that is there."""
+    for name in OUTCOME:
+        before = np.zeros_like(fields[name])
+        before[:, 1:] = fields[name][:, :-1]
+        absent = np.ones(fields["step"].shape, bool)
+        absent[:, 1:] = fields["segment_ids"][:, :-1] == 0
+        before[absent] = 0
+        fields[f"previous_{name}"] = before
+    return fields
+
+
+def history(seed: int = 0) -> dict[str, np.ndarray]:
+    """What really happened: every number of every step another one."""
+    rng, shape = np.random.default_rng(seed), (ENVS, STEPS)
+    drawn = {name: rng.normal(size=shape).astype(np.float32) for name in ("reward", "completion", "return_to_go")}
+    drawn["return_to_go"][:, ::LENGTH] = TARGET
+    wide = {name: rng.normal(size=(*shape, size)).astype(np.float32) for name, size in SIZES.items()}
+    slots = np.arange(STEPS, dtype=np.int32)
+    counted = {"step": slots % LENGTH, "trial": slots // LENGTH, "position": slots, "segment_ids": slots * 0 + 1}
+    repeated = {name: np.tile(value, (ENVS, 1)) for name, value in counted.items()}
+    return link(drawn | wide | repeated | {"weight": np.ones(shape, np.float32)})
+
+
+def drive(context: CachedContext, fields: dict) -> np.ndarray:
+    """Raw outputs [envs, steps, ...] of an agent that lives through `fields`."""
+    outputs = []
+    for t in range(fields["step"].shape[1]):
+        step = {name: value[:, t] for name, value in fields.items()}
+        outputs.append(np.asarray(context.predict({k: v for k, v in step.items() if k not in (*OUTCOME, "weight")})))
+        context.amend({name: step[name] for name in OUTCOME})
+    return np.stack(outputs, axis=1)
+
+
+def probed(probe: str, fused: bool, steps: int = STEPS) -> AblatedContext:
+    return AblatedContext(make_model(fused), ENVS, steps, LENGTH, SIZES, probe=probe, target=TARGET, seed=3)
+
+
+def by_hand(probe: str, fields: dict, trial: int, order: tuple[int, ...] = ()) -> dict:
+    """The history up to the end of `trial`, as it stands while that is the present one."""
+    shown = {name: value.copy() for name, value in fields.items()}
+    start = trial * LENGTH
+    shown["segment_ids"][:, start + LENGTH :] = 0
+    if probe == "truncated":
+        shown["segment_ids"][:, :start] = 0
+    if probe == "foreign":
+        for name, value in fields.items():
+            shown[name][:, :start] = value[[1, 2, 0], :start]
+    if probe == "shuffled":
+        for name in ("observation", "return_to_go", *OUTCOME):
+            pieces = [fields[name][:, each * LENGTH : (each + 1) * LENGTH] for each in order]
+            shown[name][:, :start] = np.concatenate(pieces, axis=1)
+    if probe == "blind":
+        shown["reward"][...], shown["completion"][...], shown["return_to_go"][...] = 0, 0, TARGET
+    return link(shown)
+
+
+@pytest.mark.parametrize(
+    "probe, fused", [("truncated", False), ("truncated", True), ("foreign", True), ("blind", False), ("blind", True)]
+)
+def test_every_trial_sees_the_past_that_stands_here(probe, fused):
+    fields = history()
+    outputs, intact = drive(probed(probe, fused), fields), forward(fused)(fields)
+    for trial in range(TRIALS):
+        present = slice(trial * LENGTH, (trial + 1) * LENGTH)
+        expected = forward(fused)(by_hand(probe, fields, trial))[:, present]
+        np.testing.assert_allclose(outputs[:, present], expected, rtol=0, atol=2e-5)
+        if trial or probe == "blind":
+            assert np.abs(outputs[:, present] - intact[:, present]).max() > 1e-2
+
+
+def test_shuffled_trials_stand_in_one_order_for_each_environment():
+    fused = True
+    fields, trial = history(), TRIALS - 1
+    outputs, present = drive(probed("shuffled", fused), fields), slice(trial * LENGTH, STEPS)
+    orders = list(permutations(range(trial)))
+    expected = np.stack([forward(fused)(by_hand("shuffled", fields, trial, order))[:, present] for order in orders])
+    off = np.abs(expected - outputs[None, :, present]).max(axis=(2, 3, 4))  # [orders, envs]
+    assert ((off < 2e-5).sum(axis=0) == 1).all() and ((off > 1e-3).sum(axis=0) == len(orders) - 1).all()
+    found = [orders[which] for which in off.argmin(axis=0)]
+    assert len(set(found)) > 1 and set(found) != {orders[0]}
+
+
+def test_truncated_outputs_do_not_depend_on_earlier_trials():
+    fields, other, start = history(), history(1), (TRIALS - 1) * LENGTH
+    for name, value in fields.items():
+        if not name.startswith("previous"):
+            other[name][:, start:] = value[:, start:]
+    other = link(other)
+    one, two = (drive(probed("truncated", False), each) for each in (fields, other))
+    np.testing.assert_array_equal(one[:, start:], two[:, start:])
+    assert np.abs(one[:, :start] - two[:, :start]).max() > 1e-2
+
+
+def test_a_full_context_is_tampered_with_after_it_made_room():
+    """Two trials fit: the last one sees that before it, of the next environment, both counted from 0."""
+    fields, two = history(), 2 * LENGTH
+    outputs = drive(probed("foreign", True, steps=two), fields)
+    newest = {name: value[:, -two:].copy() for name, value in fields.items()}
+    for name in ("trial", "position"):
+        newest[name] -= newest[name][:, :1]
+    shown = by_hand("foreign", newest, 1)
+    shown = {name: np.concatenate([value, np.zeros_like(value)], axis=1) for name, value in shown.items()}
+    expected = forward(True)(shown)[:, LENGTH:two]
+    np.testing.assert_allclose(outputs[:, -LENGTH:], expected, rtol=0, atol=2e-5)
+
+
+def test_trials_of_unequal_lengths_change_places_whole():
+    """One environment with trials of 1, 3 and 2 steps and the first step of a fourth; the keys order them 2, 0, 1."""
+    trial = np.array([[0, 1, 1, 1, 2, 2, 3]], np.int32)
+    number = np.array([[0, 0, 1, 2, 0, 1, 0]], np.int32)
+    reward = np.array([[1, 2, 3, 4, 5, 6, 0]], np.float32)
+    fields = {
+        "step": number, "trial": trial, "reward": reward, "completion": -reward, "action": reward[:, :, None] * 10,
+        "position": np.arange(7, dtype=np.int32)[None], "segment_ids": np.ones((1, 7), np.int32),
+    }  # fmt: skip
+    shown = ablate("shuffled", fields, np.array([[0.5, 0.9, 0.1, 0.0]]), TARGET)
+    assert shown["reward"].tolist() == [[5, 6, 1, 2, 3, 4, 0]]
+    assert shown["step"].tolist() == [[0, 1, 0, 0, 1, 2, 0]]
+    assert shown["trial"].tolist() == [[0, 0, 1, 2, 2, 2, 3]]
+    assert shown["position"].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert shown["previous_action"][..., 0].tolist() == [[0, 50, 60, 10, 20, 30, 40]]
+    assert fields["reward"].tolist() == reward.tolist()  # what really happened stays
+
+
+def test_environments_must_begin_their_trials_together():
+    fields = {name: value[:, 0].copy() for name, value in history().items()}
+    context = probed("shuffled", True)
+    fields["step"][1] = 2
+    with pytest.raises(UserError, match="--probe shuffled: .*begin their trials at different times"):
+        context.predict(fields)

@@ -1,0 +1,375 @@
+"""Batches from a store in memory: what a row holds, that it is the same every time, and what was read for it."""
+
+import itertools
+from dataclasses import fields
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ringrl.attention.layout import from_ring_order
+from ringrl.batch import Batch, Chain
+from ringrl.errors import UserError
+from ringrl.sampling.loader import Normalizer, make_loader, pad_batch
+from ringrl.sampling.packing import Packing
+from ringrl.sampling.samplers import HindsightSampler, WindowSampler
+
+LAYOUTS = ("contiguous", "striped", "zigzag")
+
+
+class MemoryStore:
+    """Random episodes of two observation and one action dimension; it records the spans that are read."""
+
+    def __init__(self, lengths: list[int], seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.lengths = np.array(lengths, np.int64)
+        self.observation = [rng.normal(3, 2, (n, 2)).astype(np.float32) for n in lengths]
+        self.action = [rng.uniform(-1, 1, (n, 1)).astype(np.float32) for n in lengths]
+        self.reward = [rng.uniform(0, 1, n).astype(np.float32) for n in lengths]
+        self.spans: list[tuple[int, int, int]] = []
+
+    def returns(self, task: str) -> np.ndarray:
+        return np.array([each.sum(dtype=np.float64) for each in self.reward])
+
+    def read_many(self, spans, task):
+        self.spans.extend(spans)
+        return [
+            SimpleNamespace(
+                observation=self.observation[e][a:b],
+                action=self.action[e][a:b],
+                reward=self.reward[e][a:b],
+                earlier=self.reward[e][:a],
+            )
+            for e, a, b in spans
+        ]
+
+
+def unit_normalizer(**changes) -> Normalizer:
+    values = {
+        "observation_mean": np.zeros(2, np.float32),
+        "observation_std": np.ones(2, np.float32),
+        "return_scale": 1.0,
+        "reward_scale": 1.0,
+    }
+    return Normalizer(**(values | changes))
+
+
+def chain(*trials: int, first: float = 1) -> Chain:
+    """A chain of trials of these lengths whose step number t, from `first` on, has action t / 100 and reward t."""
+    step = np.concatenate([np.arange(n, dtype=np.int32) for n in trials])
+    count = first + np.arange(len(step), dtype=np.float32)
+    ends = np.zeros(len(step), np.float32)
+    ends[np.cumsum(trials) - 1] = 1
+    return Chain(
+        observation=np.stack([count, -count], axis=1),
+        action=count[:, None] / 100,
+        reward=count,
+        return_to_go=10 * count,
+        completion=ends,
+        step=step,
+        trial=np.repeat(np.arange(len(trials), dtype=np.int32), trials),
+    )
+
+
+def assert_same(a: Batch, b: Batch) -> None:
+    for field in fields(Batch):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+
+
+def take(loader, count: int) -> list[Batch]:
+    batches = list(itertools.islice(loader, count))
+    loader.close()
+    return batches
+
+
+def ascending(store: MemoryStore, trajectories: int) -> HindsightSampler:
+    return HindsightSampler(store.lengths, store.returns("any"), trajectories)
+
+
+def test_a_padded_row_of_two_trials():
+    batch = pad_batch([chain(2, 3)], 7, unit_normalizer(reward_scale=2.0, return_scale=10.0))
+    assert batch.reward[0].tolist() == [0.5, 1, 1.5, 2, 2.5, 0, 0]
+    # The last reward and the completion of trial 0 are what the first step of trial 1 sees.
+    assert batch.previous_reward[0].tolist() == [0, 0.5, 1, 1.5, 2, 0, 0]
+    assert batch.previous_completion[0].tolist() == [0, 0, 1, 0, 0, 0, 0]
+    assert batch.completion[0].tolist() == [0, 1, 0, 0, 1, 0, 0]
+    np.testing.assert_allclose(batch.previous_action[0, :, 0], [0, 0.01, 0.02, 0.03, 0.04, 0, 0], rtol=1e-6)
+    assert batch.return_to_go[0].tolist() == [1, 2, 3, 4, 5, 0, 0]
+    assert batch.step[0].tolist() == [0, 1, 0, 1, 2, 0, 0]
+    assert batch.trial[0].tolist() == [0, 0, 1, 1, 1, 0, 0]
+    assert batch.position[0].tolist() == [0, 1, 2, 3, 4, 0, 0]
+    assert batch.segment_ids[0].tolist() == [1, 1, 1, 1, 1, 0, 0]
+    assert batch.weight[0].tolist() == [1, 1, 1, 1, 1, 0, 0]
+
+
+def test_packed_chains_do_not_see_each_other():
+    chains = [chain(2), chain(3, first=5), chain(1), chain(4)]
+    packing = Packing(np.array([0, 0, 1, 1]), np.array([0, 2, 0, 1]), np.array([1, 2, 1, 2]))
+    batch = pad_batch(chains, 6, unit_normalizer(), packing=packing)
+    assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 0]]
+    assert batch.position.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
+    assert batch.step.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
+    assert batch.previous_reward.tolist() == [[0, 1, 0, 5, 6, 0], [0, 0, 1, 2, 3, 0]]
+    assert batch.previous_completion.tolist() == [[0] * 6, [0] * 6]
+
+
+def test_a_chain_that_does_not_fit_says_what_length_would():
+    with pytest.raises(UserError, match=r"5 steps is too short for a chain of 6 steps; .*row_steps to at least 6"):
+        pad_batch([chain(2), chain(2, 4)], 5, unit_normalizer())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ring_order_is_a_permutation_of_finished_rows(layout):
+    chains = [chain(3, 4), chain(5)]
+    plain = pad_batch(chains, 8, unit_normalizer())
+    ring = pad_batch(chains, 8, unit_normalizer(), ring_size=4, layout=layout)
+    back = {name: from_ring_order(array, 4, layout) for name, array in ring.asdict().items()}
+    assert_same(Batch(**back), plain)
+
+
+def test_rows_that_the_ring_cannot_split_are_refused():
+    with pytest.raises(UserError, match="rows of 6 steps: .*multiple of 8"):
+        pad_batch([chain(3)], 6, unit_normalizer(), ring_size=4, layout="zigzag")
+
+
+def loader_of(store: MemoryStore, **changes):
+    options = {"batch": 4, "steps": 16, "seed": 7} | changes
+    return make_loader(store, ascending(store, 2), "any", unit_normalizer(), **options)
+
+
+def test_batches_depend_on_the_seed_alone():
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    first, again = take(loader_of(store), 4), take(loader_of(store, threads=5, prefetch=3), 4)
+    for a, b in zip(first, again, strict=True):
+        assert_same(a, b)
+    assert not np.array_equal(first[0].observation, first[1].observation)
+    assert not np.array_equal(first[0].observation, take(loader_of(store, seed=8), 1)[0].observation)
+    assert len(np.unique(first[0].observation[:, 0, 0])) > 1, "rows differ"
+
+
+def test_a_row_is_the_plan_read_and_padded():
+    store = MemoryStore([5, 8, 3])
+    batch = take(loader_of(store, batch=1), 1)[0]
+    returns = store.returns("any")
+    worse, better = (
+        int(np.argmin(np.abs(store.lengths - n))) for n in np.bincount(batch.trial[0][batch.weight[0] > 0])
+    )
+    assert returns[worse] < returns[better]
+    expected = np.concatenate([store.observation[worse], store.observation[better]])
+    np.testing.assert_array_equal(batch.observation[0, : len(expected)], expected)
+    assert batch.return_to_go[0, 0] == pytest.approx(returns[better])
+    assert batch.weight.sum() == len(expected)
+
+
+def test_resuming_gives_the_uninterrupted_batches():
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    whole = take(loader_of(store), 6)
+    for a, b in zip(whole[4:], take(loader_of(store, start_step=4), 2), strict=True):
+        assert_same(a, b)
+
+
+def test_resuming_reads_nothing_of_earlier_steps():
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    take(loader_of(store, start_step=10**12, prefetch=1), 1)
+    # One batch taken and at most one ahead: four rows each, of two spans each.
+    assert len(store.spans) <= 2 * 4 * 2
+
+
+def test_row_shards_are_the_rows_of_the_whole_batch():
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    whole = take(loader_of(store), 2)
+    parts = [take(loader_of(store, rows=np.arange(2) + 2 * index), 2) for index in range(2)]
+    for step in range(2):
+        joined = {f.name: np.concatenate([getattr(p[step], f.name) for p in parts]) for f in fields(Batch)}
+        assert_same(Batch(**joined), whole[step])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_step_shards_are_the_steps_of_the_whole_batch(layout):
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    ring = {"ring_size": 4, "layout": layout}
+    whole = take(loader_of(store, **ring), 2)
+    parts = [take(loader_of(store, places=np.arange(4) + 4 * index, **ring), 2) for index in range(4)]
+    for step in range(2):
+        joined = {f.name: np.concatenate([getattr(p[step], f.name) for p in parts], axis=1) for f in fields(Batch)}
+        assert_same(Batch(**joined), whole[step])
+
+
+def test_a_part_need_not_be_one_piece():
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    whole = take(loader_of(store), 1)[0]
+    rows, places = np.array([0, 3]), np.array([1, 2, 9, 15])
+    part = take(loader_of(store, rows=rows, places=places), 1)[0]
+    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[rows][:, places] for f in fields(Batch)}))
+
+
+def test_a_step_shard_reads_only_what_it_holds():
+    store = MemoryStore([8] * 6)
+    options = {"batch": 1, "steps": 48, "prefetch": 0}
+    for index in range(6):
+        store.spans.clear()
+        places = np.arange(9) + 8 * index if index < 5 else np.arange(4) + 44
+        loader = make_loader(store, ascending(store, 6), "any", unit_normalizer(), seed=0, places=places, **options)
+        take(loader, 1)
+        spans = [span[1:] for span in store.spans]
+        # All of its own trajectory and the next one's first step; before it the one step that `previous_*` show.
+        assert spans == {0: [(0, 8), (0, 1)], 5: [(3, 8)]}.get(index, [(7, 8), (0, 8), (0, 1)])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("repeat", [1, 2])
+@pytest.mark.parametrize("lengths", [[500, 5600], [80] * 70], ids=["long", "short"])
+def test_a_ring_shard_of_long_rows_reads_only_what_it_holds(layout, repeat, lengths):
+    store, size, steps = MemoryStore(lengths), 8, 6144
+    options = {"batch": 1, "steps": steps, "prefetch": 0, "ring_size": size, "layout": layout, "seed": 0}
+    planner = ascending(store, len(lengths))
+
+    def batch(**held) -> Batch:
+        loader = make_loader(store, planner, "any", unit_normalizer(), action_repeat=repeat, **options, **held)
+        return take(loader, 1)[0]
+
+    whole = batch()
+    for index in range(size):
+        places = np.arange(index * steps // size, (index + 1) * steps // size)
+        store.spans.clear()
+        part = batch(places=places)
+        assert_same(part, Batch(**{f.name: getattr(whole, f.name)[:, places] for f in fields(Batch)}))
+        read, filled = sum(stop - start for _, start, stop in store.spans), int((part.segment_ids > 0).sum())
+        # A stripe is read whole. Two runs need at most a step before each; shorter gaps than 250 are read, here none.
+        assert read <= (sum(lengths) if layout == "striped" else repeat * max(filled + 2, 1))
+
+
+def test_a_stripe_of_a_long_ring_is_cut():
+    store = MemoryStore([4000])
+    planner = ascending(store, 1)
+    options = {"batch": 1, "steps": 4096, "prefetch": 0, "ring_size": 512, "layout": "striped", "seed": 0}
+    whole = take(make_loader(store, planner, "any", unit_normalizer(), **options), 1)[0]
+    places = np.arange(24, 32)
+    store.spans.clear()
+    part = take(make_loader(store, planner, "any", unit_normalizer(), places=places, **options), 1)[0]
+    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[:, places] for f in fields(Batch)}))
+    assert [span[1:] for span in store.spans] == [(at - 1, at + 1) for at in range(3, 4000, 512)]
+
+
+def test_a_shard_of_padding_reads_one_step():
+    store = MemoryStore([4, 4])
+    batch = take(loader_of(store, batch=1, places=np.arange(10, 16), prefetch=0), 1)[0]
+    assert [stop - start for _, start, stop in store.spans] == [1]
+    assert not batch.weight.any() and not batch.segment_ids.any() and batch.observation.shape == (1, 6, 2)
+
+
+def packed(store: MemoryStore, **changes):
+    planner = WindowSampler(store.lengths, store.returns("any"), action_repeat=2)
+    options = {"batch": 4, "steps": 16, "seed": 7, "action_repeat": 2, "packing": True} | changes
+    return make_loader(store, planner, "any", unit_normalizer(), **options)
+
+
+LENGTHS = [3, 20, 9, 14, 1, 6, 28, 2]
+
+
+def test_packed_rows_hold_whole_chains():
+    store = MemoryStore(LENGTHS)
+    batches = take(packed(store), 5)
+    assert max(batch.segment_ids.max() for batch in batches) > 1
+    for batch in batches:
+        for row in range(4):
+            ids, position, reward = batch.segment_ids[row], batch.position[row], batch.reward[row]
+            held = int((ids > 0).sum())
+            assert (ids[:held] > 0).all() and (np.diff(ids[:held]) >= 0).all(), "chains one after another, then padding"
+            for segment in range(1, ids.max() + 1):
+                count = int((ids == segment).sum())
+                assert position[ids == segment].tolist() == list(range(count))
+                sums = [np.add.reduceat(each, np.arange(0, len(each), 2)) for each in store.reward]
+                assert any(len(each) == count and np.allclose(each, reward[ids == segment]) for each in sums)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_parts_are_those_of_the_whole_batch(layout):
+    store = MemoryStore(LENGTHS)
+    ring = {"ring_size": 4, "layout": layout}
+    whole = take(packed(store, **ring), 3)
+    rows, places = np.array([1, 2]), np.arange(4, 12)
+    for threads in (1, 3):
+        part = take(packed(store, rows=rows, places=places, threads=threads, start_step=1, **ring), 2)
+        for a, b in zip(part, whole[1:], strict=True):
+            assert_same(a, Batch(**{f.name: getattr(b, f.name)[rows][:, places] for f in fields(Batch)}))
+
+
+def test_windows_through_the_loader():
+    """Ten integers: the rewards of one episode, read in windows of two decisions of two steps."""
+    store = MemoryStore([10])
+    store.reward[0][:] = np.arange(10)
+    planner = WindowSampler(store.lengths, store.returns("any"), window=2, action_repeat=2)
+    loader = make_loader(store, planner, "any", unit_normalizer(), batch=8, steps=2, seed=0, action_repeat=2)
+    batch = take(loader, 1)[0]
+    rewards, to_go = [1, 5, 9, 13, 17], [45, 44, 39, 30, 17]
+    assert len(np.unique(batch.step[:, 0])) > 2
+    for row, first in enumerate(batch.step[:, 0].tolist()):
+        filler = [0] * (first == 4)
+        assert batch.reward[row].tolist() == rewards[first : first + 2] + filler
+        assert batch.return_to_go[row].tolist() == to_go[first : first + 2] + filler
+
+
+def test_an_error_in_a_background_thread_reaches_the_caller():
+    store = MemoryStore([9, 9])
+    loader = loader_of(store, steps=10)
+    with pytest.raises(UserError, match="a row of 10 steps is too short for a chain of 18"):
+        next(loader)
+
+
+def test_normalizer_measures_what_numpy_does():
+    store = MemoryStore([40, 30, 50, 20])
+    fitted = Normalizer.fit(store, "any", np.array([0, 2, 3], np.int64))
+    observation = np.concatenate([store.observation[e] for e in (0, 2, 3)]).astype(np.float64)
+    reward = np.concatenate([store.reward[e] for e in (0, 2, 3)]).astype(np.float64)
+    np.testing.assert_allclose(fitted.observation_mean, observation.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(fitted.observation_std, observation.std(axis=0) + 1e-6, rtol=1e-6)
+    assert fitted.return_scale == pytest.approx(store.returns("any")[[0, 2, 3]].max())
+    assert fitted.reward_scale == pytest.approx(reward.std())
+    normal = fitted.normalize_observation(observation.astype(np.float32))
+    assert normal.dtype == np.float32
+    np.testing.assert_allclose([normal.mean(), normal.std()], [0, 1], atol=1e-5)
+
+
+def test_normalizer_counts_decisions_under_an_action_repeat():
+    store = MemoryStore([7, 6])
+    fitted = Normalizer.fit(store, "any", action_repeat=3)
+    observation = np.concatenate([each[::3] for each in store.observation])
+    reward = [each[first : first + 3].sum() for each in store.reward for first in range(0, len(each), 3)]
+    np.testing.assert_allclose(fitted.observation_mean, observation.mean(axis=0), rtol=1e-6)
+    assert fitted.reward_scale == pytest.approx(np.std(reward), rel=1e-6)
+
+
+def test_normalizer_leaves_constants_alone():
+    store = MemoryStore([6, 6])
+    for observation, reward in zip(store.observation, store.reward, strict=True):
+        observation[:, 1] = 0.1
+        reward[:] = 0
+    fitted = Normalizer.fit(store, "any")
+    assert fitted.observation_std[1] == 1
+    assert (fitted.return_scale, fitted.reward_scale) == (1.0, 1.0)
+
+
+def test_normalizer_subsamples_evenly_but_counts_every_return():
+    store = MemoryStore([4] * 9)
+    store.reward[1][:] = 100
+    fitted = Normalizer.fit(store, "any", max_episodes=3)
+    assert [span[0] for span in store.spans] == [0, 4, 8]
+    assert fitted.return_scale == 400
+    with pytest.raises(UserError, match="no episodes"):
+        Normalizer.fit(store, "any", np.array([], np.int64))
+
+
+def test_normalizer_survives_the_disk(tmp_path):
+    fitted = Normalizer.fit(MemoryStore([5, 6]), "any")
+    path = tmp_path / "normalizer.json"
+    fitted.save(path)
+    loaded = Normalizer.load(path)
+    for field in fields(Normalizer):
+        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(fitted, field.name))
+    assert [each.name for each in tmp_path.iterdir()] == ["normalizer.json"]
+    with pytest.raises(UserError, match="no such file"):
+        Normalizer.load(tmp_path / "absent.json")
+    path.write_text('{"return_scale": 1}')
+    with pytest.raises(UserError, match="not a normalizer"):
+        Normalizer.load(path)

@@ -1,0 +1,300 @@
+"""Every planner on a store of ten integers' size, its answer worked out by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringrl.batch import ContextPlan
+from ringrl.episode import Episode
+from ringrl.errors import UserError
+from ringrl.sampling.samplers import (
+    HindsightSampler,
+    HistorySampler,
+    WindowSampler,
+    build_chain,
+    decisions,
+    top_fraction,
+)
+from ringrl.store.episode_store import DataSource, build, open_store
+
+
+class FakeStore:
+    """Episodes held in memory; rewards are given, observation and action tell which step of which episode they are."""
+
+    def __init__(self, rewards: list[list[float]]):
+        self.rewards = [np.array(each, np.float32) for each in rewards]
+        self.lengths = np.array([len(each) for each in rewards], np.int64)
+        self.spans: list[tuple[int, int, int]] = []
+
+    def returns(self, task: str) -> np.ndarray:
+        return np.array([each.sum() for each in self.rewards], np.float64)
+
+    def read_many(self, spans, task):
+        self.spans.extend(spans)
+        return [self._steps(*span) for span in spans]
+
+    def _steps(self, episode: int, start: int, stop: int) -> SimpleNamespace:
+        step = np.arange(start, stop, dtype=np.float32)
+        return SimpleNamespace(
+            observation=np.stack([np.full_like(step, episode), step], axis=1),
+            action=step[:, None] / 10,
+            reward=self.rewards[episode][start:stop],
+            earlier=self.rewards[episode][:start],
+        )
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, np.float64)
+
+
+def plan(episode, start, stop, target, completed) -> ContextPlan:
+    return ContextPlan(ints(*episode), ints(*start), ints(*stop), floats(*target), np.array(completed))
+
+
+def draws(planner, count: int = 300) -> list[ContextPlan]:
+    rng = np.random.default_rng(0)
+    return [planner.sample(rng) for _ in range(count)]
+
+
+def test_windows_of_three_from_episodes_of_two_and_four_steps():
+    plans = draws(WindowSampler(ints(2, 4), floats(5, 7), window=3))
+    seen = {(int(p.episode[0]), int(p.start[0]), int(p.stop[0]), float(p.target[0])) for p in plans}
+    # Episode 0 is shorter than a window; in episode 1 the window starts anywhere and ends where the episode does.
+    assert seen == {(0, 0, 2, 5.0), (1, 0, 3, 7.0), (1, 1, 4, 7.0), (1, 2, 4, 7.0), (1, 3, 4, 7.0)}
+    assert not any(p.completed.any() for p in plans)
+
+
+def test_windows_draw_episodes_in_proportion_to_their_length():
+    plans = draws(WindowSampler(ints(1, 9), floats(0, 0)), 1000)
+    assert sum(int(p.episode[0]) for p in plans) == pytest.approx(900, abs=30)
+
+
+def test_windows_without_a_size_are_whole_episodes_of_the_subset():
+    plans = draws(WindowSampler(ints(2, 4, 3), floats(5, 7, 6), episodes=ints(2, 0)))
+    assert {(int(p.episode[0]), int(p.start[0]), int(p.stop[0])) for p in plans} == {(0, 0, 2), (2, 0, 3)}
+
+
+def test_windows_count_decisions_and_start_at_one():
+    # Seven steps are the decisions 0-1, 2-3, 4-5, 6; a window of two decisions is four steps.
+    plans = draws(WindowSampler(ints(7), floats(1), window=2, action_repeat=2))
+    assert {(int(p.start[0]), int(p.stop[0])) for p in plans} == {(0, 4), (2, 6), (4, 7), (6, 7)}
+
+
+def test_top_fraction_counts_time_steps():
+    # Best first the episodes have 2, 3, 1 and 4 of the 10 steps; half of them holds the first two.
+    lengths, returns = ints(4, 3, 2, 1), floats(1, 8, 9, 5)
+    assert top_fraction(lengths, returns, 0.5).tolist() == [2, 1]
+    assert top_fraction(lengths, returns, 0.1).tolist() == [2], "the best is always there"
+    assert top_fraction(lengths, returns, 1.0).tolist() == [2, 1, 3, 0]
+    with pytest.raises(UserError, match="fraction=10"):
+        top_fraction(lengths, returns, 10.0)
+
+
+def test_ascending_sorts_and_targets_the_maximum():
+    lengths, returns = ints(3, 1, 2, 5), floats(4, 9, 2, 9)
+    chain = HindsightSampler(lengths, returns, trajectories=4).sample(np.random.default_rng(0))
+    assert returns[chain.episode].tolist() == [2, 4, 9, 9]
+    assert chain.target.tolist() == [9, 9, 9, 9]
+    assert chain.completed.tolist() == [False, False, True, True]
+    assert chain.start.tolist() == [0, 0, 0, 0]
+    assert chain.stop.tolist() == lengths[chain.episode].tolist()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.integers(0, 99), st.data())
+def test_ascending_holds_its_promises(returns, seed, data):
+    count = data.draw(st.integers(1, len(returns)))
+    draw = data.draw(st.sampled_from(["uniform", "stratified"]))
+    scores = floats(*returns)
+    planner = HindsightSampler(np.ones(len(returns), np.int64), scores, count, draw=draw)
+    chain = planner.sample(np.random.default_rng(seed))
+    assert len(set(chain.episode.tolist())) == count
+    assert (np.diff(scores[chain.episode]) >= 0).all()
+    assert (chain.target == scores[chain.episode].max()).all()
+    assert (chain.completed == (scores[chain.episode] == chain.target)).all()
+
+
+def test_ascending_stratified_takes_one_of_each_band():
+    # Ranked by return the episodes are 4 3 | 2 1 | 0.
+    planner = HindsightSampler(np.ones(5, np.int64), floats(50, 40, 30, 20, 10), trajectories=3, draw="stratified")
+    assert {tuple(p.episode.tolist()) for p in draws(planner, 100)} == {
+        (low, middle, 0) for low in (4, 3) for middle in (2, 1)
+    }
+
+
+def test_ascending_needs_enough_episodes():
+    with pytest.raises(UserError, match="4 trajectories cannot be drawn from 3 episodes"):
+        HindsightSampler(ints(1, 1, 1), floats(1, 2, 3), trajectories=4)
+    with pytest.raises(UserError, match="no episodes"):
+        WindowSampler(ints(), floats()).sample(np.random.default_rng(0))
+
+
+def test_histories_keep_every_second_episode_of_one_source():
+    # Source 0 wrote the episodes 0 2 4 5 6, source 1 the episodes 1 3 7; three of every second span five.
+    source = np.array([0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 1], np.int32)
+    ones = np.ones(11, np.int64)
+    planner = HistorySampler(ones, np.arange(11, dtype=np.float64), source, trajectories=3, every=2)
+    # Source 0: 0 2 4 5 6 8 -> stretches from 0 and from 2. Source 1: 1 3 7 9 10 -> one stretch.
+    assert {tuple(p.episode.tolist()) for p in draws(planner)} == {(0, 4, 6), (2, 5, 8), (1, 7, 10)}
+    assert draws(planner, 1)[0].target.tolist() == draws(planner, 1)[0].episode.tolist()
+
+
+def test_histories_sorted_ranks_the_whole_history_first():
+    planner = HistorySampler(
+        np.ones(4, np.int64), floats(3, 1, 4, 2), np.zeros(4, np.int32), trajectories=3, order="sorted"
+    )
+    assert {tuple(p.episode.tolist()) for p in draws(planner, 50)} == {(1, 3, 0), (3, 0, 2)}
+
+
+def test_histories_too_short_say_what_to_do():
+    with pytest.raises(UserError, match="source 5 has 2 episodes, and 2 trajectories of every 2 span 3; lower"):
+        HistorySampler(np.ones(2, np.int64), floats(1, 2), np.full(2, 5, np.int32), trajectories=2, every=2)
+    with pytest.raises(UserError, match="at least 1"):
+        HistorySampler(np.ones(2, np.int64), floats(1, 2), np.full(2, 5, np.int32), trajectories=2, every=0)
+
+
+def test_build_chain_joins_two_episodes():
+    store = FakeStore([[1, 2], [3, 0, 4]])
+    chain = build_chain(store, plan([0, 1], [0, 0], [2, 3], [7, 7], [False, True]), "any")
+    assert chain.observation.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
+    assert chain.reward.tolist() == [1, 2, 3, 0, 4]
+    assert chain.return_to_go.tolist() == [7, 6, 7, 4, 4]
+    assert chain.completion.tolist() == [0, 0, 0, 0, 1]
+    assert chain.step.tolist() == [0, 1, 0, 1, 2]
+    assert chain.trial.tolist() == [0, 0, 1, 1, 1]
+    assert chain.length == 5
+
+
+def test_build_chain_inside_an_episode_counts_the_earlier_rewards():
+    store = FakeStore([[5, 1, 2, 3, 4]])
+    chain = build_chain(store, plan([0], [2], [4], [15], [True]), "any")
+    assert chain.return_to_go.tolist() == [9, 7]
+    assert chain.step.tolist() == [2, 3]
+    assert chain.completion.tolist() == [0, 0], "the piece does not reach the episode's end"
+
+
+def test_build_chain_sums_rewards_over_an_action_repeat():
+    store = FakeStore([[1, 2, 3, 4, 5]])
+    pieces = plan([0], [2], [5], [15], [True])
+    assert decisions(pieces, 2).tolist() == [2]
+    chain = build_chain(store, pieces, "any", action_repeat=2)
+    assert chain.observation[:, 1].tolist() == [2, 4]
+    np.testing.assert_allclose(chain.action[:, 0], [0.25, 0.4], rtol=1e-6)
+    assert chain.reward.tolist() == [7, 5]
+    assert chain.return_to_go.tolist() == [12, 5]
+    assert chain.step.tolist() == [1, 2]
+    assert chain.completion.tolist() == [0, 1]
+    with pytest.raises(UserError, match="multiples of action_repeat=2"):
+        build_chain(store, plan([0], [1], [5], [15], [True]), "any", action_repeat=2)
+
+
+def test_with_a_horizon_a_return_to_go_is_the_rate_of_a_whole_return():
+    """Rewards 5 1 2 3 4, two steps ahead: 6 3 5 7 in two, and at the end 4 in one; five steps at that rate."""
+    store = FakeStore([[5, 1, 2, 3, 4]])
+    whole = build_chain(store, plan([0], [0], [5], [15], [True]), "any", horizon=2)
+    assert whole.return_to_go.tolist() == [15, 7.5, 12.5, 17.5, 20]
+    assert whole.reward.tolist() == [5, 1, 2, 3, 4] and whole.completion.tolist() == [0, 0, 0, 0, 1]
+    piece = build_chain(store, plan([0], [1], [3], [15], [True]), "any", horizon=2)
+    assert piece.return_to_go.tolist() == [7.5, 12.5], "it looks beyond the piece's end"
+    assert piece.observation[:, 1].tolist() == [1, 2] and piece.reward.tolist() == [1, 2]
+    assert len(piece.action) == piece.length == 2 and not piece.completion.any()
+    # Episodes of several lengths are told alike: at the rate of the store's longest.
+    both = FakeStore([[5, 1, 2, 3, 4], [2, 2]])
+    assert build_chain(both, plan([1], [0], [2], [4], [True]), "any", horizon=2).return_to_go.tolist() == [10, 10]
+    # Two steps a decision: 6 5 4; a decision ahead 6 5 4; three decisions at that rate.
+    held = build_chain(store, plan([0], [2], [5], [15], [True]), "any", action_repeat=2, horizon=1)
+    assert held.return_to_go.tolist() == [15, 12] and held.reward.tolist() == [5, 4]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=12), st.integers(1, 14), st.data())
+def test_returns_over_a_horizon_do_not_depend_on_where_a_piece_is_cut(rewards, horizon, data):
+    start = data.draw(st.integers(0, len(rewards) - 1))
+    stop = data.draw(st.integers(start + 1, len(rewards)))
+    store = FakeStore([rewards])
+    whole = build_chain(store, plan([0], [0], [len(rewards)], [0], [False]), "any", horizon=horizon)
+    piece = build_chain(store, plan([0], [start], [stop], [0], [False]), "any", horizon=horizon)
+    assert (piece.return_to_go == whole.return_to_go[start:stop]).all()
+
+
+def test_a_held_action_survives_an_action_repeat_to_the_bit():
+    store = FakeStore([[0] * 6])
+    held = np.float32(0.1)
+    store._steps = lambda episode, start, stop: SimpleNamespace(
+        observation=np.zeros((stop - start, 1), np.float32),
+        action=np.full((stop - start, 1), held),
+        reward=np.zeros(stop - start, np.float32),
+        earlier=np.zeros(start, np.float32),
+    )
+    chain = build_chain(store, plan([0], [0], [6], [0], [False]), "any", action_repeat=3)
+    assert (chain.action == held).all()
+
+
+def test_a_chain_from_a_store_on_disk(tmp_path):
+    """Row i of a file holds the action and reward of step i - 1, and the observation that step i begins with."""
+    rows = np.arange(5, dtype=np.float32)
+    episode = Episode(
+        observation=rows[:, None] * 10,
+        action=rows[:, None] / 10,
+        reward=rows[:, None],
+        discount=np.ones(5, np.float32),
+        physics=np.zeros((5, 2)),
+    )
+    build(
+        tmp_path / "store",
+        [(episode, 0)],
+        domain="any",
+        tasks=["any_task"],
+        sources=[DataSource("any", "any")],
+        provenance={},
+    )
+    store = open_store(tmp_path / "store")
+    planner = WindowSampler(store.lengths, store.returns("any_task"))
+    chain = build_chain(store, planner.sample(np.random.default_rng(0)), "any_task")
+    assert chain.observation.ravel().tolist() == [0, 10, 20, 30]
+    np.testing.assert_allclose(chain.action.ravel(), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+    assert chain.reward.tolist() == [1, 2, 3, 4]
+    assert chain.return_to_go.tolist() == [10, 9, 7, 4]
+    inside = build_chain(store, plan([0], [2], [4], [10], [True]), "any_task")
+    assert inside.return_to_go.tolist() == [7, 4]
+    assert inside.completion.tolist() == [0, 1]
+
+
+def test_a_jittered_target_is_one_for_the_chain_and_stays_within_its_bounds():
+    lengths, returns = np.full(10, 4, np.int64), np.arange(10, dtype=np.float64) * 10
+    ascending = HindsightSampler(lengths, returns, 3, target_jitter=0.2)
+    windows = WindowSampler(lengths, returns, target_jitter=0.2)
+    rng = np.random.default_rng(0)
+    factors = []
+    for _ in range(200):
+        plan = ascending.sample(rng)
+        assert (plan.target == plan.target[0]).all()
+        assert plan.completed.tolist() == [False, False, True]  # the jitter moves the target, not who was best
+        factors.append(plan.target[0] / returns[plan.episode].max())
+        single = windows.sample(rng)
+        assert abs(single.target[0] - returns[single.episode[0]]) <= 0.2 * returns[single.episode[0]] + 1e-9
+    assert 0.8 <= min(factors) < 0.85 and 1.15 < max(factors) <= 1.2
+
+
+def test_a_chain_of_hindsight_stays_within_a_source():
+    returns = np.array([3.0, 9.0, 1.0, 8.0, 2.0, 7.0, 4.0])
+    source = np.array([0, 1, 0, 1, 0, 1, 0], np.int32)
+    for draw in ("uniform", "stratified"):
+        planner = HindsightSampler(np.full(7, 5), returns, 3, draw=draw, source=source)
+        plans = [planner.sample(np.random.default_rng(seed)) for seed in range(40)]
+        chains = {tuple(plan.episode.tolist()) for plan in plans}
+        assert all(len(set(source[list(chain)])) == 1 for chain in chains)
+        assert (5, 3, 1) in chains and any(source[chain[0]] == 0 for chain in chains)
+        assert all(plan.target[0] == returns[plan.episode].max() for plan in plans)
+
+
+def test_a_source_must_hold_a_whole_chain():
+    with pytest.raises(UserError, match="3 trajectories cannot be drawn from 2 episodes"):
+        HindsightSampler(np.full(5, 5), np.arange(5.0), 3, source=np.array([0, 0, 0, 1, 1], np.int32))

@@ -1,0 +1,97 @@
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ringrl.errors import UserError
+from ringrl.folders import atomic_folder
+
+PARTIAL = f"out.partial-{platform.node()}-"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_appears_at_the_end(tmp_path):
+    with atomic_folder(tmp_path / "deep" / "out", marker="m.json") as partial:
+        (partial / "m.json").touch()
+        assert names(tmp_path / "deep") == [f"{PARTIAL}{os.getpid()}"]
+    assert names(tmp_path / "deep") == ["out"] and names(tmp_path / "deep" / "out") == ["m.json"]
+
+
+def test_partial_folders_of_dead_processes_are_removed_and_those_of_the_living_kept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
+        for name in (f"{PARTIAL}{dead.pid}", f"{PARTIAL}{os.getpid()}"):
+            (tmp_path / name).mkdir()
+        kept = [f"{PARTIAL}{alive.pid}", f"{PARTIAL}mine", f"out.partial-elsewhere-{dead.pid}"]
+        kept.append(PARTIAL.replace("out", "other") + str(dead.pid))
+        for name in kept:
+            (tmp_path / name).mkdir()
+        with atomic_folder(tmp_path / "out", marker="m.json"):
+            pass
+        assert names(tmp_path) == sorted(["out", *kept])
+        alive.communicate(b"\n")
+
+
+def test_replacing_keeps_the_old_folder_until_the_new_one_is_whole(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "m.json").write_text("old")
+    with pytest.raises(UserError, match="exists already"), atomic_folder(out, marker="m.json"):
+        pytest.fail("never entered")
+    with pytest.raises(RuntimeError), atomic_folder(out, marker="m.json", overwrite=True):
+        raise RuntimeError
+    assert (out / "m.json").read_text() == "old"
+    with atomic_folder(out, marker="m.json", overwrite=True) as partial:
+        (partial / "m.json").write_text("new")
+        assert (out / "m.json").read_text() == "old"
+    assert (out / "m.json").read_text() == "new" and names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_another_made_meanwhile_stays(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="exists already"), atomic_folder(out, marker="m.json"):
+        out.mkdir()
+        (out / "m.json").write_text("another's")
+    assert (out / "m.json").read_text() == "another's" and names(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/out: cannot be made"):
+        with atomic_folder(tmp_path / "file" / "out", marker="m.json"):
+            pytest.fail("never entered")
+
+
+def test_what_is_replaced_comes_back_if_the_new_folder_cannot_take_its_place(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "m.json").write_text("old")
+    rename = Path.rename
+
+    def failing(path, target):
+        if Path(target) == out and not path.name.endswith("-old"):
+            raise OSError("disk")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="disk"), atomic_folder(out, marker="m.json", overwrite=True):
+        pass
+    assert (out / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+def test_what_stepped_aside_for_a_process_that_died_comes_back(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    aside = tmp_path / f"{PARTIAL}{dead.pid}-old"
+    aside.mkdir()
+    (aside / "m.json").write_text("old")
+    with pytest.raises(UserError, match="exists already"), atomic_folder(tmp_path / "out", marker="m.json"):
+        pytest.fail("never entered")
+    assert (tmp_path / "out" / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
