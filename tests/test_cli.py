@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ringrl import __version__, cli, recipes
-from ringrl.cli.verbs import VERBS
+from ringrl.cli.entry import VERBS
 from ringrl.config import dump_config
 from ringrl.formats.exorl import write_episode
 
@@ -118,6 +118,14 @@ def test_ls_cp_and_version(ringrl, tmp_path):
     status, _, err = ringrl("cp", "decision_transformer", tmp_path / "mine.py")
     assert status == 2 and "already exists" in err
     assert ringrl("--version") == (0, f"ringrl {__version__}\n", "")
+
+
+def test_ls_imports_neither_jax_nor_mujoco():
+    code = "import sys; from ringrl.cli import main; sys.argv = ['ringrl', 'ls']; main(); " + (
+        "print([name for name in ('jax', 'mujoco', 'dm_control', 'flax', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -1,22 +1,32 @@
 """The command line: `ringrl demo | data | train | evaluate | report | export | plan | ls | cp`."""
 
-import io
 import os
-import re
 import select
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import tyro
 
-from ringrl import __version__, recipes
-from ringrl.cli.verbs import VERBS
+from ringrl import __version__
+from ringrl.cli.plan_verb import PlanVerb
+from ringrl.cli.recipe_verbs import CopyVerb, DataVerb, ListVerb, run_data_step
+from ringrl.cli.run_verbs import DemoVerb, EvaluateVerb, ExportVerb, ReportVerb, TrainVerb
+from ringrl.cli.usage import usage_error_in_one_line
 from ringrl.errors import UserError
+
+VERBS = {
+    "demo": DemoVerb,
+    "train": TrainVerb,
+    "evaluate": EvaluateVerb,
+    "export": ExportVerb,
+    "report": ReportVerb,
+    "plan": PlanVerb,
+    "ls": ListVerb,
+    "cp": CopyVerb,
+    "data": DataVerb,
+}
 
 
 def main() -> None:
@@ -24,7 +34,7 @@ def main() -> None:
     try:
         _run(sys.argv[1:])
     finally:
-        _end_if_nobody_reads()
+        _end_if_output_closed()
 
 
 def _run(arguments: list[str]) -> None:
@@ -43,20 +53,20 @@ def _run(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         _stop(130, "interrupted")
     except Exception as error:
-        _end_if_nobody_reads(error)
+        _end_if_output_closed(error)
         if debug:
             raise
         _stop(1, f"{type(error).__name__}: {' '.join(str(error).split())[:400]} (--debug shows where)")
 
 
-def _end_if_nobody_reads(error: Exception | None = None) -> None:
-    """End in silence, with the status of other tools, where what we print to has gone, as in `ringrl ls | head -1`."""
+def _end_if_output_closed(error: Exception | None = None) -> None:
+    """End without a message, with the status of other tools, where the reader has gone, as in `ringrl ls | head -1`."""
     try:
         sys.stdout.flush()
         if not isinstance(error, BrokenPipeError):
             return
         poll = select.poll()
-        poll.register(sys.stdout.fileno(), 0)  # it tells of errors unasked; the error may be of another pipe
+        poll.register(sys.stdout.fileno(), 0)  # errors are always reported; the error may be of another pipe
         if not poll.poll(0):
             return
     except BrokenPipeError:
@@ -72,59 +82,18 @@ def _stop(status: int, message: str) -> NoReturn:
 
 def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["data"]:
-        _run_data_step(arguments[1:])
+        run_data_step(arguments[1:])
         return
     about = "In-context reinforcement learning at any context length. `ringrl data STEP --help` for data preparation."
-    with _usage_error_in_one_line():
+    with usage_error_in_one_line():
         verb = tyro.extras.subcommand_cli_from_dict(
-            {**VERBS, "data": DataHelp},
+            VERBS,
             args=arguments,
             prog="ringrl",
             description=about,
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
-    if isinstance(verb, DataHelp):
-        _run_data_step([])
-    else:
-        verb.run()
-
-
-@contextmanager
-def _usage_error_in_one_line() -> Iterator[None]:
-    """Turn the box that tyro draws around a usage error into a UserError."""
-    box = io.StringIO()
-    try:
-        with redirect_stderr(box):
-            yield
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        _title, *lines = (line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines())
-        # Rules (of dashes where the terminal knows no others) part what is wrong from a pointer to --help.
-        parts = re.split(r"^[-─]{3,}$", "\n".join(lines), flags=re.MULTILINE)
-        message = next(" ".join(part.split()) for part in parts if part.strip()).rstrip(".")
-        raise UserError(f"{message}; `--help` shows what can be given") from stop
-
-
-@dataclass(frozen=True)
-class DataHelp:
-    """Run a data preparation step: `ringrl data STEP ...`; a step is a file in data/, or your own."""
-
-
-def _run_data_step(arguments: list[str]) -> None:
-    """`ringrl data STEP ...`: load data/STEP.py, read its `Args` from the command line, run its `main`."""
-    steps = recipes.listing()["data"]
-    if not arguments:
-        raise UserError(f"data needs a STEP: {', '.join(name for name, _ in steps)}, or a file of your own")
-    if arguments[0] in ("-h", "--help"):
-        print("usage: ringrl data STEP [--help] ...\n\nsteps:")
-        for name, about in steps:
-            print(f"  {name:<20} {about}")
-        return
-    step = recipes.load("data", arguments[0])
-    with _usage_error_in_one_line():
-        settings = tyro.cli(step.Args, args=arguments[1:], prog=f"ringrl data {arguments[0]}", description=step.__doc__)
-    step.main(settings)
+    verb.run()
 
 
 def _choose_devices() -> None:

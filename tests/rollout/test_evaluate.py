@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dm_control.suite import cartpole
 
-from ringrl.cli.verbs import EvaluateVerb
+from ringrl.cli.run_verbs import EvaluateVerb
 from ringrl.config import parse_config
 from ringrl.envs import HELD_OUT, make
 from ringrl.envs.suite import DMControlEnv

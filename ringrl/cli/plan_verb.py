@@ -1,0 +1,94 @@
+"""`ringrl plan`: what the TPU compiler says of a config. The planner is imported when the verb runs."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from ringrl.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ringrl.config import RunConfig
+
+
+@dataclass(frozen=True)
+class PlanVerb:
+    """Ask the real TPU compiler whether a config's training step fits on a slice of TPUs; needs no TPU."""
+
+    config: Positional[str | None] = None
+    """A path, or a name from `ringrl ls`."""
+    overrides: Positional[tuple[str, ...]] = ()
+    """Settings as a.b=c, for example training.row_steps=64000."""
+    topology: str | None = None
+    """The slice: generation:chips, for example v5e:4x8, v4:4x4x4, v3:16x16."""
+    find_max_context: bool = False
+    """Find the longest row that fits instead, by changing training.row_steps."""
+    precision: float = 0.125
+    """Of --find-max-context: stop when a row longer by this share does not fit."""
+    exchanges: bool = False
+    """Compare the ways to spread a sequence instead: ring, hybrid and all-gather, for one layer's attention."""
+    tables: bool = False
+    """Print the paper's tables instead, for CONFIG's shape or LLaMA 7B's; compiles nothing."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        """Compile, and print what the compiler says."""
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine stay free
+        from ringrl.config import load_config
+
+        if sum((self.find_max_context, self.exchanges, self.tables)) > 1:
+            raise UserError("plan takes one of --find-max-context, --exchanges and --tables")
+        config = None if self.config is None else load_config(self.config, self.overrides)
+        if self.tables:
+            return self._print_tables(config)
+        if config is None or self.topology is None:
+            raise UserError("plan needs a CONFIG (see `ringrl ls`) and a --topology such as v5e:2x4, or --tables")
+        if self.exchanges:
+            return self._print_exchanges(config, self.topology)
+        if self.find_max_context:
+            return self._print_max_context(config, self.topology)
+        from ringrl.planner import plan_table, plan_training_step
+
+        waiting = f"compiling the training step of {self.config} for {self.topology}; large models take minutes"
+        with Console(stderr=True).status(waiting):
+            plan = plan_training_step(config, self.topology)
+        self._print(plan_table.to_json(plan), plan_table.to_table(plan, f"{self.config} on {self.topology}"))
+
+    def _print_tables(self, config: "RunConfig | None") -> None:
+        from ringrl.agent import load_agent
+        from ringrl.planner import paper_tables
+
+        shape = paper_tables.Shape()
+        if config is not None:
+            tokens_per_step = load_agent(config.agent.name).tokens(config.agent).tokens_per_step
+            shape = paper_tables.shape_of(config, config.training.row_steps * tokens_per_step)
+        self._print(paper_tables.to_json(shape), *paper_tables.to_tables(shape))
+
+    def _print_exchanges(self, config: "RunConfig", topology: str) -> None:
+        from ringrl.planner import exchanges
+
+        with Console(stderr=True).status(f"compiling attention for {topology} each way"):
+            plans = exchanges.plan_exchanges(config, topology)
+        title = f"one layer's attention of {self.config} on {topology}, forward and backward, a device"
+        self._print(exchanges.to_json(plans), exchanges.to_table(plans, title))
+
+    def _print_max_context(self, config: "RunConfig", topology: str) -> None:
+        from ringrl.planner import find_max_context, plan_table
+
+        progress = Console(stderr=True)
+        with progress.status(f"compiling the training step of {self.config} for {topology}, a longer row each time"):
+            report = lambda attempt: progress.print(plan_table.attempt_line(attempt), highlight=False)  # noqa: E731
+            found = find_max_context(config, topology, precision=self.precision, on_attempt=report)
+        self._print(plan_table.to_json(found), plan_table.to_max_context_table(found, f"{self.config} on {topology}"))
+
+    def _print(self, json: str, *tables: "Table") -> None:
+        if self.json:
+            print(json)
+        else:
+            Console().print(*tables)
