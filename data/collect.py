@@ -27,7 +27,7 @@ from ringrl import envs, recipes
 from ringrl.collect.record import Decisions, record_episode
 from ringrl.envs import DMControlEnv
 from ringrl.errors import UserError
-from ringrl.folders import atomic_folder
+from ringrl.files import atomic_folder
 from ringrl.formats.description import COLLECT
 from ringrl.formats.exorl import write_episode
 from ringrl.relabelling.rewards import Relabeler

@@ -3,8 +3,8 @@
     ringrl data download_exorl walker rnd                    # -> datasets/walker/rnd/buffer/*.npz
     ringrl data download_exorl walker rnd --keep-zip         # -> datasets/walker/rnd.zip
 
-A broken transfer goes on where it broke, also when the step is run again. The publisher gives no checksums: every
-member's CRC is checked, and the SHA-256 of what came is written down, so that running the step again verifies it.
+A broken transfer continues where it broke, also when the step is run again. The publisher gives no checksums: every
+member's CRC is checked, and the SHA-256 of the zip is written down, so that running the step again verifies it.
 """
 
 import difflib
@@ -23,10 +23,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ringrl.download.http import exclusive, fetch, forget
+from ringrl.download.http import fetch
+from ringrl.download.partial_file import forget
 from ringrl.errors import UserError
-from ringrl.files import write_text
-from ringrl.folders import atomic_folder
+from ringrl.files import atomic_folder, exclusive, write_text
 from ringrl.formats.archive import DamagedArchive, read_all
 from ringrl.formats.description import DOWNLOAD
 
@@ -60,8 +60,9 @@ def main(args: Args) -> None:
     """Download, check and unpack.
 
     Raises:
-        UserError: in one line, for an unknown name, a server that fails or lies, an archive that is damaged or evil,
-            a full disk, or a download of before that has changed. What came of a broken transfer is kept.
+        UserError: in one line, for an unknown name, a server that fails or contradicts itself, an archive that is
+            damaged or malicious, a full disk, or an earlier download that has changed. What a broken transfer received
+            is kept.
     """
     domain, collector = _known("domain", args.domain, DOMAINS), _known("collector", args.collector, COLLECTORS)
     out = args.out or Path("datasets") / domain / collector
@@ -87,7 +88,7 @@ def _download(args: Args, out: Path, kept: Path, about: Record) -> None:
     partial = kept.with_name(f"{kept.name}.partial")
     with _progress(f"downloading {about['domain']}/{about['collector']}") as show:
         copies = 1 if args.keep_zip else 2
-        remote = fetch(url, partial, copies=copies, retries=args.retries, show=show, tell=_tell)
+        remote = fetch(url, partial, copies=copies, retries=args.retries, on_progress=show, on_pause=_print_above)
     record = about | {
         "url": url,
         "size": remote.size,
@@ -103,9 +104,7 @@ def _download(args: Args, out: Path, kept: Path, about: Record) -> None:
             _unpack(partial, out, record)
     except DamagedArchive as error:
         forget(partial)
-        raise UserError(
-            f"{error}; what came from {url} is no use and was removed, run again to fetch it anew"
-        ) from error
+        raise UserError(f"{error}; what came from {url} was removed, run again to fetch it anew") from error
     forget(partial)
 
 
@@ -202,13 +201,13 @@ def _known(kind: str, name: str, known: tuple[str, ...]) -> str:
     raise UserError(f"ExoRL has no {kind} {name!r}; {guess}there are: {', '.join(known)}")
 
 
-def _tell(message: str) -> None:
+def _print_above(message: str) -> None:
     print(message, file=sys.stderr)  # above the progress line, if there is one
 
 
 @contextmanager
 def _progress(label: str) -> Iterator[Show]:
-    """A line with the amount, the rate and the time left; what it yields is told (bytes so far, bytes in all)."""
+    """A line with the amount, the rate and the time left; it yields a function of (bytes so far, bytes in all)."""
     console = Console(stderr=True)  # in a pipe only errors are wanted there
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:

@@ -1,19 +1,193 @@
-"""Files that are complete or not there."""
+"""Files and folders that are complete or absent, and a lock between processes.
 
+Everything is written under a temporary name on the same file system and renamed at the end, so that a reader, or the
+next run after a crash, sees the old content or the new, never a part. On an exception the temporary file or folder is
+removed. A killed process leaves it behind: `atomic_folder` removes such folders of this host the next time; a temporary
+file begins with `.partial-`, and no reader of ringrl takes it for data.
+"""
+
+import glob
 import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ringrl.errors import UserError
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, replacing what was there in one step."""
-    write_bytes(path, text.encode())
+_OLD = "-old"  # ends the name of a folder that is being replaced
 
 
-def write_bytes(path: Path, body: bytes) -> None:
-    """Write `body` to `path`, replacing what was there: readers see the old file or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def atomic_file(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path to write to, with the suffix of `path`; at the end rename it to `path`.
+
+    Two writers of one `path`, in threads, processes or machines, do not meet: the last to end wins.
+
+    Args:
+        path: the file to be; replaced if it exists. Its folder must exist.
+        staging: the folder of the temporary file, on the same file system; default: that of `path`.
+
+    Raises:
+        OSError: if the file cannot be written or renamed.
+    """
+    temporary = (staging or path.parent) / f".partial-{uuid.uuid4().hex[:12]}-{path.name}"
     try:
-        partial.write_bytes(body)
-        os.replace(partial, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, staging: Path | None = None) -> None:
+    """Write `text` in UTF-8 to `path`, as `atomic_file` does."""
+    write_bytes(path, text.encode(), staging=staging)
+
+
+def write_bytes(path: Path, body: bytes, *, staging: Path | None = None) -> None:
+    """Write `body` to `path`, as `atomic_file` does."""
+    with atomic_file(path, staging=staging) as temporary:
+        temporary.write_bytes(body)
+
+
+@contextmanager
+def atomic_folder(out: Path, *, marker: str, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new folder `OUT.partial-HOST-PID` beside `out`; at the end rename it to `out`.
+
+    The next call for the same `out` on a host removes the folders that its killed processes left. Of two calls at once
+    for the same `out` the second to end is refused, unless it may overwrite.
+
+    Args:
+        out: the folder to be; the folders above it are made.
+        marker: a file that every folder of this kind contains. Only such a folder is ever replaced.
+        overwrite: replace `out` if it exists.
+
+    Raises:
+        UserError: if `out` cannot be made; if it exists, at the beginning or at the end, and `overwrite` is not set or
+            it has no `marker`.
+    """
+    partial = out.with_name(f"{_prefix(out)}{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(out)
+        check_replaceable(out, marker, overwrite)
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another place") from error
+    try:
+        yield partial
+        check_replaceable(out, marker, overwrite)
+        _replace(out, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_replaceable(out: Path, marker: str, overwrite: bool) -> None:
+    """Check that `out` is absent, or is a folder with the file `marker` and may be replaced.
+
+    Raises:
+        UserError: if not.
+    """
+    there = os.path.exists(out)  # False where this process may not look; then making it says what is wrong
+    if there and not overwrite:
+        raise UserError(f"{out} exists already; choose another name or pass --overwrite")
+    if there and not (out / marker).is_file():
+        raise UserError(f"{out} has no {marker}, so it was not made by this step and is not overwritten")
+
+
+@contextmanager
+def exclusive(lock: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes and threads out of the same `with exclusive(lock)`; a killed process frees the lock.
+
+    The lock is the kernel's (flock) on a file that exists only meanwhile. It is not to be relied on between machines:
+    some shared file systems do not pass it on.
+
+    Args:
+        lock: the file; its folder must exist.
+        wait: wait until the lock is free.
+
+    Raises:
+        UserError: if another process has the lock and `wait` is not set, or `lock` cannot be written.
+    """
+    file = _try_lock(lock, wait)
+    while file is None:
+        file = _try_lock(lock, wait)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The error to raise where `path` cannot be written."""
+    return UserError(f"{path}: cannot be written ({error.strerror}); make room there, or choose another place")
+
+
+def _try_lock(lock: Path, wait: bool) -> int | None:
+    """The open file, locked; None if its last owner removed it between the two calls, so that it protects nothing."""
+    try:
+        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise unwritable(lock, error) from error
+    import fcntl  # not on Windows, where nothing that needs a lock runs
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if os.path.samestat(os.fstat(file), lock.stat()):
+            return file
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        os.close(file)
+        busy = isinstance(error, BlockingIOError)
+        what = "another process is at work on this; wait for it to end" if busy else f"cannot lock ({error.strerror})"
+        raise UserError(f"{lock}: {what}") from None
+    os.close(file)
+    return None
+
+
+def _prefix(out: Path) -> str:
+    """Of this host's partial folders: nothing is known of another host's processes, on a shared file system."""
+    return f"{out.name}.partial-{platform.node()}-"
+
+
+def _replace(out: Path, partial: Path) -> None:
+    """Rename `partial` to `out`. A folder cannot be renamed onto another, so the old one is renamed before."""
+    old = partial.with_name(f"{partial.name}{_OLD}")
+    if out.exists():
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what dead processes of this host left, or put it back: one may have died between two renames."""
+    for partial in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
+        owner = partial.name.removeprefix(_prefix(out)).removesuffix(_OLD)
+        if not owner.isdigit() or _is_running(int(owner)):
+            continue
+        if partial.name.endswith(_OLD) and not out.exists():
+            partial.rename(out)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # this process is only now beginning: the folder is one of an earlier process with its number
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ringrl.errors import UserError
+from ringrl.files import atomic_file
 
 SUFFIXES = {"agents": ".py", "data": ".py", "configs": ".yaml"}
 """The kinds of recipes, which are also the names of their folders, and the suffix of their files."""
@@ -81,9 +82,8 @@ def copy(name: str, destination: str | os.PathLike[str]) -> Path:
     if target.exists():
         raise UserError(f"{target}: already exists and is not overwritten; give another path or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    partial.rename(target)
+    with atomic_file(target) as partial:
+        shutil.copyfile(source, partial)
     return target
 
 

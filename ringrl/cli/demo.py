@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ringrl import recipes
 from ringrl.config import RunConfig, load_config
+from ringrl.files import write_text
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
 from ringrl.training.loop import train
@@ -75,7 +76,7 @@ class _Stages:
         seconds = json.loads(self.path.read_text()) if self.path.exists() else {}
         seconds[name] = round(time.perf_counter() - began, 2)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(seconds, indent=1) + "\n")
+        write_text(self.path, json.dumps(seconds, indent=1) + "\n")
         console.print(f"[bold]{name}[/]: {seconds[name]:.1f} s")
 
 

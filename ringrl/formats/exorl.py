@@ -9,7 +9,6 @@ archive that is read as it is.
 import functools
 import io
 import math
-import os
 import re
 import warnings
 import zipfile
@@ -23,6 +22,7 @@ import numpy as np
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.files import atomic_file
 from ringrl.formats.archive import Member, episode_members, is_archive
 
 EpisodeFile = Path | Member
@@ -166,7 +166,7 @@ def _parse_name(path: EpisodeFile) -> tuple[str, int, int]:
 
 
 def write_episode(folder: Path | str, index: int, episode: Episode) -> Path:
-    """Write `folder/episode_{index:06d}_{length}.npz` under a temporary name, then rename it.
+    """Write `folder/episode_{index:06d}_{length}.npz`; it is complete or absent.
 
     Args:
         folder: made if it is missing.
@@ -179,21 +179,21 @@ def write_episode(folder: Path | str, index: int, episode: Episode) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"episode_{index:06d}_{episode.length}.npz"
-    temporary = folder / f".{path.name}.{os.getpid()}"
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                observation=episode.observation,
-                action=episode.action,
-                reward=episode.reward,
-                discount=episode.discount[:, None],
-                physics=episode.physics,
-            )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, episode)
     return path
+
+
+def write_file(path: Path, episode: Episode, *, staging: Path | None = None) -> None:
+    """Write an episode to `path` as `atomic_file` does; its name must tell the length, as for `read_episode`."""
+    with atomic_file(path, staging=staging) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            observation=episode.observation,
+            action=episode.action,
+            reward=episode.reward,
+            discount=episode.discount[:, None],
+            physics=episode.physics,
+        )
 
 
 def list_episodes(folder: Path | str) -> list[EpisodeFile]:

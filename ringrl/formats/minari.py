@@ -20,7 +20,7 @@ from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.envs.suite import UNBOUNDED
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.folders import atomic_folder
+from ringrl.files import atomic_folder
 from ringrl.formats.arrays import make_episode
 
 if TYPE_CHECKING:

@@ -5,17 +5,20 @@ ringrl, MuJoCo, dm_control and NumPy. Its finished files gather in `OUT.relabel-
 digest of all that; when none is missing, the folder is renamed to OUT. The input is only read. So
 - a run that dies continues where it stopped, if the same command is given again;
 - runs of the same job, on one machine or several that share the file system, divide the work: each file is written
-  elsewhere and renamed, its bytes are the same whoever wrote it, and one run's final rename is the other's too;
-- runs of different jobs for the same OUT never meet: the first to finish has it, the other is told.
-No lock is taken: they are not to be trusted on shared file systems, and a dead run would leave its own behind. But
-every run marks its presence by a folder, so that another that fails early does not clean up under it.
+  elsewhere and renamed, its bytes are the same in every run, and the final rename of one run serves all;
+- runs of different jobs for the same OUT use different folders: the first to finish makes OUT, the other ends with an
+  error that says so.
+
+No lock is taken (`ringrl.files.exclusive` is for one machine): locks are unreliable on shared file systems, and the
+runs of one job are meant to work at the same time. Instead every run has a folder of its own, `OUT.relabel-KEY.run-ID`,
+in which it writes what it then renames. It also shows that the run is there, so that another run that fails early does
+not remove the work folder.
 """
 
 import functools
 import glob
 import hashlib
 import json
-import os
 import random
 import shutil
 import uuid
@@ -27,18 +30,17 @@ from pathlib import Path
 from typing import Any
 
 from ringrl.errors import UserError
+from ringrl.files import check_replaceable, write_text
 from ringrl.formats.archive import Member
 from ringrl.formats.description import RELABEL
-from ringrl.formats.exorl import Dims, EpisodeFile, write_episode
+from ringrl.formats.exorl import Dims, EpisodeFile, write_file
 from ringrl.relabelling.rewards import Mode
 from ringrl.relabelling.workers import BadFile, Workers, parallel_map, relabel_file
 
 BUFFER = "buffer"
 SKIPPED = "skipped.txt"
 
-# What folders beside the work folder are called: of files that are being written; of a run that is there.
-_PART = ".part-"
-_RUN = ".run-"
+_RUN = ".run-"  # in the names of the runs' own folders, beside the work folder
 
 # Results are a line each, so that workers need hardly ever wait for each other.
 _AHEAD = 1024
@@ -105,28 +107,30 @@ def relabel_folder(
     """
     if not overwrite and job.made(out):
         return
-    _check(out, overwrite)
+    check_replaceable(out, RELABEL, overwrite)
     work = job.work_folder(out)
-    with _presence(work, out) as mark:
-        joined = _open_work(job, out)
+    with _own_folder(work, out) as own:
+        joined = _open_work(job, out, own)
         try:
-            yield from _relabel_missing(job, work, workers, joined, skip_bad)
-            _publish(job, work, out, overwrite)
+            yield from _relabel_missing(job, work, own, workers, joined, skip_bad)
+            _publish(job, work, own, out, overwrite)
         except BaseException as error:
             if job.made(out) and not work.is_dir():  # another run has finished this job
                 return
-            explained = _explain(error, work, mark)
+            explained = _explain(error, work, own)
             if explained is None:
                 raise
             raise explained from error
 
 
-def _relabel_missing(job: RelabelJob, work: Path, workers: Workers, joined: bool, skip_bad: bool) -> Iterator[bool]:
+def _relabel_missing(
+    job: RelabelJob, work: Path, own: Path, workers: Workers, joined: bool, skip_bad: bool
+) -> Iterator[bool]:
     """Make `work` complete; yields as `relabel_folder` does."""
-    # Whoever joins goes another way through the files, or all would do the same ones at the same time.
+    # A run that joins another takes the files in random order, or both would do the same ones at the same time.
     files = random.sample(job.files, len(job.files)) if joined else job.files
     finish = functools.partial(
-        _finish_file, work=work, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
+        _finish_file, work=work, own=own, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
     )
     damaged: dict[EpisodeFile, str] = {}
     with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
@@ -138,17 +142,17 @@ def _relabel_missing(job: RelabelJob, work: Path, workers: Workers, joined: bool
             yield error is None
     if len(damaged) == len(files):
         raise UserError(f"no file could be relabelled; the first: {damaged[job.files[0]]}")
-    _write_skipped(work, [damaged[file] for file in job.files if file in damaged])
+    _write_skipped(work, own, [damaged[file] for file in job.files if file in damaged])
 
 
-def _explain(error: BaseException, work: Path, mark: Path) -> UserError | None:
-    """What is to be said in place of `error`, if anything. A work folder without finished files, at which no other run
-    is at work, is removed.
+def _explain(error: BaseException, work: Path, own: Path) -> UserError | None:
+    """The error to raise in place of `error`, if any. A work folder without finished files is removed, unless another
+    run is at work on it.
     """
     if isinstance(error, OSError) and not work.is_dir():
         return UserError(f"{work} was removed while this run was at work on it; give the same command again")
     finished = sum(1 for _ in (work / BUFFER).glob("*.npz"))
-    if not finished and set(_beside(work, _RUN)) <= {mark}:
+    if not finished and set(_own_folders(work)) <= {own}:
         shutil.rmtree(work, ignore_errors=True)
     kept = f"finished files, {finished}, stay in {work}; the same command continues, also with --skip-bad"
     what = f"{error.filename or work}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
@@ -162,35 +166,33 @@ def _fingerprint(file: EpisodeFile) -> list[Any]:
     return [file.name, stat.st_size, stat.st_mtime_ns]
 
 
-def _check(out: Path, overwrite: bool) -> None:
-    there = os.path.exists(out)  # false where we may not look; then making it says what is wrong
-    if there and not overwrite:
-        raise UserError(f"{out} exists already; choose another name or pass --overwrite")
-    if there and not (out / RELABEL).is_file():
-        raise UserError(f"{out} has no {RELABEL}, so it was not made by this step and is not overwritten")
-
-
 @contextmanager
-def _presence(work: Path, out: Path) -> Iterator[Path]:
-    """A folder beside `work` that is there as long as this run is; a killed one's stays until `out` is made."""
+def _own_folder(work: Path, out: Path) -> Iterator[Path]:
+    """A folder beside `work` that exists as long as this run does; a killed run's stays until `out` is made."""
+    own = work.with_name(f"{work.name}{_RUN}{uuid.uuid4().hex}")  # of no other run, on this machine or another
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        mark = _own_folder(work, _RUN)
+        own.mkdir()
     except OSError as error:
         raise _cannot_be_made(out, error) from error
     try:
-        yield mark
+        yield own
     finally:
-        shutil.rmtree(mark, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
-def _open_work(job: RelabelJob, out: Path) -> bool:
+def _own_folders(work: Path) -> Iterator[Path]:
+    """The own folders of all runs of this job."""
+    return work.parent.glob(f"{glob.escape(work.name)}{_RUN}*")
+
+
+def _open_work(job: RelabelJob, out: Path, own: Path) -> bool:
     """Make the work folder, with `relabel.json` from its first moment on; whether it was there before."""
     work = job.work_folder(out)
     if not work.is_dir():
+        new = own / "new"
         try:
-            new = _own_folder(work)
-            (new / BUFFER).mkdir()
+            (new / BUFFER).mkdir(parents=True)
             (new / RELABEL).write_text(json.dumps(job.about | {"job": job.key}, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise _cannot_be_made(out, error) from error
@@ -198,7 +200,7 @@ def _open_work(job: RelabelJob, out: Path) -> bool:
             new.rename(work)
             return False
         except OSError:  # another run of this job was first
-            shutil.rmtree(new)
+            pass
     if not job.made(work):
         raise UserError(f"{work} is not this job's, though it is named like it: remove it")
     return True
@@ -208,19 +210,9 @@ def _cannot_be_made(out: Path, error: OSError) -> UserError:
     return UserError(f"{out}: cannot be made ({error.strerror}); choose another place with --out")
 
 
-def _own_folder(work: Path, kind: str = _PART) -> Path:
-    """A new folder beside `work` that is nobody else's, on this machine or another."""
-    own = work.with_name(f"{work.name}{kind}{uuid.uuid4().hex}")
-    own.mkdir()
-    return own
-
-
-def _beside(work: Path, kind: str = _PART) -> Iterator[Path]:
-    """All runs' folders of that kind."""
-    return work.parent.glob(f"{glob.escape(work.name)}{kind}*")
-
-
-def _finish_file(file: EpisodeFile, work: Path, task_ids: tuple[str, ...], mode: Mode, dims: Dims) -> BadFile | None:
+def _finish_file(
+    file: EpisodeFile, work: Path, own: Path, task_ids: tuple[str, ...], mode: Mode, dims: Dims
+) -> BadFile | None:
     """Relabel one file into the work folder, unless it is there."""
     target = work / BUFFER / file.name
     # The name alone could be there without the content if the machine, not the run, has died.
@@ -229,31 +221,22 @@ def _finish_file(file: EpisodeFile, work: Path, task_ids: tuple[str, ...], mode:
     result = relabel_file(file, task_ids, mode, dims)
     if isinstance(result, BadFile):
         return result
-    own = _own_folder(work)
-    try:
-        write_episode(own, 0, result).replace(target)
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
+    write_file(target, result, staging=own)
     return None
 
 
-def _write_skipped(work: Path, reasons: list[str]) -> None:
-    """Write the reasons, in the files' order; what a run that died there has left is replaced or removed."""
-    if not reasons:
+def _write_skipped(work: Path, own: Path, reasons: list[str]) -> None:
+    """Write the reasons, in the files' order; the file of an earlier run that died is replaced or removed."""
+    if reasons:
+        write_text(work / SKIPPED, "".join(f"{reason}\n" for reason in reasons), staging=own)
+    else:
         (work / SKIPPED).unlink(missing_ok=True)
-        return
-    own = _own_folder(work)  # another run may write the same at this moment
-    try:
-        (own / SKIPPED).write_text("".join(f"{reason}\n" for reason in reasons), encoding="utf-8")
-        (own / SKIPPED).replace(work / SKIPPED)
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
 
 
-def _publish(job: RelabelJob, work: Path, out: Path, overwrite: bool) -> None:
+def _publish(job: RelabelJob, work: Path, own: Path, out: Path, overwrite: bool) -> None:
     """Rename the work folder to `out`."""
-    _check(out, overwrite)
-    old = work.with_name(f"{work.name}{_PART}{uuid.uuid4().hex}")
+    check_replaceable(out, RELABEL, overwrite)
+    old = own / "old"
     if out.exists():
         out.rename(old)
     try:
@@ -264,5 +247,5 @@ def _publish(job: RelabelJob, work: Path, out: Path, overwrite: bool) -> None:
         if job.made(out):
             return
         raise UserError(f"{out} cannot be made; another run may have made it meanwhile ({error})") from error
-    for part in (*_beside(work), *_beside(work, _RUN)):  # what was replaced, and what dead runs have left
-        shutil.rmtree(part, ignore_errors=True)
+    for folder in _own_folders(work):  # with what was replaced, and what dead runs have left
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ringrl.envs import VectorEnv, make_vector
 from ringrl.errors import UserError
+from ringrl.files import atomic_file
 from ringrl.rollout.policy import Policy
 from ringrl.rollout.trials import run_trials
 
@@ -25,11 +26,10 @@ def record(
     except ImportError as error:
         raise UserError('films need imageio: pip install "ringrl[video]"') from error
     envs = make_vector(task, 1, seed=seed, action_repeat=action_repeat, render_mode="rgb_array")
-    partial = path.with_name(f"partial-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         fps = envs.envs[0].metadata["render_fps"]
-        with warnings.catch_warnings(), imageio.get_writer(partial, fps=fps) as film:
+        with atomic_file(path) as partial, warnings.catch_warnings(), imageio.get_writer(partial, fps=fps) as film:
             # The encoder is a child process that executes right after its fork: JAX's threads do not matter.
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
             options = {"agent": "", "task": task, "seed": seed, "action_repeat": action_repeat}
@@ -38,9 +38,7 @@ def record(
                 film.append_data(envs.envs[0].render())  # pyright: ignore[reportAttributeAccessIssue]
 
             run_trials(policy(envs), envs, trials, **options, on_step=add_frame)
-        partial.replace(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); give a name.mp4") from error
     finally:
-        partial.unlink(missing_ok=True)
         envs.close()

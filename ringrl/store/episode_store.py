@@ -22,7 +22,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.folders import atomic_folder
+from ringrl.files import atomic_folder
 from ringrl.formats.exorl import Dims
 from ringrl.store.metadata import METADATA, DataSource, read_metadata, unreadable, write_metadata
 from ringrl.store.row_writer import RowWriter

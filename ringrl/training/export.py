@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from ringrl.agent import load_agent
 from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
-from ringrl.folders import atomic_folder
+from ringrl.files import atomic_folder
 from ringrl.model.transformer import Transformer
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
+from ringrl.download import http
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats import exorl

@@ -1,5 +1,4 @@
 import importlib.util
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -7,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ringrl.download import http
 from ringrl.errors import UserError
 from ringrl.formats import archive
 
@@ -54,7 +54,7 @@ def ranges(site):
 
 def test_a_file_comes_whole_with_what_the_server_says_of_it(site, tmp_path, pauses):
     shown = []
-    remote = fetch(site, tmp_path, show=lambda done, total: shown.append((done, total)))
+    remote = fetch(site, tmp_path, on_progress=lambda done, total: shown.append((done, total)))
     assert (remote.size, remote.etag) == (300_000, '"1"') and not pauses
     assert shown[0] == (0, 300_000) and shown[-1] == (300_000, 300_000)
     assert fetch(site, tmp_path) == remote and len(site.requests) == 1
@@ -77,7 +77,9 @@ def test_without_etag_the_size_must_agree(site, tmp_path):
 
 def test_what_is_no_use_is_given_up_and_what_came_is_kept(site, tmp_path, pauses):
     site.faults += [fault(cut=100), *[fault(cut=0)] * 9]
-    with pytest.raises(UserError, match="the line broke after 100 of 300000 bytes; 100 bytes are kept in .*run again"):
+    with pytest.raises(
+        UserError, match="broke after 100 of 300000 bytes; 100 bytes are kept in .*run again"
+    ):
         fetch(site, tmp_path)
     assert pauses == [1.0, 2.0, 4.0]
     site.faults.clear()
@@ -129,7 +131,7 @@ def test_a_server_that_knows_no_ranges_starts_from_the_beginning(site, tmp_path)
 
 def test_a_server_that_knows_no_ranges_and_always_breaks_is_given_up(site, tmp_path):
     site.faults += [fault(cut=1000, ranges=False)] * 20
-    with pytest.raises(UserError, match="the line broke after 1000 of 300000 bytes"):
+    with pytest.raises(UserError, match="the connection broke after 1000 of 300000 bytes"):
         fetch(site, tmp_path)
     assert len(site.requests) == 4
 
@@ -230,7 +232,7 @@ def test_a_refusal_is_final(site, tmp_path, code, pauses):
 def test_a_server_in_trouble_is_asked_again_when_it_wishes(site, tmp_path, pauses):
     site.faults += [status(503, Retry_After="7"), status(500), status(429, Retry_After="9999")]
     told = []
-    fetch(site, tmp_path, tell=told.append)
+    fetch(site, tmp_path, on_pause=told.append)
     assert told[0].endswith("the server answers 503 Service Unavailable; asking again in 7 s") and len(told) == 3
     assert pauses == [7.0, 2.0, 60.0]
     (tmp_path / "x.zip.partial").unlink()
@@ -260,22 +262,20 @@ def test_a_disk_too_small_is_said_before_the_first_byte(site, tmp_path, monkeypa
 def test_a_file_of_unannounced_length_stops_before_the_disk_is_full(site, tmp_path, monkeypatch):
     partial = tmp_path / "x.zip.partial"
     begin = http._ROOM + 100_000
-    monkeypatch.setattr(download, "_CHUNK", 20_000)
+    monkeypatch.setattr(http, "_CHUNK", 20_000)
     monkeypatch.setattr(
         http.shutil, "disk_usage", lambda _: type("Usage", (), {"free": begin - partial.stat().st_size})
     )
     site.faults += [fault(announce=0)]
-    with pytest.raises(UserError, match="x.zip does not tell its size, and only 0.27 GB are free") as caught:
+    with pytest.raises(UserError, match="x.zip does not announce its size, and only 0.27 GB are free") as caught:
         fetch(site, tmp_path)
     assert "\n" not in str(caught.value) and 100_000 <= partial.stat().st_size < 300_000
 
 
 def test_a_disk_that_fails_is_not_taken_for_the_line(site, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere/x.zip.partial: cannot be written"), monkeypatch.context() as patched:
-        patched.setattr(download, "require_space", lambda *_: None)
+        patched.setattr(http, "require_space", lambda *_: None)
         fetch(site, tmp_path / "nowhere")
-    with pytest.raises(UserError, match="x.lock: cannot be written"), http.exclusive(tmp_path / "nowhere/x.lock"):
-        pass
     (tmp_path / "x.zip.partial").mkdir()
     with pytest.raises(UserError, match="x.zip.partial: cannot be written"):
         fetch(site, tmp_path)
@@ -293,47 +293,3 @@ def test_the_environments_proxy_is_used(site, tmp_path, monkeypatch):
 def test_other_addresses_are_refused(tmp_path):
     with pytest.raises(UserError, match="not an http or https address"):
         http.fetch("file:///etc/passwd", tmp_path / "x")
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from ringrl.http.http import exclusive
-with exclusive(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_one_process_holds_a_lock_and_a_killed_one_no_longer(tmp_path):
-    lock = tmp_path / "x.lock"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process is at work on this"), http.exclusive(lock):
-        pass
-    holder.kill()
-    holder.communicate()
-    with http.exclusive(lock):
-        assert lock.exists()
-    assert not lock.exists()
-
-
-def test_of_many_at_once_one_at_a_time_holds_the_lock(tmp_path):
-    inside, most = [], []
-
-    def work():
-        for _ in range(200):
-            try:
-                with http.exclusive(tmp_path / "x.lock"):
-                    inside.append(1)
-                    most.append(len(inside))
-                    inside.pop()
-            except UserError:
-                pass
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(most) == 1 and not (tmp_path / "x.lock").exists()

@@ -161,13 +161,13 @@ def test_a_place_that_cannot_be_written_is_said(folder, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"{out}: cannot be made .*; choose another place with --out"):
             list(relabel_folder(job_of(folder), out, workers=ALONE))
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out"
     steps = relabel_folder(job_of(folder), out, workers=ALONE)
     next(steps)
-    monkeypatch.setattr(relabel_folder_module, "write_episode", full)
+    monkeypatch.setattr(relabel_folder_module, "write_file", full)
     with pytest.raises(UserError, match="out.relabel-.*: No space left on device .finished files, 1, stay in"):
         list(steps)
 

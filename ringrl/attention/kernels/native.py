@@ -27,6 +27,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.block_attention import group_size, result_like, vary_like
+from ringrl.errors import UserError
+from ringrl.files import atomic_file, exclusive
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("native.cc", "native_forward.h", "native_backward.h", "native_problem.h", "native_tiles.h")
@@ -60,7 +62,7 @@ def available() -> bool:
             return False
         library = ctypes.CDLL(str(_build(compiler)))
     # RuntimeError: no home folder; ValueError: CXX is badly quoted; ImportError: no fcntl (Windows).
-    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ImportError) as error:
+    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ImportError, UserError) as error:
         _log.warning("the native attention kernel cannot be used, XLA's is: %s", _first_error(error))
         return False
     symbols = {_FORWARD: library.RingrlForward, _BACKWARD: library.RingrlBackward, _AFTER: library.RingrlAfter}
@@ -224,25 +226,18 @@ def _find_compiler() -> list[str] | None:
 def _build(compiler: list[str]) -> Path:
     """The path of the library, compiled unless the cache has it. Processes that want the same one wait for the first.
 
-    OSError or SubprocessError when it cannot be compiled, or the cache cannot be written.
+    OSError, SubprocessError or UserError when it cannot be compiled, or the cache cannot be written.
     """
-    import fcntl
-
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringrl"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_fingerprint(compiler)}.so"
     if path.exists():
         return path
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(path.with_suffix(".lock"), wait=True):
         if not path.exists():
-            unfinished = path.with_suffix(f".{os.getpid()}.tmp")
             command = [*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_FOLDER / _SOURCES[0]), "-o"]
-            try:
+            with atomic_file(path) as unfinished:
                 subprocess.run([*command, str(unfinished)], check=True, capture_output=True, text=True, timeout=600)
-                os.replace(unfinished, path)
-            finally:
-                unfinished.unlink(missing_ok=True)
     return path
 
 

@@ -2,12 +2,13 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.folders import atomic_folder
+from ringrl.files import atomic_file, atomic_folder, exclusive, write_text
 
 PARTIAL = f"out.partial-{platform.node()}-"
 
@@ -95,3 +96,92 @@ def test_what_stepped_aside_for_a_process_that_died_comes_back(tmp_path):
     with pytest.raises(UserError, match="exists already"), atomic_folder(tmp_path / "out", marker="m.json"):
         pytest.fail("never entered")
     assert (tmp_path / "out" / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from ringrl.files import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_holds_a_lock_and_a_killed_one_no_longer(tmp_path):
+    lock = tmp_path / "x.lock"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is at work on this"), exclusive(lock):
+        pass
+    holder.kill()
+    holder.communicate()
+    with exclusive(lock):
+        assert lock.exists()
+    assert not lock.exists()
+
+
+def test_of_many_at_once_one_at_a_time_holds_the_lock(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(200):
+            try:
+                with exclusive(tmp_path / "x.lock"):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+            except UserError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1 and not (tmp_path / "x.lock").exists()
+
+
+def test_a_lock_that_is_waited_for_comes_when_it_is_free(tmp_path):
+    order = []
+
+    def wait():
+        with exclusive(tmp_path / "x.lock", wait=True):
+            order.append("waiter")
+
+    with exclusive(tmp_path / "x.lock"):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        waiter.join(0.2)
+        order.append("first")
+    waiter.join()
+    assert order == ["first", "waiter"] and not (tmp_path / "x.lock").exists()
+
+
+def test_a_lock_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match="x.lock: cannot be written"), exclusive(tmp_path / "nowhere/x.lock"):
+        pass
+
+
+def test_a_file_is_complete_or_absent(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == []
+    with atomic_file(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.suffix == ".txt" and temporary.parent == tmp_path and not path.exists()
+    assert path.read_text() == "whole" and names(tmp_path) == ["a.txt"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path, staging = tmp_path / "a.txt", tmp_path / "staging"
+    staging.mkdir()
+    with atomic_file(path) as one, atomic_file(path, staging=staging) as two:
+        assert one != two and two.parent == staging
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one" and names(tmp_path) == ["a.txt", "staging"] and not names(staging)
+    write_text(path, "ä", staging=staging)
+    assert path.read_bytes() == "ä".encode()
