@@ -1,4 +1,4 @@
-"""Exact attention at any length: written out, block by block, over a ring of devices, and against a cache."""
+"""Exact attention: dense (the oracle), blockwise, over a ring of devices, and of new queries to a KV cache."""
 
 from ringrl.attention.block_attention import MASKED_LSE
 from ringrl.attention.blockwise import blockwise_attention

@@ -1,4 +1,4 @@
-"""Exact attention of a set of query blocks to a set of key blocks, forward and backward, skipping what nobody sees.
+"""Exact attention of a set of query blocks to a set of key blocks, forward and backward; no hidden block is computed.
 
 This is the local step in plain XLA, for every platform (`kernels.xla`), and what `decode_attention` reads a cache with.
 Arrays here are blocked: a block's index comes first, so that a loop reads contiguous memory, and the heads that share a
@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 MASKED_LSE = -1e30
-"""The log-sum-exp of a query that sees nothing: finite, so that merging two such partials makes no NaN."""
+"""The log-sum-exp of a query that sees nothing: finite, so that merging two such results makes no NaN."""
 
 NEVER_SEEN = jnp.iinfo(jnp.int32).max
 """The position of a key that no query may see (padding of a block)."""
@@ -33,17 +33,16 @@ SEES_ALL = NEVER_SEEN - 1
 SEES_NONE = -1
 """The position of a query that only fills a block."""
 
-Queries = Float[Array, "q_blocks batch kv_heads rows head_dim"]
-Keys = Float[Array, "k_blocks batch kv_heads block_k head_dim"]
-Output = Float32[Array, "q_blocks batch kv_heads rows head_dim"]
-RowValues = Float32[Array, "q_blocks batch kv_heads rows"]
-
+QueryBlocks = Float[Array, "q_blocks batch kv_heads rows head_dim"]
+KeyBlocks = Float[Array, "k_blocks batch kv_heads block_k head_dim"]
+OutputBlocks = Float32[Array, "q_blocks batch kv_heads rows head_dim"]
+RowBlocks = Float32[Array, "q_blocks batch kv_heads rows"]
 
 Tree = TypeVar("Tree")
 
 
 class TokenBlocks(NamedTuple):
-    """What decides who sees whom. A key is visible where its position <= the query's and the segments are equal."""
+    """What masks are made of. A key is visible where its position <= the query's and the segments are equal."""
 
     positions: Int32[Array, "blocks batch_or_1 block"]  # or NEVER_SEEN, SEES_ALL, SEES_NONE
     segments: Int32[Array, "blocks batch block"] | None  # 0 is padding; None: one segment
@@ -57,10 +56,10 @@ def group_size(heads: int, kv_heads: int) -> int:
 
 
 def needed_blocks(q_tokens: TokenBlocks, k_tokens: TokenBlocks) -> Bool[Array, "q_blocks k_blocks"]:
-    """Which pairs of blocks hold a visible pair of tokens. Exactly these are computed, in every row of the batch.
+    """Which pairs of blocks contain a visible pair of tokens. Exactly these are computed, in every row of the batch.
 
-    A pair is needed where, in some row, the block's last query stands at or after its first key and the ranges of
-    segment ids (padding left out) overlap. Other pairs hold nothing visible, so leaving them out changes no result.
+    A pair is needed where, in some row, the highest position of the queries is at least the lowest of the keys and the
+    ranges of segment ids (padding left out) overlap. Other pairs contain nothing visible: leaving them out is exact.
     """
     needed = q_tokens.positions.max(-1)[:, None] >= k_tokens.positions.min(-1)[None]
     if q_tokens.segments is not None and k_tokens.segments is not None:
@@ -89,13 +88,13 @@ def visible(q_tokens: TokenBlocks, k_tokens: TokenBlocks) -> Bool[Array, "batch_
 
 
 def forward_blocks(
-    q: Queries,
+    q: QueryBlocks,
     fetch: Callable[[Array], tuple[Array, Array]],
     q_tokens: TokenBlocks,
     k_tokens: TokenBlocks,
     needed: Bool[Array, "q_blocks k_blocks"],
     scale: float,
-) -> tuple[Output, RowValues]:
+) -> tuple[OutputBlocks, RowBlocks]:
     """Attend every query block to the key blocks it needs.
 
     Args:
@@ -136,17 +135,17 @@ def forward_blocks(
 
 
 def backward_blocks(
-    q: Queries,
-    d_out: Queries,
-    lse: RowValues,
-    delta: RowValues,
-    k: Keys,
-    v: Keys,
+    q: QueryBlocks,
+    d_out: QueryBlocks,
+    lse: RowBlocks,
+    delta: RowBlocks,
+    k: KeyBlocks,
+    v: KeyBlocks,
     q_tokens: TokenBlocks,
     k_tokens: TokenBlocks,
     needed: Bool[Array, "q_blocks k_blocks"],
     scale: float,
-) -> tuple[Output, Float32[Array, "..."], Float32[Array, "..."]]:
+) -> tuple[OutputBlocks, Float32[Array, "..."], Float32[Array, "..."]]:
     """Gradients of the pairs of blocks that `needed` names, all in float32.
 
     Args:
@@ -167,7 +166,7 @@ def backward_blocks(
     following = _following(needed.T)
     like = (q, k, v, d_out, following)
 
-    # Scores stand here as [keys, rows], and dq as [head_dim, rows]: so no product needs its large operand transposed,
+    # Scores are [keys, rows] here, and dq as [head_dim, rows]: so no product needs its large operand transposed,
     # which XLA's CPU backend does three times more slowly.
     def key_block(dq: Array, column: tuple) -> tuple[Array, tuple[Array, Array]]:
         k_j, v_j, tokens_j, following_j = column

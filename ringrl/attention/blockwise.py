@@ -40,7 +40,7 @@ def blockwise_attention(
         k: keys; heads must be a multiple of kv_heads (query head h reads key head h // group). They are not repeated.
         v: values.
         segment_ids: tokens attend only to equal ids; 0 is padding, whose output is 0. None: one segment.
-        causal: a token sees only itself and what stands before it.
+        causal: a token sees only itself and earlier tokens.
         scale: multiplies the scores; None is head_dim ** -0.5.
         block_q: longest block of queries; None chooses one for the platform. Any length works: see `tiling.fit_block`.
         block_k: longest block of keys.
@@ -53,7 +53,7 @@ def blockwise_attention(
 
     Raises:
         ValueError: the arrays do not go together, heads is not a multiple of kv_heads, a block size is below 1, or the
-            kernel cannot do what is asked; the message says which.
+            kernel cannot be used here; the message says which.
     """
     check_inputs(q, k, v, segment_ids)
     segmented = segment_ids is not None

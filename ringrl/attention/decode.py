@@ -1,8 +1,8 @@
 """A few new queries against a cache of keys and values, which may be spread over the ring.
 
-The cache never moves: every device attends to the part it holds, and one combination of (output, log-sum-exp) over the
-ring joins the parts (Shyam et al., Tree Attention, arXiv 2408.04093). What is sent is a query's output, whatever the
-length of the cache. Which device holds which entry does not matter, for every entry says where it stands.
+The cache never moves: every device attends to its local shard, and one combination of (output, log-sum-exp) over the
+ring joins the results (Shyam et al., Tree Attention, arXiv 2408.04093). What is sent is a query's output,
+for any length of the cache. Entries may be in any order and on any device, because every entry has its position.
 """
 
 import jax.numpy as jnp
@@ -38,20 +38,20 @@ def decode_attention(
     Float[Array, "batch queries heads head_dim"]
     | tuple[Float[Array, "batch queries heads head_dim"], Float32[Array, "batch heads queries"]]
 ):
-    """Attend new queries to the cache entries of their own segment that stand at or before them.
+    """Attend new queries to the cache entries of their own segment at or before their positions.
 
     The queries' own keys and values must already be in the cache. Forward only: it has no reverse-mode derivative.
 
     Args:
         q: queries, the same on every device of the ring.
-        k_cache: keys; with `axis_name`, this device's part of them, in any layout.
+        k_cache: keys; with `axis_name`, this device's shard of them, in any layout.
         v_cache: values of the same entries.
         q_segment_ids: segment of each query; 0 is padding, whose output is 0.
         cache_segment_ids: segment of each entry; 0 is an empty slot, whose content is ignored (but must be finite).
-        q_positions: where each query stands in its row, from 0.
-        cache_positions: where each entry stands; a query sees it if this is at most the query's own position.
+        q_positions: position of each query in its segment, from 0.
+        cache_positions: position of each entry; a query sees it if this is at most the query's own position.
         scale: multiplies the scores; None is head_dim ** -0.5.
-        axis_name: the mesh axis over which the cache is spread, inside `jax.shard_map`; None: one device holds it all.
+        axis_name: the mesh axis over which the cache is spread, inside `jax.shard_map`; None: all of it is here.
         return_lse: also return the log-sum-exp of every query's scores.
 
     Returns:
@@ -84,7 +84,7 @@ def decode_attention(
 def _cache_blocks(positions: Array, segments: Array) -> tuple[Array, TokenBlocks]:
     """Where each block of the cache starts, and its tokens. The cache is read in place, neither padded nor copied.
 
-    The last block is moved back to end with the cache; entries that the block before it has read count as empty.
+    The last block is moved back to end with the cache; entries that are in the block before it count as empty.
     """
     entries = positions.shape[1]
     block = min(entries, CACHE_BLOCK)

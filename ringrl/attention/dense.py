@@ -1,4 +1,7 @@
-"""The oracle: softmax(Q K^T) V written out, the score matrix whole in memory. Slow and plain; tests compare to it."""
+"""The oracle: softmax(scale Q K^T) V (Vaswani et al., arXiv 1706.03762, equation 1) with all scores in memory.
+
+Slow and plain; tests compare every other implementation with it.
+"""
 
 import jax.numpy as jnp
 from jax import lax
@@ -27,7 +30,7 @@ def dense_attention(
         k: keys; heads must be a multiple of kv_heads (grouped queries: query head h reads key head h // group).
         v: values.
         segment_ids: tokens attend only to equal ids; 0 is padding, whose output is 0. None: one segment.
-        causal: a token sees only itself and what stands before it.
+        causal: a token sees only itself and earlier tokens.
         scale: multiplies the scores; None is head_dim ** -0.5.
         return_lse: also return the log-sum-exp of every query's scores.
 

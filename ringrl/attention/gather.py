@@ -1,6 +1,6 @@
 """Exact attention over a mesh axis by gathering all keys and values on every device (context parallelism of Llama 3).
 
-One all-gather forward; one all-gather and one reduce-scatter backward. A device holds the keys and values of the whole
+One all-gather forward; one all-gather and one reduce-scatter backward. A device stores the keys and values of the whole
 axis while it computes, so memory grows with the whole sequence; for short contexts a few large transfers cost less than
 many hops that are too short to hide theirs (Llama 3, arXiv 2407.21783, section 3.3.2).
 """

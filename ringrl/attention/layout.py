@@ -1,13 +1,13 @@
-"""Which device of the ring holds which tokens.
+"""Which device of the ring stores which tokens.
 
-A global sequence of n tokens is put into *ring order*, so that a plain split over the mesh axis hands every device its
+A global sequence of n tokens is put into *ring order*, so that a plain split over the mesh axis gives every device its
 tokens. Three layouts:
 
-- `contiguous`: device i holds the i-th run of n / ring tokens (Liu et al., Ring Attention, arXiv 2310.01889). Under a
+- `contiguous`: device i stores the i-th run of n / ring tokens (Liu et al., Ring Attention, arXiv 2310.01889). Under a
   causal mask the last device computes almost twice the mean.
-- `striped`: device i holds the tokens i, i + ring, i + 2 ring, ... (Brandon et al., Striped Attention,
+- `striped`: device i stores the tokens i, i + ring, i + 2 ring, ... (Brandon et al., Striped Attention,
   arXiv 2311.09431).
-- `zigzag`: the sequence is cut into 2 ring chunks; device i holds the chunks i and 2 ring - 1 - i (Llama 3,
+- `zigzag`: the sequence is cut into 2 ring chunks; device i stores the chunks i and 2 ring - 1 - i (Llama 3,
   arXiv 2407.21783, section 3.3.2).
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Int, Int32
 
 Layout = Literal["contiguous", "striped", "zigzag"]
 
-AnyArray = TypeVar("AnyArray", np.ndarray, jax.Array)
+_Array = TypeVar("_Array", np.ndarray, jax.Array)
 
 
 def runs_per_shard(ring_size: int, layout: str) -> int:
@@ -33,7 +33,7 @@ def runs_per_shard(ring_size: int, layout: str) -> int:
 def ring_positions(
     shard_index: int | Int[Array, ""], shard_length: int, ring_size: int, layout: str
 ) -> Int32[Array, " {shard_length}"]:
-    """Global positions of the tokens of one shard, in the order in which the shard holds them.
+    """Global positions of the tokens of one shard, in the order of the shard.
 
     Args:
         shard_index: index of the device on the ring; may be traced (`jax.lax.axis_index`).
@@ -78,7 +78,7 @@ def _permutation(length: int, ring_size: int, layout: str) -> np.ndarray:
     return np.stack([pieces[:ring_size], pieces[: ring_size - 1 : -1]], axis=1).reshape(-1)
 
 
-def to_ring_order(x: AnyArray, ring_size: int, layout: str, axis: int = 1) -> AnyArray:
+def to_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1) -> _Array:
     """Reorder a global array so that splitting `axis` evenly over the ring gives each device its tokens.
 
     Args:
@@ -88,12 +88,12 @@ def to_ring_order(x: AnyArray, ring_size: int, layout: str, axis: int = 1) -> An
         axis: the sequence axis.
 
     Raises:
-        ValueError: the layout is unknown, or the length does not divide; the message says into what it must.
+        ValueError: the layout is unknown, or the length does not divide; the message names the divisor.
     """
     return x.take(_permutation(x.shape[axis], ring_size, layout), axis=axis)
 
 
-def from_ring_order(x: AnyArray, ring_size: int, layout: str, axis: int = 1) -> AnyArray:
+def from_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1) -> _Array:
     """Undo `to_ring_order`: put tokens in ring order back into the order of their positions.
 
     Arguments and errors are those of `to_ring_order`.

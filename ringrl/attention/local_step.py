@@ -1,7 +1,7 @@
 """The local step: one device's queries against one shard of keys and values; an implementation for each platform.
 
-`blockwise_attention` takes it once, `ring_attention` once a hop. What the implementations share is said here; which one
-is taken is decided in `ringrl.attention.kernels`.
+`blockwise_attention` takes it once, `ring_attention` once a hop. Here is what the implementations share;
+`ringrl.attention.kernels` chooses one.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,22 @@ from ringrl.attention.block_attention import SEES_ALL
 from ringrl.attention.tiling import Cut
 
 ATTENTION_NAMES = ("attention_out", "attention_lse")
-"""Checkpoint names of what the backward pass needs beside q, k and v. Whoever keeps both recomputes no attention."""
+"""Checkpoint names of what the backward pass needs beside q, k and v. With both kept, no attention is recomputed."""
+
+Queries = Float[Array, "batch queries heads head_dim"]
+Keys = Float[Array, "batch keys kv_heads head_dim"]
+Output = Float32[Array, "batch queries heads head_dim"]
+RowValues = Float32[Array, "batch queries heads"]
+KeyGradients = Float32[Array, "batch keys kv_heads head_dim"]
 
 Partial = tuple[Float32[Array, "*rows head_dim"], Float32[Array, "*rows"]]
 """Output and log-sum-exp over some of the keys, in the order in which the implementation keeps its rows."""
 
 
 class TokenIndex(NamedTuple):
-    """What decides who sees whom. A key is visible where its position <= the query's and the segments are equal."""
+    """What masks are made of. A key is visible where its position <= the query's and the segments are equal."""
 
-    positions: Int32[Array, "batch_or_1 length"]  # or blocks.NEVER_SEEN, SEES_ALL, SEES_NONE
+    positions: Int32[Array, "batch_or_1 length"]  # or NEVER_SEEN, SEES_ALL, SEES_NONE of `block_attention`
     segments: Int32[Array, "batch length"] | None  # 0 is padding; None: one segment
 
 
@@ -66,7 +72,7 @@ class Sizes:
 class LocalStep(Protocol):
     """Attention of packed queries to packed keys and values, and its derivative. Hashable, as `jax.custom_vjp` needs.
 
-    Packing is done once, whatever the number of shards that come by; keys and values travel packed. `pack` and `unpack`
+    Arrays are packed once and not once a shard: keys and values are sent packed. `pack` and `unpack`
     turn the user's arrays, [batch, length, heads, head_dim], into the implementation's own and back; in these a row of
     numbers (the log-sum-exp) has the shape of the output without its last axis.
     """
@@ -104,8 +110,8 @@ class LocalStep(Protocol):
 
 
 @runtime_checkable
-class Ordered(Protocol):
-    """A local step whose platform needs to be told in which order to send."""
+class _Ordered(Protocol):
+    """A local step on a platform where the order of transfers must be fixed by dependencies."""
 
     def after(self, x: Array, token: Array) -> Array:
         """`x`, not before `token` is computed."""
@@ -113,22 +119,26 @@ class Ordered(Protocol):
 
 
 def in_order(step: LocalStep, x: Array, token: Array) -> Array:
-    """`x`, to be sent; not before `token` is computed where the platform must be told the order."""
-    return step.after(x, token) if isinstance(step, Ordered) else x
+    """`x`, to be sent; not before `token` is computed on platforms where the order must be fixed."""
+    return step.after(x, token) if isinstance(step, _Ordered) else x
 
 
-def pack_rows(step: LocalStep, x: Float32[Array, "batch heads length"]) -> Array:
+def _pack_rows(step: LocalStep, x: Float32[Array, "batch heads length"]) -> Array:
     """One number a query, packed."""
     return step.pack_q(x.swapaxes(1, 2)[..., None])[..., 0]
 
 
-def unpack_rows(step: LocalStep, x: Array) -> Float32[Array, "batch heads length"]:
-    """Undo `pack_rows`."""
+def _unpack_rows(step: LocalStep, x: Array) -> Float32[Array, "batch heads length"]:
+    """Undo `_pack_rows`."""
     return step.unpack_q(x[..., None])[..., 0].swapaxes(1, 2)
 
 
 def merge(a: Partial, b: Partial) -> Partial:
-    """Join two partial results of the same queries over disjoint keys."""
+    """Join two partial results of the same queries over disjoint keys.
+
+    lse = log(e^lse_a + e^lse_b), out = e^(lse_a - lse) out_a + e^(lse_b - lse) out_b, all in float32 (Ring Attention,
+    arXiv 2310.01889, section 3; FlashAttention-2, arXiv 2307.08691, section 3.1).
+    """
     (out_a, lse_a), (out_b, lse_b) = a, b
     highest = jnp.maximum(lse_a, lse_b)
     weight_a, weight_b = jnp.exp(lse_a - highest), jnp.exp(lse_b - highest)
@@ -143,7 +153,7 @@ def finish(step: LocalStep, result: Partial, dtype: Any) -> tuple[Array, Array]:
     Both are named, so that a rematerialisation policy can keep them (`ATTENTION_NAMES`).
     """
     out, lse = result
-    named = zip((step.unpack_q(out).astype(dtype), unpack_rows(step, lse)), ATTENTION_NAMES, strict=True)
+    named = zip((step.unpack_q(out).astype(dtype), _unpack_rows(step, lse)), ATTENTION_NAMES, strict=True)
     out, lse = (checkpoint_name(x, name) for x, name in named)
     return out, lse
 
@@ -162,9 +172,9 @@ def backward_rows(
         q=step.pack_q(q),
         out=step.pack_q(out),
         d_out=step.pack_q(d_out),
-        lse=pack_rows(step, lse),
-        d_lse=None if d_lse is None else pack_rows(step, d_lse),
-        delta=pack_rows(step, delta if d_lse is None else delta - d_lse),
+        lse=_pack_rows(step, lse),
+        d_lse=None if d_lse is None else _pack_rows(step, d_lse),
+        delta=_pack_rows(step, delta if d_lse is None else delta - d_lse),
     )
 
 

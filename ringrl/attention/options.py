@@ -1,7 +1,7 @@
-"""What to tell the compiler, so that a ring's transfers really run behind its computation."""
+"""Options of the compiler with which a ring's transfers run behind its computation."""
 
 _OPTIONS: dict[str, dict[str, str]] = {
-    # By default it is chance whether XLA starts a scanned ring's transfers before a Pallas kernel or after it: with
+    # By default XLA may start a scanned ring's transfers before or after a Pallas kernel: with
     # libtpu 0.0.42 the forward pass waits for all of them on v5p, the backward pass for some on v4.
     "tpu": {"xla_tpu_enable_all_experimental_scheduler_features": "true"},
 }

@@ -7,20 +7,20 @@ Transformers, arXiv 2310.01889). Partial results are merged in float32 by their 
 Backward, the float32 gradients of a shard's keys and values travel after it, one hop behind: while a device computes
 with a shard, the sums that the devices before it made for this very shard are arriving, and are added afterwards. So
 nothing that is sent waits for what is being computed. A device's own keys are taken in two halves, the first while the
-first shard arrives, the second while its own finished sums come home: every transfer has computation to hide behind
+first shard arrives, the second while its own finished sums return: every transfer has computation to hide behind
 (but for the sums' last hop, where a contiguous or striped shard is a single block and has no halves).
 Keys make ring - 1 hops, their sums ring hops, back to where they belong.
 """
 
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from ringrl.attention.block_attention import MASKED_LSE, vary_like
+from ringrl.attention.block_attention import MASKED_LSE, Tree, vary_like
 from ringrl.attention.blockwise import attend_locally
 from ringrl.attention.gather import attend_gathered
 from ringrl.attention.hybrid import exchange_heads
@@ -29,7 +29,6 @@ from ringrl.attention.layout import Layout, ring_positions, runs_per_shard
 from ringrl.attention.local_step import TokenIndex, backward_rows, check_inputs, finish, in_order, merge
 from ringrl.attention.shards import Shards, halves
 
-Tree = TypeVar("Tree")
 Exchange = Literal["ring", "all_gather"]
 
 
@@ -65,9 +64,9 @@ def ring_attention(
             the sequence, in ring order for the ring axis, is spread over both, P((ring axis, heads axis)), and over the
             heads axis a few tokens of all heads are exchanged for all tokens of a few heads.
         segment_ids: tokens attend only to equal ids; 0 is padding, whose output is 0. None: one segment.
-        causal: a token sees only itself and what stands before it in the global sequence.
+        causal: a token sees only itself and earlier tokens of the global sequence.
         scale: multiplies the scores; None is head_dim ** -0.5.
-        layout: which tokens the device holds: `zigzag` and `striped` balance causal work, `contiguous` does not.
+        layout: which tokens the device stores: `zigzag` and `striped` balance causal work, `contiguous` does not.
         block_q: longest block of queries; None chooses one for the platform.
         block_k: longest block of keys.
         exchange: `ring` passes keys and values on from device to device; `all_gather` gives every device those of the
@@ -83,39 +82,56 @@ def ring_attention(
         ValueError: arrays, heads, block sizes, the heads axis or the shard's length do not fit together, or layout,
             exchange or kernel is unknown or cannot be used here; the message says what must change.
     """
-    if exchange not in get_args(Exchange):
-        raise ValueError(f"exchange {exchange!r} is unknown: choose one of {', '.join(get_args(Exchange))}")
-    if not isinstance(axis_name, str) and len(axis_name) != 2:
-        raise ValueError(f"axis_name {axis_name!r} must be a mesh axis, or a pair (ring axis, heads axis)")
+    _check_exchange(exchange, axis_name)
     check_inputs(q, k, v, segment_ids)
-    gathered = exchange == "all_gather"
-
-    def attend(axis: str, q: Array, k: Array, v: Array, segment_ids: Array | None) -> tuple[Array, Array]:
-        size, length = lax.axis_size(axis), q.shape[1]
-        ring_positions(0, length, size, layout)  # raises where the layout does not fit
-        step = make_step(
-            q,
-            k,
-            scale=scale,
-            block_q=block_q,
-            block_k=block_k,
-            runs=runs_per_shard(size, layout),
-            key_shards=size if gathered else 1,
-            segmented=segment_ids is not None,
-            kernel=kernel,
-        )
-        arrays = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids, lax.axis_index(axis)))
-        if size == 1:
-            return attend_locally(step, causal, return_lse, *arrays)
-        shards = Shards(axis, size, layout, length, causal, return_lse, step)
-        return (attend_gathered if gathered else _attend)(shards, *arrays)
-
+    sizes: _StepOptions = {"scale": scale, "block_q": block_q, "block_k": block_k, "kernel": kernel}
+    attend = partial(_attend_shards, layout, exchange, causal, return_lse, sizes)
     if isinstance(axis_name, str):
         out, lse = attend(axis_name, q, k, v, segment_ids)
     else:
         ring_axis, heads_axis = axis_name
         out, lse = exchange_heads(partial(attend, ring_axis), heads_axis, q, k, v, segment_ids)
     return (out, lse) if return_lse else out
+
+
+class _StepOptions(TypedDict):
+    """Arguments of `make_step` that the caller chooses."""
+
+    scale: float | None
+    block_q: int | None
+    block_k: int | None
+    kernel: Kernel | None
+
+
+def _check_exchange(exchange: str, axis_name: str | tuple[str, str]) -> None:
+    if exchange not in get_args(Exchange):
+        raise ValueError(f"exchange {exchange!r} is unknown: choose one of {', '.join(get_args(Exchange))}")
+    if not isinstance(axis_name, str) and len(axis_name) != 2:
+        raise ValueError(f"axis_name {axis_name!r} must be a mesh axis, or a pair (ring axis, heads axis)")
+
+
+def _attend_shards(
+    layout: Layout,
+    exchange: Exchange,
+    causal: bool,
+    return_lse: bool,
+    options: _StepOptions,
+    axis: str,
+    q: Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array | None,
+) -> tuple[Array, Array]:
+    """Output and log-sum-exp of this device's queries over the keys of all devices of the mesh axis `axis`."""
+    size, length, gathered = lax.axis_size(axis), q.shape[1], exchange == "all_gather"
+    ring_positions(0, length, size, layout)  # raises where the layout does not fit
+    runs, key_shards, segmented = runs_per_shard(size, layout), size if gathered else 1, segment_ids is not None
+    step = make_step(q, k, runs=runs, key_shards=key_shards, segmented=segmented, **options)
+    arrays = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids, lax.axis_index(axis)))
+    if size == 1:
+        return attend_locally(step, causal, return_lse, *arrays)
+    shards = Shards(axis, size, layout, length, causal, return_lse, step)
+    return (attend_gathered if gathered else _attend)(shards, *arrays)
 
 
 def _primal(shards: Shards, q: Array, k: Array, v: Array, segments: Array | None) -> tuple[Array, Array]:
@@ -190,9 +206,9 @@ _attend.defvjp(_forward, _backward)
 def _pass_on(shards: Shards, x: Tree, begin: Array) -> Tree:
     """Send every leaf to the next device of the ring once `begin` is computed; receive the previous device's.
 
-    XLA's CPU runtime lets every device take those transfers first that are ready first, and waits for the others in the
-    middle of one: devices that disagree wait for ever. The C++ step on CPUs was seen to, the XLA step was not. So there
-    every transfer is told to wait for the one before it.
+    XLA's CPU runtime starts transfers in the order in which they become ready on a device, and each blocks until all
+    devices take part: devices that disagree never end. This was seen with the C++ step on CPUs, not with the XLA
+    step. So there every transfer depends on the one before it.
     """
     neighbours = [(i, (i + 1) % shards.size) for i in range(shards.size)]
     leaves, tree = jax.tree.flatten(x)

@@ -1,4 +1,4 @@
-"""What a device knows of a sequence that is spread over a mesh axis: which tokens it holds, and which the others do."""
+"""A sequence spread over a mesh axis: which tokens are in this device's shard, and which in the others'."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from ringrl.attention.tiling import Cut
 
 @dataclass(frozen=True)
 class Shards:
-    """The static side of attention over one mesh axis."""
+    """What is static about attention over one mesh axis."""
 
     axis_name: str
     size: int  # devices
@@ -51,7 +51,7 @@ class Shards:
 
 
 def halves(tokens: TokenIndex, cut: Cut) -> tuple[TokenIndex, TokenIndex]:
-    """The keys' tokens twice: the second half hidden, then the first. They are parted between two blocks.
+    """The keys' tokens twice: the second half hidden, then the first. They are cut between two blocks.
 
     What is hidden is not computed, so that the two steps together cost as much as one.
     """

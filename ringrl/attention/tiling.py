@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-SCORES_AT_ONCE = 2**19
+_SCORES_AT_ONCE = 2**19
 """Scores (over batch and heads) that a pair of blocks of default size makes: 2 MiB of float32, to stay in cache.
 
 Measured on XLA's CPU backend, seconds of processor forward + backward, against jax.nn.dot_product_attention:
 (1, 8192, 4, 64) float32: 1.7 against 11.9; (8, 1000, 4, 32): 0.16 against 0.94. Twice as large is 10 to 40 % slower.
 """
 
-ALIGNMENT = 8
+_ALIGNMENT = 8
 """Where a length takes several blocks, they are multiples of this: a vector register on CPUs, a sublane on TPUs."""
 
 
 def default_blocks(batch: int, heads: int) -> tuple[int, int]:
-    """Longest blocks of queries and keys: powers of two from 64 to 1024 that make SCORES_AT_ONCE scores, or fewer."""
-    area = max(SCORES_AT_ONCE // (batch * heads), 64 * 64)
+    """Longest blocks of queries and keys: powers of two from 64 to 1024 that make _SCORES_AT_ONCE scores, or fewer."""
+    area = max(_SCORES_AT_ONCE // (batch * heads), 64 * 64)
     block_k = min(_power_of_two(math.isqrt(area)), 1024)
     return min(_power_of_two(area // block_k), 1024), block_k
 
@@ -41,7 +41,7 @@ def fit_block(length: int, longest: int, alignment: int | None = None) -> int:
     elif length <= longest:
         return length
     even = -(-length // -(-length // longest))
-    return min(_round_up(even, alignment or ALIGNMENT), longest)
+    return min(_round_up(even, alignment or _ALIGNMENT), longest)
 
 
 def _round_up(x: int, unit: int) -> int:

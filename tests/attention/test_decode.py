@@ -109,7 +109,7 @@ def test_a_device_reads_and_sends_no_more_than_its_part(outputs):
     def memory(entries):
         return jax.jit(sharded).lower(*arguments(entries)).compile().memory_analysis()
 
-    # Blocks of the cache that a device looks at; it reads those that hold what a query sees.
+    # Blocks of the cache on a device; it reads those with an entry that a query sees.
     blocks = [aval.shape for name, aval in outputs(sharded, *arguments(1600)) if name == "dynamic_slice"]
     assert (2, 20, 2, 8) in blocks and all(np.prod(shape) <= 2 * 20 * 2 * 8 for shape in blocks)
     sent = [aval.size for name, aval in outputs(sharded, *arguments(1600)) if name in ("psum", "pmax")]
@@ -134,7 +134,7 @@ def test_entries_may_lie_in_any_order(random_inputs):
 
 
 def test_rows_filled_to_different_lengths_read_only_what_is_there(random_inputs):
-    # Blocks of 20 that hold no entry are not read: a NaN in one would show.
+    # Blocks of 20 without an entry are not read: a NaN in one would show.
     q, k, v, _ = random_inputs(2, LENGTH, 2, 1, 8)
     ids, positions = rows([[1] * 30 + [0] * 66, [1] * 11 + [0] * 85])
     new, at = q[:, :1], jnp.asarray([[29], [10]], jnp.int32)

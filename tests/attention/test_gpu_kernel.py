@@ -1,4 +1,4 @@
-"""The step on NVIDIA GPUs, without one: plain formulas stand in for cuDNN's two calls, the real ones lower for CUDA."""
+"""The step on NVIDIA GPUs, without one: plain formulas replace cuDNN's two calls, the real ones lower for CUDA."""
 
 from functools import cache, partial
 
@@ -55,7 +55,7 @@ def differentiate(q, k, v, lse, out, d_out, seen, scale, d_lse=None):
 
 
 def top_left(q, k, causal):
-    """cuDNN's causal mask begins in the corner of row 0 and key 0, whatever the lengths."""
+    """cuDNN's causal mask begins in the corner of row 0 and key 0, for any lengths."""
     full = jnp.ones((q.shape[1], k.shape[1]), bool)
     return jnp.tril(full) if causal else full
 

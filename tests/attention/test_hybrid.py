@@ -106,17 +106,17 @@ def test_keys_are_never_sent_repeated(random_inputs, outputs, heads_size, exchan
     attend = spread(4, heads_size, "contiguous", True, exchange)
     gradient = jax.grad(lambda q, k, v: (attend(q, k, v, None)[0] * weights).sum(), (0, 1, 2))
     computed = list(outputs(gradient, q, k, v))
-    held = k.size // (4 * (heads_size or 1))  # elements of a device's keys
-    assert held not in (q.size // 4, q.size // 8)
+    local = k.size // (4 * (heads_size or 1))  # elements of a device's keys
+    assert local not in (q.size // 4, q.size // 8)
 
     def sizes(*names):
         return {aval.size for name, aval in computed if name in names}
 
-    assert sizes("ppermute") == (set() if exchange == "all_gather" else {held})
+    assert sizes("ppermute") == (set() if exchange == "all_gather" else {local})
     assert sizes("all_gather") == ({k.size} if exchange == "all_gather" else set())
-    assert sizes("reduce_scatter") == ({held} if exchange == "all_gather" else set())
+    assert sizes("reduce_scatter") == ({local} if exchange == "all_gather" else set())
     if heads_size:  # queries and outputs are exchanged; keys and values as they are; the log-sum-exp has no head_dim
-        assert sizes("all_to_all") == {held, q.size // 8, q.size // 8 // 4}
+        assert sizes("all_to_all") == {local, q.size // 8, q.size // 8 // 4}
 
 
 def test_bad_arguments_are_named(random_inputs):

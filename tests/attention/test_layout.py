@@ -1,4 +1,4 @@
-"""Which device holds which tokens: cases a reader can check by eye, and round trips."""
+"""Which device stores which tokens: cases a reader can check by eye, and round trips."""
 
 import jax.numpy as jnp
 import numpy as np

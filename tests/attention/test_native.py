@@ -64,7 +64,7 @@ def reference(case):
     """Output, log-sum-exp, delta and the three gradients, in float64 and as the formulas have them."""
     q, k, v, d_out = (np.asarray(x, np.float64) for x in case[:4])
     group, scale, mask = q.shape[2] // k.shape[2], scale_of(q), visible(case.tokens)
-    # What nobody sees takes no part, whatever it is.
+    # What no query sees takes no part: not even a NaN.
     hidden = ~mask.any(axis=(1, 2))[:, :, None, None]
     k, v = (np.repeat(np.where(hidden, 0.0, x), group, axis=2) for x in (k, v))
     scores = np.where(mask, scale * np.einsum("bqhd,bkhd->bhqk", q, k), -np.inf)

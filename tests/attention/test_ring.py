@@ -153,7 +153,7 @@ def blocks_computed(size, layout, segments=None, shard=256, block=32):
     step = make_step(x, x, block_q=block, block_k=block, runs=runs_per_shard(size, layout), kernel="xla")
     shards = Shards("seq", size, layout, shard, True, False, step)
     ids = np.ones((1, size * shard), np.int32) if segments is None else segments
-    held = [jnp.asarray(part) for part in np.split(to_ring_order(ids, size, layout), size, axis=1)]
+    shard_ids = [jnp.asarray(part) for part in np.split(to_ring_order(ids, size, layout), size, axis=1)]
 
     @jax.jit
     def count(device, source, q_segments, k_segments):
@@ -161,7 +161,7 @@ def blocks_computed(size, layout, segments=None, shard=256, block=32):
 
     def hop_count(device, hop):
         source = (device - hop) % size
-        return count(jnp.int32(device), jnp.int32(source), held[device], held[source])
+        return count(jnp.int32(device), jnp.int32(source), shard_ids[device], shard_ids[source])
 
     return np.asarray([[hop_count(device, hop) for hop in range(size)] for device in range(size)]), step
 
@@ -194,7 +194,7 @@ def test_work_at_32k_tokens_a_device(layout, packed):
     assert counts.sum() * step.sizes.q.block * step.sizes.k.block <= 1.15 * needed
 
     critical = counts.max(axis=0).sum() / (counts.sum() / 4)
-    # Stripes hold some of every segment, so they are balanced however rows are packed; zigzag balances one segment.
+    # Stripes contain some of every segment, so they are balanced for any packing; zigzag balances one segment.
     if layout == "striped" or (layout == "zigzag" and packed == "one"):
         assert critical <= 1.05
     if layout == "contiguous" and packed == "one":

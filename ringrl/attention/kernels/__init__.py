@@ -20,7 +20,7 @@ Kernel = Literal["xla", "native", "tpu", "gpu"]
 `tpu` is Pallas; `gpu` is cuDNN."""
 
 
-MOST_TPU_HEAD_DIM = 256
+_MAX_TPU_HEAD_DIM = 256
 
 
 def make_step(
@@ -35,7 +35,7 @@ def make_step(
     segmented: bool = False,
     kernel: Kernel | None = None,
 ) -> LocalStep:
-    """The local step for queries and keys of these shapes; None chooses.
+    """The local step for queries and keys of these shapes.
 
     Args:
         q: queries.
@@ -44,13 +44,13 @@ def make_step(
         block_q: longest block of queries, where the kernel lets one choose (`xla`, `tpu`).
         block_k: longest block of keys.
         runs: equal stretches of a device's tokens within which positions grow by a constant step.
-        key_shards: devices whose keys are here at once.
+        key_shards: devices whose keys are on this device at once.
         segmented: whether there are segment ids.
         kernel: which implementation; None takes the best that the platform has.
 
     Raises:
-        ValueError: heads is not a multiple of kv_heads, a block size is below 1, or the kernel asked for cannot do this
-            or is not there.
+        ValueError: heads is not a multiple of kv_heads, a block size is below 1, or `kernel` cannot be used
+            here.
     """
     name = choose_kernel(q, k, segmented) if kernel is None else _check(kernel, q, k, segmented)
     (default_q, default_k), alignment = default_blocks(q.shape[0], q.shape[2]), None
@@ -96,7 +96,7 @@ def make_sizes(
 
 
 def platform() -> str:
-    """`cpu`, `tpu` or `gpu`: inside `jax.shard_map` the mesh's, which may be of devices that are not here."""
+    """`cpu`, `tpu` or `gpu`: inside `jax.shard_map` the mesh's, whose devices may be of another machine."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name == "cuda" else name
@@ -138,8 +138,8 @@ def _missing(kernel: Kernel, q: Array, k: Array, segmented: bool) -> str | None:
         return f"it is for {wanted}, this is {here}"
     if kernel == "tpu" and (kind := _device_kind()) in ("TPU v2", "TPU v3"):
         return f"Mosaic has no bfloat16 products for {kind}"
-    if kernel == "tpu" and (q.shape[-1] > MOST_TPU_HEAD_DIM or (q.shape[-1] > 128 and q.shape[-1] % 128)):
-        return f"it takes heads of up to 128 numbers, or of {MOST_TPU_HEAD_DIM}, not {q.shape[-1]}"
+    if kernel == "tpu" and (q.shape[-1] > _MAX_TPU_HEAD_DIM or (q.shape[-1] > 128 and q.shape[-1] % 128)):
+        return f"it takes heads of up to 128 numbers, or of {_MAX_TPU_HEAD_DIM}, not {q.shape[-1]}"
     from ringrl.attention.kernels import native
 
     if kernel == "native" and not native.available():

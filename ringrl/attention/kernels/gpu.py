@@ -1,12 +1,13 @@
 """The local step on NVIDIA GPUs: cuDNN's fused attention, by the custom calls that JAX ships for it.
 
 cuDNN masks nothing or the upper triangle, and knows no positions. That is enough: against any shard of the same layout
-a device's queries see one of a few rectangles (`_parts`), each one cuDNN call; which one is told at run time from the
-positions, so that what nobody sees is not computed. A zigzag shard against itself is one causal call, against an
-earlier shard all queries see the first half of the keys, against a later one the second half of the queries sees all.
+a device's queries see one of a few rectangles (`gpu_rectangles`), each one cuDNN call. Which one follows at run time
+from the positions, so that what no query sees is not computed. A zigzag shard against itself is one causal call;
+against an earlier shard all queries see the first half of the keys, against a later one the second half of the queries
+sees all.
 
-Backward, cuDNN recomputes the weights from a log-sum-exp that it is handed, and delta from an output that it is handed
-(FlashAttention, arXiv 2205.14135, algorithm 4). Handed those over all keys of the ring it returns one shard's shares.
+Backward, cuDNN recomputes the weights from a log-sum-exp and delta from an output, both of which are arguments
+(FlashAttention, arXiv 2205.14135, algorithm 4). Given those over all keys of the ring it returns one shard's shares.
 
 **Precision.** Inside, cuDNN accumulates in float32; what it stores, output and gradients alike, has the inputs' dtype:
 its fused attention offers no other, nor does JAX's call. So a hop's partial results are rounded to bfloat16 before they
@@ -19,27 +20,22 @@ and speed with these arguments are not. The calls are private to JAX; `supported
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float, Int32
 
 from ringrl.attention.block_attention import MASKED_LSE, vary_like
-from ringrl.attention.local_step import merge
-
-Queries = Float[Array, "batch queries heads head_dim"]
-Keys = Float[Array, "batch keys kv_heads head_dim"]
-Output = Float32[Array, "batch queries heads head_dim"]
-RowValues = Float32[Array, "batch queries heads"]
-KeyGradients = Float32[Array, "batch keys kv_heads head_dim"]
+from ringrl.attention.kernels.gpu_rectangles import Rectangle, rectangles, which_rectangle
+from ringrl.attention.local_step import KeyGradients, Keys, Output, Queries, RowValues, merge
 
 _PRIMITIVES = "_dot_product_attention_fwd_p_wrapper", "_dot_product_attention_bwd_p_wrapper"
 
 
 def supported(q: Any, k: Any, segmented: bool) -> str | None:
-    """Why cuDNN cannot take this step on this machine, in words; None where it can.
+    """Why cuDNN cannot compute this step on this machine, in words; None where it can.
 
     Args:
         q: queries [batch, queries, heads, head_dim], or anything with their shape and dtype.
@@ -83,12 +79,12 @@ def forward(
         q: queries, bfloat16 or float16; query head h reads key head h // (heads / kv_heads).
         k: keys.
         v: values.
-        q_positions: a query sees the keys at its position and before it; `blocks.SEES_ALL`: every key.
+        q_positions: a query sees the keys at its position and before it; `SEES_ALL`: every key.
         k_positions: the keys' positions, increasing within a shard.
         scale: multiplies the scores.
         q_chunks: runs of tokens in a shard: 2 if it is zigzag, otherwise 1.
         k_chunks: runs of tokens in the keys: q_chunks for each shard of keys.
-        k_split: keys before which, or from which on, positions may all be `blocks.NEVER_SEEN`; None: half of a shard's.
+        k_split: keys before which, or from which on, positions may all be `NEVER_SEEN`; None: half of a shard's.
 
     Returns:
         float32 output (rounded by cuDNN to q's dtype, see above) and log-sum-exp; 0 and `MASKED_LSE` for a query that
@@ -99,16 +95,17 @@ def forward(
     """
     shards = _key_shards(q.shape[1], k.shape[1], q_chunks, k_chunks)
     q, k, v, q_positions, k_positions = vary_like(x := (q, k, v, q_positions, k_positions), x)
-    parts = _parts(q.shape[1], size := k.shape[1] // shards, q_chunks, size // 2 if k_split is None else k_split)
+    size = k.shape[1] // shards
+    choices = rectangles(q.shape[1], size, q_chunks, size // 2 if k_split is None else k_split)
 
     def constant(out: float, lse: float, *_: Array) -> tuple[Array, Array]:
         return vary_like((jnp.full(q.shape, out, jnp.float32), jnp.full(q.shape[:-1], lse, jnp.float32)), q)
 
     def attend(k: Array, v: Array, k_positions: Array) -> tuple[Array, Array]:
         branches = [partial(constant, 0.0, MASKED_LSE)]
-        branches += [partial(_forward_part, part, scale) for part in parts]
+        branches += [partial(_forward_rectangle, seen, scale) for seen in choices]
         branches += [partial(constant, jnp.nan, jnp.nan)]
-        return lax.switch(_which(parts, q_positions[0], k_positions[0]), branches, q, k, v)
+        return lax.switch(which_rectangle(choices, q_positions[0], k_positions[0]), branches, q, k, v)
 
     if shards == 1:
         return attend(k, v, k_positions)
@@ -162,7 +159,8 @@ def backward(
     shards = _key_shards(q.shape[1], k.shape[1], q_chunks, k_chunks)
     arrays = q, k, v, q_positions, k_positions, out, d_out, lse, d_lse
     q, k, v, q_positions, k_positions, *rows = vary_like(arrays, arrays)
-    parts = _parts(q.shape[1], size := k.shape[1] // shards, q_chunks, size // 2 if k_split is None else k_split)
+    size = k.shape[1] // shards
+    choices = rectangles(q.shape[1], size, q_chunks, size // 2 if k_split is None else k_split)
 
     def constant(value: float, q: Array, k: Array, v: Array, *_: Array | None) -> tuple[Array, Array, Array]:
         dq, dk, dv = (jnp.full(x.shape, value, jnp.float32) for x in (q, k, v))
@@ -170,9 +168,9 @@ def backward(
 
     def differentiate(k: Array, v: Array, k_positions: Array) -> tuple[Array, Array, Array]:
         branches = [partial(constant, 0.0)]
-        branches += [partial(_backward_part, part, scale) for part in parts]
+        branches += [partial(_backward_rectangle, seen, scale) for seen in choices]
         branches += [partial(constant, jnp.nan)]
-        return lax.switch(_which(parts, q_positions[0], k_positions[0]), branches, q, k, v, *rows)
+        return lax.switch(which_rectangle(choices, q_positions[0], k_positions[0]), branches, q, k, v, *rows)
 
     if shards == 1:
         return differentiate(k, v, k_positions)
@@ -205,65 +203,16 @@ def _join(x: Array) -> Array:
     return x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
 
 
-class _Part(NamedTuple):
-    """What is seen of a shard: queries from `first` on see keys from `start` to `end`, all or (`causal`) row i to i."""
-
-    first: int
-    start: int
-    end: int
-    causal: bool = False
-
-
-def _parts(queries: int, keys: int, runs: int, middle: int) -> list[_Part]:
-    """The rectangles that occur against a shard of keys, apart from the empty one."""
-    parts = [_Part(0, 0, keys), _Part(0, 0, keys, True)]
-    if runs == 2:  # zigzag: keys of an earlier shard, and of a later one
-        parts += [_Part(0, 0, keys // 2), _Part(queries // 2, 0, keys)]
-    else:  # striped: keys of a later stripe, of which row i sees those before i
-        parts.append(_Part(1, 0, keys - 1, True))
-    # A ring's backward pass hides one half of its own keys, then the other (`shards.halves`).
-    parts += [_Part(0, 0, middle, True), _Part(middle, middle, keys, True), _Part(0, 0, middle), _Part(0, middle, keys)]
-
-    def possible(part: _Part) -> bool:
-        rows, columns = queries - part.first, part.end - part.start
-        return columns > 0 and rows >= (columns if part.causal else 1)
-
-    return [part for part in dict.fromkeys(parts) if possible(part)]
-
-
-def _which(parts: list[_Part], q: Int32[Array, " queries"], k: Int32[Array, " keys"]) -> Int32[Array, ""]:
-    """0: nothing is seen; i: the i-th part; one more: none of them."""
-    kinds = [q.max() < k.min(), *(_matches(part, q, k) for part in parts), jnp.full_like(q[0], True, jnp.bool_)]
-    return jnp.argmax(jnp.stack(kinds)).astype(jnp.int32)
-
-
-def _matches(part: _Part, q: Int32[Array, " queries"], k: Int32[Array, " keys"]) -> Bool[Array, ""]:
-    """Whether exactly this part is seen."""
-    rows, keys = q[part.first :], k[part.start : part.end]
-    if part.causal:
-        count = len(keys)
-        conditions = [(rows[:count] >= keys).all(), (rows[: count - 1] < keys[1:]).all()]
-        rows = rows[count:]
-    else:
-        conditions = []
-    if len(rows):
-        conditions.append(rows.min() >= keys.max())
-    if part.first > 0:
-        conditions.append(q[: part.first].max() < k.min())
-    conditions += [q.max() < hidden.min() for hidden in (k[: part.start], k[part.end :]) if len(hidden)]
-    return jnp.stack(conditions).all()
-
-
-def _forward_part(part: _Part, scale: float, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    keys = slice(part.start, part.end)
-    out, lse = _cudnn_forward(q[:, part.first :], k[:, keys], v[:, keys], part.causal, scale)
-    unseen = ((0, 0), (part.first, 0), (0, 0))
+def _forward_rectangle(seen: Rectangle, scale: float, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    keys = slice(seen.start, seen.end)
+    out, lse = _cudnn_forward(q[:, seen.first :], k[:, keys], v[:, keys], seen.causal, scale)
+    unseen = ((0, 0), (seen.first, 0), (0, 0))
     lse = jnp.pad(lse.swapaxes(1, 2), unseen, constant_values=MASKED_LSE)
     return jnp.pad(out.astype(jnp.float32), (*unseen, (0, 0))), lse
 
 
-def _backward_part(
-    part: _Part,
+def _backward_rectangle(
+    seen: Rectangle,
     scale: float,
     q: Array,
     k: Array,
@@ -273,10 +222,10 @@ def _backward_part(
     lse: Array,
     d_lse: Array | None,
 ) -> tuple[Array, Array, Array]:
-    rows, keys, keys_in_all = slice(part.first, None), slice(part.start, part.end), k.shape[1]
+    rows, keys, keys_in_all = slice(seen.first, None), slice(seen.start, seen.end), k.shape[1]
     q, k, v, out, d_out, lse = q[:, rows], k[:, keys], v[:, keys], out[:, rows], d_out[:, rows], lse[:, rows]
     lse = lse.swapaxes(1, 2)
-    gradients = _cudnn_backward(q, k, v, lse, out, d_out, part.causal, scale)
+    gradients = _cudnn_backward(q, k, v, lse, out, d_out, seen.causal, scale)
     dq, dk, dv = (x.astype(jnp.float32) for x in gradients)
     if d_lse is not None:
         # d(lse)/d(scores) = p, so its share of the scores' gradient is p * d_lse. That is p * (dp - delta) for an
@@ -284,14 +233,14 @@ def _backward_part(
         terms = _exact_terms(d_lse[:, rows], q)
         ones = jnp.zeros_like(v).at[..., : terms.shape[-1]].set(1)
         spread = jnp.zeros_like(d_out).at[..., : terms.shape[-1]].set(terms)
-        gradients = _cudnn_backward(q, k, ones, lse, jnp.zeros_like(out), spread, part.causal, scale)
+        gradients = _cudnn_backward(q, k, ones, lse, jnp.zeros_like(out), spread, seen.causal, scale)
         dq, dk = dq + gradients[0].astype(jnp.float32), dk + gradients[1].astype(jnp.float32)
-    unseen = ((0, 0), (part.start, keys_in_all - part.end), (0, 0), (0, 0))
-    return jnp.pad(dq, ((0, 0), (part.first, 0), (0, 0), (0, 0))), jnp.pad(dk, unseen), jnp.pad(dv, unseen)
+    unseen = ((0, 0), (seen.start, keys_in_all - seen.end), (0, 0), (0, 0))
+    return jnp.pad(dq, ((0, 0), (seen.first, 0), (0, 0), (0, 0))), jnp.pad(dk, unseen), jnp.pad(dv, unseen)
 
 
 def _exact_terms(x: RowValues, like: Array) -> Float[Array, "batch queries heads 3"]:
-    """Three numbers of `like`'s dtype that sum to x: bfloat16 holds 8 bits of float32's 24."""
+    """Three numbers of `like`'s dtype that sum to x: bfloat16 has 8 bits of float32's 24."""
     terms = []
     for _ in range(3):
         terms.append(x.astype(like.dtype))
@@ -318,7 +267,7 @@ def _cudnn_backward(
 
 
 def _unused(q: Array, count: int) -> list[Array]:
-    """What stands for bias, lengths, offsets and page tables where there are none."""
+    """Empty arrays in place of bias, lengths, offsets and page tables."""
     return [jnp.zeros(0, q.dtype)] * count
 
 

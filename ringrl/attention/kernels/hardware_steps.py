@@ -1,4 +1,4 @@
-"""`LocalStep` on top of the kernels for special hardware: how each one wants its arrays."""
+"""`LocalStep` on top of the kernels for special hardware: how each one takes its arrays."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from ringrl.attention.tiling import Cut
 
 @dataclass(frozen=True)
 class _AsGiven:
-    """Arrays stay [batch, length, heads, head_dim]: the kernel reads them where they lie."""
+    """Arrays stay [batch, length, heads, head_dim]: the kernel reads them as they are."""
 
     sizes: Sizes
 
@@ -69,7 +69,7 @@ class GpuStep(_AsGiven):
         return gpu.backward(*arguments, **self._static(), d_lse=rows.d_lse)
 
     def _static(self) -> dict:
-        # One shard of keys may come in two halves (`shards.halves`); cuDNN must know beforehand where they part.
+        # One shard of keys may come in two halves (`shards.halves`); cuDNN needs to know beforehand where they part.
         one_shard = self.sizes.k.runs == self.sizes.q.runs
         return _static(self.sizes) | {"k_split": self.sizes.k.middle if one_shard else None}
 

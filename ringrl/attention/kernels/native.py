@@ -1,7 +1,7 @@
 """The local step on CPUs: a kernel in C++ that XLA calls, compiled for this processor when it is first needed.
 
 It is the blocked online softmax of FlashAttention (Dao et al., arXiv 2205.14135), with matrix products tiled for vector
-registers and work shared out over XLA's own threads; `native.cc` and the headers beside it say how. The library is kept
+registers and work shared out over XLA's own threads; see `native.cc` and the headers beside it. The library is kept
 in the user's cache folder, under a name that changes with the source, the compiler, jaxlib and the processor.
 
 `RINGRL_NATIVE=0` turns it off; `CXX` names the compiler.
@@ -24,9 +24,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Int32
 
 from ringrl.attention.block_attention import group_size, result_like, vary_like
+from ringrl.attention.local_step import KeyGradients, Keys, Output, Queries, RowValues
 from ringrl.errors import UserError
 from ringrl.files import atomic_file, exclusive
 
@@ -39,12 +40,6 @@ _FLAGS = ("-O3", "-std=c++17", _NATIVE, "-ffp-contract=fast", "-fno-math-errno",
 _FORWARD, _BACKWARD, _AFTER = "ringrl_native_forward", "ringrl_native_backward", "ringrl_native_after"
 
 _log = logging.getLogger(__name__)
-
-Queries = Float[Array, "batch queries heads head_dim"]
-Keys = Float[Array, "batch keys kv_heads head_dim"]
-RowValues = Float32[Array, "batch queries heads"]
-Output = Float32[Array, "batch queries heads head_dim"]
-KeyGradients = Float32[Array, "batch keys kv_heads head_dim"]
 
 
 @functools.cache
@@ -85,7 +80,7 @@ def forward(
     k_chunks: int = 1,
     sharers: int = 1,
 ) -> tuple[Output, RowValues]:
-    """Attention of queries to one shard of keys; not differentiable by itself. `available` must have said yes.
+    """Attention of queries to one shard of keys; not differentiable by itself. `available()` must be true.
 
     Query i sees key j where its position is not before the key's and, with segments, the ids are equal and not 0.
 
@@ -151,7 +146,7 @@ def backward(
         sharers: simulated devices on the same threads.
 
     Returns:
-        dq, dk and dv in float32; the same bits whatever the threads' timing.
+        dq, dk and dv in float32; the same bits for any timing of the threads.
 
     Raises:
         ValueError: as in `forward`.
@@ -187,7 +182,7 @@ def _call(
 
 
 def _check(arrays: tuple, tokens: tuple, q_chunks: int, k_chunks: int) -> None:
-    """The library reads memory as it is told to, so what it is told must be true."""
+    """ValueError or TypeError where shapes or dtypes do not fit: the library reads memory by them, unchecked."""
     q, k = arrays[0], arrays[-2]
     batch, queries, heads, dim = q.shape
     keys, kv_heads = k.shape[1:3]
@@ -242,7 +237,7 @@ def _build(compiler: list[str]) -> Path:
 
 
 def _fingerprint(compiler: list[str]) -> str:
-    """Changes with whatever decides what the compiler makes."""
+    """A name that changes with everything on which the compiled library depends."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
     parts = [
         *compiler,
@@ -260,7 +255,7 @@ def _fingerprint(compiler: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What Linux says of the processor and its instructions; a home folder may be shared by unlike machines."""
+    """Linux's description of the processor and its instructions; different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -270,6 +265,6 @@ def _processor() -> str:
 
 
 def _first_error(error: Exception) -> str:
-    """One line: the compiler's first that speaks of an error, or what went wrong otherwise."""
+    """One line: the compiler's first that contains `error`, or the exception's first."""
     lines = error.stderr.splitlines() if isinstance(error, subprocess.CalledProcessError) else []
     return next((line for line in lines if "error" in line), next(iter([*lines, str(error)])))

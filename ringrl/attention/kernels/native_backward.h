@@ -1,6 +1,6 @@
 // Backward: weights recomputed from the log-sum-exp (FlashAttention, arXiv 2205.14135, algorithm 4), with five matrix
 // products a pair of blocks. An item of work is a batch row, a key head and a part of the keys, whose dk and dv stay in
-// the cache while all rows pass by. Weights stand as [keys, queries], so every product reads its operands as they are.
+// the cache while all rows pass by. Weights are [keys, queries], so every product reads its operands as they are.
 #pragma once
 
 #include "native_problem.h"
@@ -47,8 +47,8 @@ struct Backward {
     const int64_t runs = static_cast<int64_t>(key_runs.size());
     for (int64_t i = 0; i < runs; ++i) {
       // There and back, so that causal work, which falls from run to run, comes out even.
-      const int64_t place = i % (2 * parts);
-      if (std::min(place, 2 * parts - 1 - place) == part) differentiate(b, kv_head, key_runs[i], share);
+      const int64_t turn = i % (2 * parts);
+      if (std::min(turn, 2 * parts - 1 - turn) == part) differentiate(b, kv_head, key_runs[i], share);
     }
   }
 

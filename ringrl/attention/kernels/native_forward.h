@@ -1,6 +1,6 @@
 // Forward: the online softmax (Milakov & Gimelshein, arXiv 1805.02867) over blocks of keys, for one block of rows.
 //
-// Scores stand as [keys, queries]: a vector holds the scores of neighbouring queries with one key, so that statistics
+// Scores are [keys, queries]: a vector is the scores of neighbouring queries with one key, so that statistics
 // need no reduction within a vector, and no operand needs to be transposed but the queries, once a block.
 #pragma once
 
@@ -43,9 +43,9 @@ struct Forward {
     PanelTokens tokens;
     alignas(64) float highest[kPanel], total[kPanel], shrink[kPanel];
     int64_t rows;
-    int cols;           // vectors that hold a query
+    int cols;           // vectors with a query in them
     float *q, *output;  // [padded_dim, kPanel], times scale and log2(e); [kPanel, padded_dim]
-    bool seen;          // output holds something
+    bool seen;          // a key has been visible
   };
   struct Memory {
     Panel panels[kMostPanels];
@@ -158,7 +158,7 @@ struct Forward {
                    });
   }
 
-  // Scores to weights, in place, and their sums.
+  // Scores to weights, in the same memory, and their sums.
   template <int kCols>
   static void weigh(float* scores, int64_t keys, Panel& panel, int lane) {
     Vec total[kCols], highest[kCols];

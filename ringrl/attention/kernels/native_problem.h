@@ -1,6 +1,6 @@
 // What forward and backward share: the arrays of a call, how rows and blocks are cut from them, and who sees whom.
 //
-// The queries that share a key head stand as one list of rows, token after token and within a token head after head:
+// The queries that share a key head are one list of rows, token after token and within a token head after head:
 // so a group of heads reads each block of keys once. A panel is kPanel such rows, side by side in the lanes of vectors.
 #pragma once
 
@@ -34,7 +34,7 @@ struct Shape {
   int64_t rows() const { return queries * group(); }
   int64_t row_chunk() const { return rows() / q_chunks; }
   int64_t key_chunk() const { return keys / k_chunks; }
-  // Where a row (of a batch row and key head) stands in a [batch, queries, heads] array.
+  // The index of a row (of a batch row and key head) in a [batch, queries, heads] array.
   int64_t at_row(int64_t b, int64_t kv_head, int64_t row) const {
     return (b * queries + row / group()) * heads + kv_head * group() + row % group();
   }
@@ -127,7 +127,7 @@ inline Range segment_range(const int32_t* x, int64_t n) {
   return range;
 }
 
-// A panel's tokens, lane by lane. Lanes without a query, and queries that are padding, stand before every key.
+// A panel's tokens, lane by lane. Lanes without a query, and queries that are padding, have a position before every key.
 struct PanelTokens {
   alignas(64) int32_t positions[kPanel];
   alignas(64) int32_t segments[kPanel];
@@ -159,7 +159,7 @@ struct PanelTokens {
   }
 };
 
-// A block's keys. What pads the block to whole tiles is seen by nobody.
+// A block's keys. What pads the block to whole tiles is visible to no query.
 struct KeyTokens {
   static constexpr int64_t kMost = 1024;
   alignas(64) int32_t positions[kMost + kPad];

@@ -38,7 +38,7 @@ typedef float Quad __attribute__((vector_size(16)));
 typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
 #define RINGRL_INLINE inline __attribute__((always_inline))
-// For lambdas that are handed a tile: called out of line, they would force it from registers into memory.
+// For lambdas whose argument is a tile: called out of line, they would force it from registers into memory.
 #define RINGRL_INLINED __attribute__((always_inline))
 
 RINGRL_INLINE Vec load(const float* x) { return *reinterpret_cast<const LooseVec*>(x); }
@@ -120,9 +120,9 @@ RINGRL_INLINE void tile_column(int64_t rows, int64_t depth, const float* a, int6
   }
 }
 
-// A [rows, depth] times B [depth, cols vectors]. `finish(m, n, acc)` is handed each tile, whose first row is m and
+// A [rows, depth] times B [depth, cols vectors]. `finish(m, n, acc)` is called with each tile, whose first row is m and
 // whose first column is the n-th vector. Rows are rounded up to a tile's: at most kTileRows - 1 more than asked for
-// are read and handed out.
+// are read and passed on.
 template <bool kRowMajor, class Finish>
 RINGRL_INLINE void multiply(int64_t rows, int cols, int64_t depth, const float* a, int64_t lda, const float* b,
                             int64_t ldb, Finish&& finish) {

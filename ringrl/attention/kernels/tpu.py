@@ -1,12 +1,12 @@
 """The local step of attention on TPUs: one device's queries against one shard of keys, forward, as a Pallas kernel.
 
 FlashAttention's forward (Dao et al., arXiv 2205.14135, algorithm 1; Dao, arXiv 2307.08691, section 3.1) over a grid
-(batch, heads, query blocks, key blocks) whose last axis runs in sequence: the online softmax lives in vector memory,
-in float32, and a score never reaches HBM. `tpu_backward` holds the gradients.
+(batch, heads, query blocks, key blocks) whose last axis runs in sequence: the online softmax is kept in vector memory,
+in float32, and a score never reaches HBM. The gradients are in `tpu_backward`.
 
 Why not JAX's splash attention (`jax.experimental.pallas.ops.tpu.splash_attention`). Its masks are NumPy arrays or
 functions, preprocessed on the host into tables of query blocks x key blocks, for one known offset between queries and
-keys. In a ring the shard of keys that a device holds is decided by a traced hop number, and the tables of a million
+keys. In a ring the shard of keys that a device has depends on a traced hop number, and the tables of a million
 tokens took minutes to build. Here the mask is made of the positions and segment ids that travel with the keys;
 what is prefetched is O(blocks), segments skip blocks as causality does, and a grid's width is what the hop needs
 (`tpu_blocks`). Its forward also gives garbage for rows that see nothing, writes the log-sum-exp 128 times over, and its
@@ -15,7 +15,7 @@ backward kernels may not be split over a chip's two cores.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -104,9 +104,7 @@ def forward(
             in_specs=[array, k_array, k_array, ids_spec(q_ids, block_q, queries), ids_spec(k_ids, block_k, keys)],
             out_specs=[array, numbers_spec(block_q, queries)],
             scratch_shapes=[
-                pltpu.VMEM((block_q, head_dim), jnp.float32),
-                pltpu.VMEM((block_q, LANES), jnp.float32),
-                pltpu.VMEM((block_q, LANES), jnp.float32),
+                _Softmax(*(pltpu.VMEM((block_q, width), jnp.float32) for width in (head_dim, LANES, LANES))),
                 columns_scratch(q_ids, block_q),
             ],
         ),
@@ -118,6 +116,45 @@ def forward(
     return out, lse.reshape(q.shape[:3])
 
 
+class _Softmax(NamedTuple):
+    """References to the online softmax of a block of queries, in vector memory; scores are to base 2.
+
+    m_j = max(m_{j-1}, max s_j), l_j = 2^(m_{j-1} - m_j) l_{j-1} + sum 2^(s_j - m_j), and likewise the output
+    (FlashAttention, arXiv 2205.14135, algorithm 1).
+    """
+
+    acc: Any  # [block_q, head_dim], the output times `total`
+    highest: Any  # [block_q, LANES]: m, the same in all lanes
+    total: Any  # [block_q, LANES]: a lane sums its share of the keys, and lanes are summed once a query block
+
+    def start(self) -> None:
+        """Before any key."""
+        self.acc[...] = jnp.zeros_like(self.acc)
+        self.highest[...] = jnp.full_like(self.highest, MASKED_LSE)
+        self.total[...] = jnp.zeros_like(self.total)
+
+    def add(self, s: Array, v_ref: Any) -> None:
+        """Scores [block_q, block_k], -inf where hidden, and the values of these keys."""
+        block_k, head_dim = v_ref.shape
+        before = self.highest[...]
+        highest = jnp.maximum(before, s.max(axis=1, keepdims=True))
+        # A hidden score is -inf and `highest` is finite, so its weight is 0 also where nothing has been seen yet.
+        p = jnp.exp2(s - spread(highest, block_k))
+        shrink = jnp.exp2(before - highest)
+        self.highest[...] = highest
+        self.total[...] = shrink * self.total[...] + sum(p[:, j : j + LANES] for j in range(0, block_k, LANES))
+        self.acc[...] = self.acc[...] * spread(shrink, head_dim) + dot(p.astype(v_ref.dtype), v_ref[...], 1, 0)
+
+    def finish(self, out_ref: Any, lse_ref: Any) -> None:
+        """Write the normalised output, and the natural log-sum-exp as a row of lanes."""
+        total = self.total[...].sum(axis=1, keepdims=True)
+        seen = total > 0
+        total = jnp.where(seen, total, 1.0)
+        out_ref[...] = self.acc[...] / total
+        lse = jnp.where(seen, self.highest[...] * (1 / LOG2_E) + jnp.log(total), MASKED_LSE)
+        lse_ref[...] = lse.T[:1]
+
+
 def _kernel(
     tables: Tables,
     q_ref: Any,
@@ -127,9 +164,7 @@ def _kernel(
     k_ids: Ids,
     out_ref: Any,
     lse_ref: Any,
-    acc_ref: Any,
-    highest_ref: Any,
-    total_ref: Any,
+    softmax: _Softmax,
     q_columns: Ids,
     *,
     factor: float,
@@ -137,43 +172,22 @@ def _kernel(
     q_blocks: int,
     k_blocks: int,
 ) -> None:
-    """One block of queries against one block of keys. Scores are to base 2; `factor` is scale * log2(e).
-
-    Scratch: acc [block_q, head_dim]; highest [block_q, LANES], the same in all lanes; total [block_q, LANES], of which
-    each lane holds the sum of its share of the keys, so that lanes are summed once a query block, not once a step.
-    """
+    """One block of queries against one block of keys. Scores are to base 2; `factor` is scale * log2(e)."""
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     q_entry = entry(b, i, q_blocks)
     visit = inspect(tables, q_entry, step, q_entry, entry(b, visited_block(tables, q_entry, step), k_blocks))
-    head_dim, block_k = acc_ref.shape[1], k_ref.shape[0]
 
     @pl.when(step == 0)
     def _start() -> None:
-        acc_ref[...] = jnp.zeros_like(acc_ref)
-        highest_ref[...] = jnp.full_like(highest_ref, MASKED_LSE)
-        total_ref[...] = jnp.zeros_like(total_ref)
+        softmax.start()
         store_columns(q_columns, q_ids)
 
     def compute(masked: bool) -> None:
         s = dot(q_ref[...], k_ref[...], 1, 1) * factor
-        if masked:
-            s = hide(s, q_columns, k_ids)
-        before = highest_ref[...]
-        highest = jnp.maximum(before, s.max(axis=1, keepdims=True))
-        # A hidden score is -inf and `highest` is finite, so its weight is 0 also where nothing has been seen yet.
-        p = jnp.exp2(s - spread(highest, block_k))
-        shrink = jnp.exp2(before - highest)
-        highest_ref[...] = highest
-        total_ref[...] = shrink * total_ref[...] + sum(p[:, j : j + LANES] for j in range(0, block_k, LANES))
-        acc_ref[...] = acc_ref[...] * spread(shrink, head_dim) + dot(p.astype(v_ref.dtype), v_ref[...], 1, 0)
+        softmax.add(hide(s, q_columns, k_ids) if masked else s, v_ref)
 
     when_visited(visit, compute)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _finish() -> None:
-        total = total_ref[...].sum(axis=1, keepdims=True)
-        seen = total > 0
-        total = jnp.where(seen, total, 1.0)
-        out_ref[...] = acc_ref[...] / total
-        lse = jnp.where(seen, highest_ref[...] * (1 / LOG2_E) + jnp.log(total), MASKED_LSE)
-        lse_ref[...] = lse.T[:1]
+        softmax.finish(out_ref, lse_ref)

@@ -1,10 +1,10 @@
 """The local step of attention on TPUs, backward: one Pallas kernel for dq, one for dk and dv.
 
 FlashAttention's backward (Dao et al., arXiv 2205.14135, algorithm 4): weights are computed again from the log-sum-exp.
-Queries stay in place while keys pass for dq, and keys stay while queries pass for dk and dv: so each sum is complete
-in float32 in vector memory and is written once, at the price of computing scores and dp twice (7 products of matrices
-a pair of blocks in place of 5). A single kernel would have to add to dq in HBM at every step, or to keep one dq a block
-of keys.
+For dq a block of queries stays in memory while keys pass, for dk and dv a block of keys while queries pass: so each sum
+is complete in float32 in vector memory and is written once, at the price of computing scores and dp twice (7 products
+of matrices a pair of blocks in place of 5). A single kernel would have to add to dq in HBM at every step, or to keep
+one dq a block of keys.
 """
 
 import functools

@@ -3,8 +3,8 @@
 The mask is data: it follows from the positions and segment ids of two shards that meet at a traced hop of the ring. So
 everything that decides about a pair of blocks is derived from a few numbers a *block* (the lowest and highest position
 and segment id), which are prefetched to scalar memory; there is no table of pairs. The visits of one row of the grid
-are the blocks from its first to its last needed one, and the grid is as wide as the widest row needs: a hop that nobody
-sees costs one empty step a row.
+are the blocks from its first to its last needed one, and the grid is as wide as the widest row needs: a hop of which
+nothing is visible costs one empty step a row.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ _INT32 = jnp.iinfo(jnp.int32)
 
 
 class Ids(NamedTuple):
-    """Positions and segments of one side, or what stands for them; segments are None where there are none."""
+    """Positions and segments of the queries or of the keys, or references to them; segments are None where unused."""
 
     positions: Any
     segments: Any
@@ -64,16 +64,16 @@ class Schedule(NamedTuple):
     batched: bool  # the tables differ between the rows of the batch
 
     def entry(self, b: Array, block: Array, blocks: int) -> Array:
-        """Where the tables hold block number `block` of `blocks`, in row b of the batch."""
+        """The index into the tables of block number `block` of `blocks`, in row b of the batch."""
         return b * blocks + block if self.batched else block
 
 
-def make_ids(
+def _make_ids(
     positions: Int32[Array, "batch_or_1 length"], segments: Int32[Array, "batch length"] | None, hidden: int
 ) -> Ids:
     """Ids, each [batch_or_1, 1, length], in which padding (segment 0) takes the position `hidden`.
 
-    So no kernel looks for 0: a query at `SEES_NONE` sees nothing, and a key at `NEVER_SEEN` is seen by none.
+    So no kernel looks for 0: a query at `SEES_NONE` sees nothing, and no query sees a key at `NEVER_SEEN`.
     """
     if segments is None:
         return Ids(positions[:, None], None)
@@ -82,13 +82,13 @@ def make_ids(
 
 
 def make_q_ids(positions: Array, segments: Array | None) -> Ids:
-    """`make_ids` of queries."""
-    return make_ids(positions, segments, SEES_NONE)
+    """`_make_ids` of queries."""
+    return _make_ids(positions, segments, SEES_NONE)
 
 
 def make_k_ids(positions: Array, segments: Array | None) -> Ids:
-    """`make_ids` of keys."""
-    return make_ids(positions, segments, NEVER_SEEN)
+    """`_make_ids` of keys."""
+    return _make_ids(positions, segments, NEVER_SEEN)
 
 
 def make_schedule(q_ids: Ids, k_ids: Ids, block_q: int, block_k: int, *, by_keys: bool = False) -> Schedule:
@@ -135,7 +135,7 @@ def _visits(needed: Array) -> tuple[Array, Array, Array]:
     return first, last, jnp.where(ahead < rows, start, jnp.maximum(last, 0))
 
 
-class Visit(NamedTuple):
+class _Visit(NamedTuple):
     """One step of the grid, as the kernels see it; everything is a scalar."""
 
     runs: Array  # some pair of tokens is visible
@@ -148,7 +148,7 @@ def visited_block(tables: Tables, entry: Array, step: Array) -> Array:
     return jnp.where(block <= tables.last[entry], block, tables.after[entry])
 
 
-def inspect(tables: Tables, entry: Array, step: Array, q_entry: Array, k_entry: Array) -> Visit:
+def inspect(tables: Tables, entry: Array, step: Array, q_entry: Array, k_entry: Array) -> _Visit:
     """Whether a step of row `entry` computes, and whether it needs a mask, from the ranges of the two blocks."""
     q, k = tables.q, tables.k
     runs = tables.first[entry] + step <= tables.last[entry]
@@ -159,10 +159,10 @@ def inspect(tables: Tables, entry: Array, step: Array, q_entry: Array, k_entry: 
         k_low, k_high = k.low.segments[k_entry], k.high.segments[k_entry]
         runs &= (q_low <= k_high) & (k_low <= q_high)
         whole &= (q_low == q_high) & (k_low == k_high) & (q_low == k_low)
-    return Visit(runs, whole)
+    return _Visit(runs, whole)
 
 
-def when_visited(visit: Visit, compute: Callable[[bool], None]) -> None:
+def when_visited(visit: _Visit, compute: Callable[[bool], None]) -> None:
     """compute(masked): without mask arithmetic where everything is visible, not at all where nothing is."""
     pl.when(visit.runs & visit.whole)(lambda: compute(False))
     pl.when(visit.runs & ~visit.whole)(lambda: compute(True))

@@ -44,7 +44,7 @@ class XlaStep:
         return _token_blocks(self.sizes.q, tokens, SEES_NONE)
 
     def k_blocks(self, tokens: TokenIndex) -> TokenBlocks:
-        """The keys' tokens in blocks; padding is seen by nobody."""
+        """The keys' tokens in blocks; no query sees padding."""
         return _token_blocks(self.sizes.k, tokens, NEVER_SEEN)
 
     def needed(self, q_tokens: TokenIndex, k_tokens: TokenIndex) -> Bool[Array, "q_blocks k_blocks"]:
