@@ -43,6 +43,8 @@ from typing import Any
 import numpy as np
 import tyro
 
+from ringrl.batch import BATCH_SCHEMA, link_previous
+
 LAYERS, WIDTH, HEADS, FEED_FORWARD = 4, 256, 4, 4  # the last in widths, ringrl's default
 OBSERVATION, ACTION, TOKENS_PER_STEP = 24, 6, 4
 MAX_STEPS, MAX_TRIALS = 1000, 128
@@ -217,23 +219,18 @@ def resident(field: str) -> int:
 
 
 def synthetic_steps(length: int) -> dict[str, np.ndarray]:
-    """The fields of `ringrl.batch.Batch`: one segment a row, trials of up to MAX_STEPS steps."""
+    """The arrays of `ringrl.batch.Batch`: one segment a row, trials of up to MAX_STEPS steps."""
     rng, shape = np.random.default_rng(0), (rows(length), length // TOKENS_PER_STEP)
-    numbers = {name: rng.standard_normal(shape, np.float32) for name in ("reward", "return_to_go", "previous_reward")}
-    position = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-    action = np.tanh(rng.standard_normal((*shape, ACTION), np.float32))
-    return numbers | {
-        "observation": rng.standard_normal((*shape, OBSERVATION), np.float32),
-        "action": action,
-        "previous_action": np.roll(action, 1, axis=1),
-        "completion": np.zeros(shape, np.float32),
-        "previous_completion": np.zeros(shape, np.float32),
-        "step": position % MAX_STEPS,
-        "trial": position // MAX_STEPS,
-        "position": position,
-        "segment_ids": np.ones(shape, np.int32),
-        "weight": np.ones(shape, np.float32),
-    }
+    sizes = {"observation": OBSERVATION, "action": ACTION}
+    steps = {name: field.zeros(shape, sizes) for name, field in BATCH_SCHEMA.items()}
+    for name in ("observation", "action", "reward", "return_to_go"):
+        steps[name] = rng.standard_normal(steps[name].shape, np.float32)
+    steps["action"] = np.tanh(steps["action"])
+    steps["position"] += np.arange(shape[1], dtype=np.int32)
+    steps["step"], steps["trial"] = steps["position"] % MAX_STEPS, steps["position"] // MAX_STEPS
+    steps["segment_ids"] += 1
+    steps["weight"] += 1
+    return link_previous(steps)
 
 
 def ringrl_step(batch: dict[str, np.ndarray], length: int, dtype: str) -> tuple[Callable[[], Any], int, int]:

@@ -1,19 +1,30 @@
-"""Contexts on their way to training: which episodes, their joined steps, and the batch that a training step reads."""
+"""From contexts to training batches: the plan of a context, its steps, and the one schema that all batches follow."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
+Values = TypeVar("Values", bound=np.ndarray)
+
 
 @dataclass(frozen=True)
 class ContextPlan:
-    """Which steps of which episodes stand in one context, in order, and the returns that they are told to reach.
+    """Which steps of which episodes make up one context, in order, and the target returns of each.
 
-    Piece j is steps `start[j]:stop[j]` of episode `episode[j]` of the store. `target[j]` is the return-to-go at that
-    *episode's* step 0; the return-to-go at step t is `target[j]` less the rewards of the episode's steps before t, but
-    where chains are read with a horizon (`ringrl.sampling.chains.build_chain`).
-    `completed[j]`: whether the completion token of the episode's last step is 1 (Agentic Transformer).
+    Piece j is the environment steps `start[j]:stop[j]` of episode `episode[j]` of the store.
+
+    Attributes:
+        episode: index in the store.
+        start: first environment step of the piece.
+        stop: the environment step after its last.
+        target: return-to-go at the *episode's* step 0. At step t it is `target` less the rewards of the episode's steps
+            before t. Not used with a `horizon`.
+        completed: whether the completion token of the episode's last step is 1 (Liu & Abbeel 2023, section 3).
+        horizon: agent steps over which returns-to-go are mean rewards (`ringrl.sampling.chains.rates`); None: they are
+            the rewards up to the episode's end.
     """
 
     episode: Int64[np.ndarray, " pieces"]
@@ -21,33 +32,45 @@ class ContextPlan:
     stop: Int64[np.ndarray, " pieces"]
     target: Float64[np.ndarray, " pieces"]
     completed: Bool[np.ndarray, " pieces"]
+    horizon: int | None = None
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The trajectories of a `ContextPlan` read from a store, joined along time; one row of a batch before padding."""
+    """The trajectories of a `ContextPlan` read from a store and joined along time. A step is an agent step."""
 
     observation: Float32[np.ndarray, "steps observation"]
     action: Float32[np.ndarray, "steps action"]
     reward: Float32[np.ndarray, " steps"]
     return_to_go: Float32[np.ndarray, " steps"]
     completion: Float32[np.ndarray, " steps"]  # 1 at the last step of an episode that reached the chain's maximum
-    step: Int32[np.ndarray, " steps"]  # decision index within the episode; restarts at 0 with every trajectory
+    step: Int32[np.ndarray, " steps"]  # index of the agent step within the episode
     trial: Int32[np.ndarray, " steps"]  # index of the trajectory within the chain
 
     @property
     def length(self) -> int:
-        """Number of steps."""
+        """Number of agent steps."""
         return len(self.step)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a training step sees: rows of steps, normalised, padded, in the order in which the ring holds them.
+class _Arrays:
+    """Arrays by name."""
 
-    A step becomes one token or several in `ringrl.model.tokens`. Steps attend only to steps of the same `segment_ids`;
-    0 is padding. `previous_*` are those of the step before in the same segment (0 at a segment's first step), also
-    across a trial's end: that is how the fused layout sees the last reward of a trial.
+    def asdict(self) -> dict[str, np.ndarray]:
+        """The fields by name, without copies: the pytree that jitted functions take."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True)
+class Batch(_Arrays):
+    """What a training step of a sequence agent reads: rows of agent steps, normalised and padded.
+
+    A step becomes one token or several in `ringrl.model.tokens`. Steps attend only to steps of equal `segment_ids`;
+    0 is padding. `previous_*` are the values of the step before in the same segment (`previous_in_segment`), also
+    across a trial's end: so the fused layout sees the last reward of a trial.
+
+    `BATCH_SCHEMA` is read off these annotations; nothing else lists the fields.
     """
 
     observation: Float32[np.ndarray, "batch steps observation"]
@@ -55,15 +78,85 @@ class Batch:
     reward: Float32[np.ndarray, "batch steps"]
     return_to_go: Float32[np.ndarray, "batch steps"]
     completion: Float32[np.ndarray, "batch steps"]
-    previous_action: Float32[np.ndarray, "batch steps action"]
-    previous_reward: Float32[np.ndarray, "batch steps"]
-    previous_completion: Float32[np.ndarray, "batch steps"]
-    step: Int32[np.ndarray, "batch steps"]
-    trial: Int32[np.ndarray, "batch steps"]
+    previous_action: Float32[np.ndarray, "batch steps action"] = field(metadata={"previous_of": "action"})
+    previous_reward: Float32[np.ndarray, "batch steps"] = field(metadata={"previous_of": "reward"})
+    previous_completion: Float32[np.ndarray, "batch steps"] = field(metadata={"previous_of": "completion"})
+    step: Int32[np.ndarray, "batch steps"]  # index of the agent step within its episode
+    trial: Int32[np.ndarray, "batch steps"]  # index of the trajectory within its chain
     position: Int32[np.ndarray, "batch steps"]  # index of the step within its segment
     segment_ids: Int32[np.ndarray, "batch steps"]
     weight: Float32[np.ndarray, "batch steps"]  # loss weight of the step's action; 0 on padding
 
-    def asdict(self) -> dict[str, np.ndarray]:
-        """The fields by name, without copies: the pytree that jitted functions take."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+@dataclass(frozen=True)
+class TokenBatch(_Arrays):
+    """What a training step of a language model reads: rows of token ids."""
+
+    token: Int32[np.ndarray, "batch steps"]
+    target: Int32[np.ndarray, "batch steps"]  # the token after each
+    position: Int32[np.ndarray, "batch steps"]  # index of the token within its segment
+    segment_ids: Int32[np.ndarray, "batch steps"]
+    weight: Float32[np.ndarray, "batch steps"]  # loss weight of the prediction
+
+
+@dataclass(frozen=True)
+class BatchField:
+    """One array of a batch.
+
+    Attributes:
+        width: the data size that is its last axis, "observation" or "action"; None: a scalar a step.
+        dtype: its type.
+        previous_of: the field whose value at the step before it is; None: it is no such field.
+    """
+
+    width: str | None
+    dtype: np.dtype
+    previous_of: str | None
+
+    def shape(self, leading: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """`leading`, as (rows, steps), and the width if it has one, of the observation's and action's in `sizes`."""
+        return leading if self.width is None else (*leading, sizes[self.width])
+
+    def zeros(self, leading: tuple[int, ...], sizes: Mapping[str, int]) -> np.ndarray:
+        """An array of that shape and of the field's type."""
+        return np.zeros(self.shape(leading, sizes), self.dtype)
+
+
+def _schema(batch: type) -> dict[str, BatchField]:
+    """The fields of a batch class by name, from its annotations."""
+    found = {}
+    for each in fields(batch):
+        annotation: Any = each.type
+        width = (*annotation.dim_str.split()[2:], None)[0]
+        found[each.name] = BatchField(width, np.dtype(annotation.dtypes[0]), each.metadata.get("previous_of"))
+    return found
+
+
+BATCH_SCHEMA = _schema(Batch)
+TOKEN_BATCH_SCHEMA = _schema(TokenBatch)
+PREVIOUS = {each.previous_of: name for name, each in BATCH_SCHEMA.items() if each.previous_of}
+"""Field -> the field with its value at the step before: action -> previous_action, and so on."""
+
+
+def previous_in_segment(x: Values, segment_ids: Int32[np.ndarray, "rows steps"]) -> Values:
+    """The value at the step before in the same segment: y_t = x_{t-1}, and 0 at a segment's first step and in padding.
+
+    Args:
+        x: [rows, steps, ...].
+        segment_ids: of the steps; 0 is padding.
+
+    Returns:
+        y, shaped and typed as x.
+    """
+    follows = np.zeros(segment_ids.shape, bool)
+    follows[:, 1:] = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    y = np.zeros_like(x)
+    y[:, 1:] = x[:, :-1]
+    y[~follows] = 0
+    return y
+
+
+def link_previous(arrays: dict[str, Values]) -> dict[str, Values]:
+    """`arrays`, fields of `Batch` by name, with all `previous_*` of them, computed from the others."""
+    ids = arrays["segment_ids"]
+    return arrays | {previous: previous_in_segment(arrays[name], ids) for name, previous in PREVIOUS.items()}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from ringrl.batch import PREVIOUS
 from ringrl.config import ModelConfig
 
 ORDER = ("return_to_go", "observation", "action", "reward", "completion")
@@ -121,8 +122,7 @@ class TokenEmbedder(nnx.Module):
             return [self.norm(self.linear[name](_column(steps[name])) + when) for name in self.layout.modalities]
         total = when
         for name in self.layout.modalities:
-            source = f"previous_{name}" if name in ("action", "reward", "completion") else name
-            total = total + self.linear[name](_column(steps[source]))
+            total = total + self.linear[name](_column(steps[PREVIOUS.get(name, name)]))
         return [self.norm(total)]
 
     def _flatten(self, tokens: list[jax.Array]) -> jax.Array:

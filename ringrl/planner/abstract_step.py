@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from ringrl.agent import Agent, load_agent
+from ringrl.batch import BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
 from ringrl.config import MeshConfig, RunConfig, parse_config
 from ringrl.envs import make
 from ringrl.errors import UserError
@@ -131,13 +131,9 @@ def abstract_batch(
     config: RunConfig, agent: Agent, sizes: dict[str, int], mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of a batch, of episodes or of token ids, as `place_batch` puts them on the mesh."""
+    schema = TOKEN_BATCH_SCHEMA if isinstance(agent.tokens(config.agent), TokenIds) else BATCH_SCHEMA
     rows, sharding = (config.training.batch, config.training.row_steps), NamedSharding(mesh, TOKENS)
-    if isinstance(agent.tokens(config.agent), TokenIds):
-        widths, numbers, counts = {}, ("weight",), ("token", "target", "position", "segment_ids")
-    else:
-        widths = {"observation": sizes["observation"], "action": sizes["action"], "previous_action": sizes["action"]}
-        numbers = ("reward", "return_to_go", "completion", "previous_reward", "previous_completion", "weight")
-        counts = ("step", "trial", "position", "segment_ids")
-    shapes = {name: ((*rows, width), jnp.float32) for name, width in widths.items()}
-    shapes |= {name: (rows, jnp.float32) for name in numbers} | {name: (rows, jnp.int32) for name in counts}
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(field.shape(rows, sizes), field.dtype, sharding=sharding)
+        for name, field in schema.items()
+    }

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ringrl.agent import RolloutSpec
+from ringrl.batch import link_previous
 from ringrl.config import EvaluationConfig
 from ringrl.errors import UserError
 from ringrl.model.transformer import Transformer
@@ -102,7 +103,7 @@ class AblatedContext(CachedContext):
 def ablate(
     probe: Ablation, actual: Mapping[str, np.ndarray], keys: Float64[np.ndarray, "envs keys"], target: float
 ) -> dict[str, np.ndarray]:
-    """What is shown for `actual`, fields of `ringrl.batch.Batch` [envs, steps, ...] whose last trial is the present one.
+    """What is shown for `actual`, arrays of `ringrl.batch.Batch` [envs, steps, ...]; its last trial is the present one.
 
     The trials before it are tampered with, and `previous_*` are those of the step that is shown before. All
     environments began the present trial with the same step. `keys` order the trials of `shuffled`: the one that stands
@@ -126,7 +127,7 @@ def ablate(
             shown["trial"][env, slots] = place
     else:
         shown = blinded(shown, target)
-    return _linked(shown)
+    return link_previous(shown)
 
 
 def blinded(steps: StepFields, target: float) -> dict[str, np.ndarray]:
@@ -145,13 +146,3 @@ def _shuffled(
     pieces = [np.flatnonzero(trial == each) for each in moved]
     place = np.repeat(ids, np.array([len(piece) for piece in pieces], np.int64))
     return np.concatenate([*pieces, np.zeros(0, np.int64)]).astype(np.int64), place.astype(np.int64)
-
-
-def _linked(steps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`steps` with `previous_*` of the step that stands before, 0 where there is none."""
-    there = steps["segment_ids"] > 0
-    follows = there & np.concatenate([np.zeros_like(there[:, :1]), there[:, :-1]], axis=1)
-    for name in ("action", "reward", "completion"):
-        before = np.concatenate([np.zeros_like(steps[name][:, :1]), steps[name][:, :-1]], axis=1)
-        steps[f"previous_{name}"] = np.where(follows.reshape(*follows.shape, *(1,) * (before.ndim - 2)), before, 0)
-    return steps

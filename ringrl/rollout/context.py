@@ -1,11 +1,10 @@
-"""What an agent looks back on while it acts: the recent steps, and the KV cache over them.
+"""An agent's context while it acts: the recent agent steps, and the KV cache over them.
 
 All environments of a batch add one step at a time together, so a context has one cursor. Where an environment's trial
 ends earlier than another's, or its context starts afresh, segment ids keep the steps apart.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import jax
@@ -13,29 +12,25 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Int32, Int64
 
-from ringrl.batch import Batch
+from ringrl.batch import BATCH_SCHEMA, PREVIOUS
 from ringrl.model.tokens import StepArrays
 from ringrl.model.transformer import Cache, Transformer, make_attend
 
 StepFields = Mapping[str, np.ndarray]  # one step of every environment: fields of `ringrl.batch.Batch`, [envs, ...]
-_INTEGERS = ("step", "trial", "position", "segment_ids")
-_PREVIOUS = ("previous_action", "previous_reward", "previous_completion")
 
 
 class RecentSteps:
-    """The last `capacity` steps of every environment, on the host; the shape in which training saw rows."""
+    """The last `capacity` agent steps of every environment, on the host, as rows of a batch are in training.
+
+    Attributes:
+        fields: the arrays of `ringrl.batch.Batch` by name, [envs, capacity, ...].
+        capacity: steps at most.
+        count: steps so far, of which the oldest is at index 0.
+    """
 
     def __init__(self, envs: int, capacity: int, sizes: Mapping[str, int]):
-        widths = {
-            name: (sizes["observation"],) if name == "observation" else (sizes["action"],)
-            for name in ("observation", "action", "previous_action")
-        }
-        self.fields = {
-            field.name: np.zeros(
-                (envs, capacity, *widths.get(field.name, ())), np.int32 if field.name in _INTEGERS else np.float32
-            )
-            for field in fields(Batch)
-        }
+        """No steps. `sizes` are the widths of the observation and the action."""
+        self.fields = {name: field.zeros((envs, capacity), sizes) for name, field in BATCH_SCHEMA.items()}
         self.capacity, self.count = capacity, 0
 
     def append(self, step: StepFields) -> None:
@@ -47,7 +42,7 @@ class RecentSteps:
         self.count += 1
 
     def amend(self, step: StepFields) -> None:
-        """Fill in what became known of the newest step only after it was appended."""
+        """Set fields of the newest step that became known only after it was appended."""
         for name, value in step.items():
             self.fields[name][:, self.count - 1] = value
 
@@ -59,23 +54,23 @@ class RecentSteps:
         self.count = steps
 
     def cut(self) -> None:
-        """Let the oldest step know nothing of the one before it, as in training at a context's first step."""
-        for name in _PREVIOUS:
+        """Set the oldest step's `previous_*` to 0, as in training at a context's first step."""
+        for name in PREVIOUS.values():
             self.fields[name][:, 0] = 0
 
     def begin_at(self, first: Int64[np.ndarray, " envs"]) -> dict[str, Int32[np.ndarray, " envs"]]:
         """Let each environment's context begin at its slot `first`, as training's begin: trial 0, position 0.
 
-        What stands before is no longer there (segment 0). Returns what was taken off `trial` and `position`.
+        Steps before it become padding (segment 0). Returns what was subtracted from `trial` and `position`.
         """
         each, slots = np.arange(len(first)), np.arange(self.count)
-        gone, there = (slots < first[:, None], slots >= first[:, None])
+        before, after = (slots < first[:, None], slots >= first[:, None])
         taken = {name: self.fields[name][each, first] for name in ("trial", "position")}
         for name, value in taken.items():
-            self.fields[name][:, : self.count] -= value[:, None] * there
+            self.fields[name][:, : self.count] -= value[:, None] * after
         for value in self.fields.values():
-            value[:, : self.count][gone] = 0
-        for name in _PREVIOUS:
+            value[:, : self.count][before] = 0
+        for name in PREVIOUS.values():
             self.fields[name][each, first] = 0
         return taken
 
@@ -86,7 +81,7 @@ class RecentSteps:
 
 
 class RecomputedContext:
-    """Predicts from the last K steps by running the model over all of them: just what a windowed agent was trained on.
+    """Predicts from the last K agent steps by running the model over all of them, as a windowed agent was trained.
 
     A KV cache would not do: the keys of the oldest step in the window were computed from steps that have left it.
     """
@@ -109,7 +104,7 @@ class RecomputedContext:
         return self._predict(self._params, self._recent.fields, np.int32(self._recent.count - 1))
 
     def amend(self, step: StepFields) -> None:
-        """Tell what followed the last predicted step: its action, reward and completion."""
+        """Add what followed the last predicted step: its action, reward and completion."""
         self._recent.amend(step)
 
 
@@ -119,21 +114,21 @@ class CachedContext:
     Args:
         model: the decoder.
         envs: environments in the batch.
-        steps: of the context at most.
-        trial_steps: of the longest trial there can be. A full context is rebuilt from whole trials if one fits: as many
-            of the newest as leave room for another, and of those that go on what there is of them; they are counted
-            from 0 again, as training's contexts are, where an agent never saw more trials than fit. With a context of n
-            trials' length, n - 1 trials are always seen; with n = 1, none but the present one. A context shorter than a
-            trial goes on from its newest half.
+        steps: agent steps in the context at most.
+        trial_steps: agent steps in the longest possible trial. A full context is rebuilt from whole trials if one fits:
+            from as many of the newest as leave room for another, and from the steps so far of those that go on. They
+            are counted from 0 again, as in training, where an agent never saw more trials than fit. With a context of n
+            trials' length, n - 1 earlier trials are always in it; with n = 1, only the present one. A context shorter
+            than a trial goes on from its newest half.
         sizes: widths of the observation and the action.
     """
 
     def __init__(self, model: Transformer, envs: int, steps: int, trial_steps: int, sizes: Mapping[str, int]):
         self._graph, self._params = nnx.split(model)
         self._whole, self._steps = steps >= trial_steps, steps
-        # The same for all environments and whatever happens in them, so that none depends on its company.
+        # The same for all environments and all trial lengths, so that none depends on the others in its batch.
         self._kept = max(steps - trial_steps, steps // 2)
-        self._recent = RecentSteps(envs, steps + 1, sizes)  # the one more stands there only while the others make room
+        self._recent = RecentSteps(envs, steps + 1, sizes)  # one more, until room is made
         self._renumbered = {name: np.zeros(envs, np.int32) for name in ("trial", "position")}
         per_step = model.layout.tokens_per_step
         tokens = steps * per_step
@@ -156,7 +151,7 @@ class CachedContext:
         return self._add(self._recent.last())
 
     def amend(self, step: StepFields) -> None:
-        """Tell what followed the last predicted step: its action, reward and completion."""
+        """Add what followed the last predicted step: its action, reward and completion."""
         self._recent.amend(step)
         self._previous = self._recent.last()
 
@@ -165,7 +160,7 @@ class CachedContext:
         return raw
 
     def _record(self, step: StepFields) -> bool:
-        """Append the step; whether others had to make room for it."""
+        """Append the step. Returns whether older ones had to be dropped for it."""
         numbers = {name: step[name] - taken for name, taken in self._renumbered.items()}
         self._recent.append(dict(step) | numbers)
         if self._recent.count <= self._steps:
@@ -175,7 +170,7 @@ class CachedContext:
             self._recent.cut()
             return True
         starts = (self._recent.fields["step"] == 0) & (self._recent.fields["segment_ids"] > 0)
-        # Where a trial of a context of less than two has run for longer than what is kept, its newest steps go on.
+        # Where less than two trials fit and one is longer than what is kept, its newest steps go on.
         first = starts[:, : self._kept + 1].argmax(axis=1)
         if (first == self._kept).all():  # the new step alone
             self._recent.keep(1)
@@ -185,11 +180,11 @@ class CachedContext:
         return True
 
     def _rebuild(self, shown: StepFields) -> None:
-        """Make the cache anew from all but the newest of the recent steps, as they stand in `shown`."""
+        """Make the cache anew from all but the newest of the recent steps, with the values in `shown`."""
         count = self._recent.count - 1
         slots = {name: np.zeros_like(value[:, : self._steps]) for name, value in self._recent.fields.items()}
         for name, value in slots.items():
             value[:, :count] = shown[name][:, :count]
         self._cache = self._prefill(self._params, slots, np.int32(count))
-        # The rebuilt cache holds the newest of them whole, so nothing of it is left to add.
+        # All tokens of the newest of them are in the rebuilt cache, so none of them is added again.
         self._previous = dict(self._previous) | {"segment_ids": np.zeros_like(self._previous["segment_ids"])}

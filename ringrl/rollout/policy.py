@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
 from ringrl.agent import RolloutSpec
+from ringrl.batch import BATCH_SCHEMA, PREVIOUS
 from ringrl.envs import DMControlEnv, VectorEnv
 from ringrl.model.transformer import Transformer
 from ringrl.rollout import Ablation
@@ -129,9 +130,10 @@ class SequencePolicy:
             )
         self._act = jax.jit(self._head.act)
         self._decisions = 0
-        zeros, integers = np.zeros(envs, np.float32), np.zeros(envs, np.int32)
+        integers = np.zeros(envs, np.int32)
         self._earned = np.zeros(envs)  # in this trial so far, float64 as the data set's returns
-        self._action, self._reward, self._completion = np.zeros((envs, sizes["action"]), np.float32), zeros, zeros
+        # The last step's action, reward and completion, which are the next one's `previous_*`.
+        self._outcome = {name: BATCH_SCHEMA[name].zeros((envs,), sizes) for name in PREVIOUS}
         self._step, self._trial, self._position, self._segment = integers, integers - 1, integers, integers
 
     def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
@@ -145,25 +147,23 @@ class SequencePolicy:
         self._trial = np.zeros_like(self._trial)
         self._segment = (self._segment + which).astype(np.int32)
         self._position = np.where(which, 0, self._position).astype(np.int32)
-        self._action = np.where(which[:, None], np.float32(0), self._action)
-        self._reward, self._completion = (np.where(which, np.float32(0), x) for x in (self._reward, self._completion))
+        for name, value in self._outcome.items():
+            self._outcome[name] = np.where(which[:, None] if value.ndim > 1 else which, np.float32(0), value)
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
         """The head's mode, or a draw where the agent samples."""
         step = {
             "observation": self._normalizer.normalize_observation(observation),
             "return_to_go": self._to_go() / self._normalizer.return_scale,
-            "previous_action": self._action,
-            "previous_reward": self._reward,
-            "previous_completion": self._completion,
             "step": self._step,
             "trial": self._trial,
             "position": self._position,
             "segment_ids": self._segment,
         }
+        step |= {previous: self._outcome[name] for name, previous in PREVIOUS.items()}
         key = jax.random.fold_in(self._key, self._decisions) if self._acting.sample else None
-        self._action = np.asarray(self._act(self._context.predict(step), key))
-        return self._action
+        self._outcome["action"] = np.asarray(self._act(self._context.predict(step), key))
+        return self._outcome["action"]
 
     def _to_go(self) -> Float64[np.ndarray, " envs"]:
         return (self.target or 0.0) - (self._earned if self._acting.shrinks else np.zeros_like(self._earned))
@@ -171,9 +171,9 @@ class SequencePolicy:
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Add the step's outcome to the context; completion is 1 where a trial ends having reached its target."""
         self._earned = self._earned + reward
-        self._reward = (reward / np.float32(self._normalizer.reward_scale)).astype(np.float32)
         reached = done & (self._earned >= (np.inf if self.target is None else self.target))
-        self._completion = reached.astype(np.float32)
-        self._context.amend({"action": self._action, "reward": self._reward, "completion": self._completion})
+        self._outcome["reward"] = (reward / np.float32(self._normalizer.reward_scale)).astype(np.float32)
+        self._outcome["completion"] = reached.astype(np.float32)
+        self._context.amend(self._outcome)
         self._step, self._position = self._step + 1, self._position + 1
         self._decisions += 1

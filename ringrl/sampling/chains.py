@@ -1,6 +1,6 @@
-"""Plans -> chains: reads the pieces of a `ContextPlan` from a store and joins them along time.
+"""Context plans -> chains: reads the pieces of a `ContextPlan` from a store and joins them along time.
 
-Stores count environment steps. With an action repeat of k a *decision* is k of them, and chains count decisions.
+A store counts environment steps, a chain agent steps. With an action repeat of k an agent step is k environment steps.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Steps(Protocol):
 
 @runtime_checkable
 class EpisodeReader(Protocol):
-    """The part of `ringrl.store.episode_store.Store` that chains and loaders need."""
+    """The part of `ringrl.store.episode_store.Store` that chains, normalizers and loaders need."""
 
     @property
     def lengths(self) -> Int64[np.ndarray, " episodes"]:
@@ -56,51 +56,48 @@ class EpisodeReader(Protocol):
         ...
 
 
-def build_chain(
-    store: EpisodeReader, plan: ContextPlan, task: str, *, action_repeat: int = 1, horizon: int | None = None
-) -> Chain:
-    """Reads a plan's pieces, concurrently, and joins them into one chain of decisions.
+def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_repeat: int = 1) -> Chain:
+    """Reads a plan's pieces, concurrently, and joins them into one chain of agent steps.
 
-    With an action repeat of k a decision is k environment steps: the observation of the first, the mean of the k
-    actions (the action itself where it was held) and the sum of the k rewards. An episode's last may have fewer.
+    With R the target of an episode and r_i its rewards, the return-to-go of step t is R_t = R - sum_{i < t} r_i, which
+    counts all earlier rewards of the episode, also those before the piece (Chen et al. 2021, section 3). With a horizon
+    it is the mean reward of that many agent steps (`rates`), times the agent steps of the store's longest episode.
 
     Args:
         store: where the episodes are.
         plan: what to read; starts, and stops inside an episode, must be multiples of `action_repeat`.
         task: whose rewards.
-        action_repeat: environment steps in a decision.
-        horizon: of a return-to-go, in decisions; None: it counts to the episode's end.
+        action_repeat: environment steps in an agent step: the observation of the first, the mean of their actions (the
+            action itself where it was repeated) and the sum of their rewards. An episode's last may have fewer.
 
     Returns:
-        The chain. `return_to_go` counts all of an episode's earlier rewards, also those before the piece; with a
-        horizon it is the mean reward of so many decisions (`rates`), times the decisions of the store's longest
-        episode, and the plan's targets are not looked at.
-        `completion` is 1 at the last step of a completed episode if the piece reaches it.
+        The chain. `completion` is 1 at the last step of a completed episode if the piece reaches it.
 
     Raises:
-        UserError: a piece that does not start at a decision.
+        UserError: a piece that does not start at an agent step.
     """
     if (plan.start % action_repeat).any():
         raise UserError(f"starts {plan.start.tolist()} must be multiples of action_repeat={action_repeat}")
-    length, count = store.lengths[plan.episode], decisions(plan, action_repeat)
-    # One decision more than is summed up, so that sums are differences of the same numbers wherever a piece ends.
-    stop = plan.stop if horizon is None else np.minimum(plan.stop + horizon * action_repeat, length)
+    length, count = store.lengths[plan.episode], agent_steps(plan, action_repeat)
+    # With a horizon, so much more is read than is in the chain, and a return-to-go does not depend on the piece's end.
+    ahead = 0 if plan.horizon is None else plan.horizon * action_repeat
+    stop = np.minimum(plan.stop + ahead, length)
     spans = zip(plan.episode.tolist(), plan.start.tolist(), stop.tolist(), strict=True)
     steps = store.read_many(list(spans), task)
-    held = [[x[:n] for x in by_decision(each, action_repeat)] for each, n in zip(steps, count, strict=True)]
-    rewards = [rewards_by_decision(each, action_repeat) for each in steps]
+    taken = [[x[:n] for x in by_agent_step(each, action_repeat)] for each, n in zip(steps, count, strict=True)]
+    rewards = [rewards_by_agent_step(each, action_repeat) for each in steps]
     completion = np.zeros(int(count.sum()), np.float32)
     completion[np.cumsum(count) - 1] = plan.completed & (plan.stop == length)
-    if horizon is None:
+    if plan.horizon is None:
         to_go = np.repeat(plan.target, count) - np.concatenate([earned for _, earned in rewards])
     else:
         longest = -(-int(store.lengths.max()) // action_repeat)
-        to_go = longest * np.concatenate([rates(*r, horizon)[:n] for r, n in zip(rewards, count, strict=True)])
+        to_go = longest * np.concatenate([rates(*r, plan.horizon)[:n] for r, n in zip(rewards, count, strict=True)])
     trial = np.repeat(np.arange(len(count), dtype=np.int32), count)
     number = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count - plan.start // action_repeat, count)
     return Chain(
-        observation=np.concatenate([observation for observation, _ in held]),
-        action=np.concatenate([action for _, action in held]),
+        observation=np.concatenate([observation for observation, _ in taken]),
+        action=np.concatenate([action for _, action in taken]),
         reward=np.concatenate([paid[:n] for (paid, _), n in zip(rewards, count, strict=True)]).astype(np.float32),
         return_to_go=to_go.astype(np.float32),
         completion=completion,
@@ -112,15 +109,15 @@ def build_chain(
 def rates(
     paid: Float64[np.ndarray, " n"], earned: Float64[np.ndarray, " n"], horizon: int
 ) -> Float64[np.ndarray, " n"]:
-    """Mean reward of each decision and those after it, `horizon` in all, or as many as there are.
+    """Mean reward of each agent step and those after it: rate_t = (r_t + ... + r_{t+m-1}) / m, m = min(horizon, n - t).
 
-    A return over a short horizon is more the action's doing and less the luck of a whole episode (the commands of
-    upside-down reinforcement learning have one: Srivastava et al. 2019). Times an episode's decisions it is the return
-    of an episode that earns at this rate throughout, so that it is asked for in the same unit as a whole return.
+    A return over a short horizon depends more on the action and less on the rest of the episode (upside-down
+    reinforcement learning conditions on a horizon: Srivastava et al. 2019, section 2). Times the agent steps of an
+    episode it is the return of an episode with this mean reward throughout, and so in the unit of returns.
 
     Args:
-        paid: the reward of every decision.
-        earned: what the episode had earned before it (`rewards_by_decision`).
+        paid: r_t, the reward of every agent step.
+        earned: the sum of the episode's rewards before it (`rewards_by_agent_step`).
         horizon: 1 or more.
     """
     total = np.append(earned, earned[-1] + paid[-1])
@@ -129,15 +126,15 @@ def rates(
     return (total[end] - total[here]) / (end - here)
 
 
-def decisions(plan: ContextPlan, action_repeat: int = 1) -> Int64[np.ndarray, " pieces"]:
-    """The number of decisions in every piece of a plan, known before anything is read."""
+def agent_steps(plan: ContextPlan, action_repeat: int = 1) -> Int64[np.ndarray, " pieces"]:
+    """The number of agent steps in every piece of a plan, known before anything is read."""
     return -((plan.start - plan.stop) // action_repeat)
 
 
-def by_decision(
+def by_agent_step(
     steps: Steps, repeat: int
 ) -> tuple[Float32[np.ndarray, "n observation"], Float32[np.ndarray, "n action"]]:
-    """Observation and action of every decision, from those of its `repeat` environment steps."""
+    """Observation and action of every agent step, from those of its `repeat` environment steps."""
     if repeat == 1:
         return steps.observation, steps.action
     first = np.arange(0, len(steps.reward), repeat)
@@ -147,10 +144,10 @@ def by_decision(
     return steps.observation[first], action.astype(np.float32)
 
 
-def rewards_by_decision(steps: Steps, repeat: int) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """The reward of every decision, and what its episode had earned before it.
+def rewards_by_agent_step(steps: Steps, repeat: int) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """The reward of every agent step, and the sum of its episode's rewards before it.
 
-    Sums begin at the episode's first step, so that they are the same to the bit wherever a piece begins.
+    Sums begin at the episode's first step, so that they are the same to the bit for any start of a piece.
     """
     paid = np.concatenate([steps.earlier, steps.reward], dtype=np.float64)
     if repeat > 1:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 
 from ringrl.errors import UserError
 from ringrl.files import write_text
-from ringrl.sampling.chains import EpisodeReader, by_decision, rewards_by_decision
+from ringrl.sampling.chains import EpisodeReader, by_agent_step, rewards_by_agent_step
 
 EPISODES_AT_ONCE = 16
 
@@ -20,7 +20,7 @@ class Normalizer:
     """How raw data becomes what the model sees: (observation - mean) / std, returns / scale, rewards / scale.
 
     Attributes:
-        observation_mean: of every observation dimension, over decisions.
+        observation_mean: of every observation dimension, over agent steps.
         observation_std: its standard deviation + 1e-6 (Decision Transformer's code); 1 where a dimension never varies,
             which would otherwise be magnified a million times as soon as it does.
         return_scale: what returns and returns-to-go are divided by.
@@ -48,13 +48,13 @@ class Normalizer:
             store: where the episodes are.
             task: whose rewards and returns.
             episodes: the episodes that training draws from; None is all.
-            action_repeat: environment steps in a decision.
+            action_repeat: environment steps in an agent step.
             max_episodes: of more episodes than this, as many evenly spaced ones are read for the observations and the
                 rewards. The return scale always counts all.
 
         Returns:
-            Means and deviations over decisions; the largest absolute return as return scale; the standard deviation of
-            the decisions' rewards as reward scale. A scale that would be 0 is 1.
+            Means and deviations over agent steps; the largest absolute return as return scale; the standard deviation
+            of the agent steps' rewards as reward scale. A scale that would be 0 is 1.
 
         Raises:
             UserError: there are no episodes.
@@ -109,19 +109,19 @@ class Normalizer:
 
 def _columns(
     store: EpisodeReader, task: str, episodes: Int64[np.ndarray, " subset"], action_repeat: int
-) -> Iterator[Float64[np.ndarray, "decisions columns"]]:
+) -> Iterator[Float64[np.ndarray, "steps columns"]]:
     """Observations and, as the last column, rewards, of a few episodes at a time."""
     for first in range(0, len(episodes), EPISODES_AT_ONCE):
         group = episodes[first : first + EPISODES_AT_ONCE].tolist()
         spans = [(episode, 0, int(store.lengths[episode])) for episode in group]
         for steps in store.read_many(spans, task):
-            observation, _ = by_decision(steps, action_repeat)
-            reward, _ = rewards_by_decision(steps, action_repeat)
+            observation, _ = by_agent_step(steps, action_repeat)
+            reward, _ = rewards_by_agent_step(steps, action_repeat)
             yield np.concatenate([observation.astype(np.float64), reward[:, None]], axis=1)
 
 
 def _moments(
-    parts: Iterator[Float64[np.ndarray, "decisions columns"]],
+    parts: Iterator[Float64[np.ndarray, "steps columns"]],
 ) -> tuple[Float64[np.ndarray, " columns"], Float64[np.ndarray, " columns"]]:
     """Mean and population standard deviation of every column, merged part by part (Chan et al. 1983)."""
     count, mean, squares = 0, np.zeros(1), np.zeros(1)

@@ -1,4 +1,4 @@
-"""Which row each chain of a batch stands in, and where: one chain a row, or as many as fit.
+"""The row of each chain of a batch, and its position there: one chain a row, or as many as fit.
 
 Packing several is best fit in order of decreasing length: the longest chain first, each into the fullest row that still
 has room for it. That is within 11/9 of the fewest rows possible (Johnson et al. 1974).
@@ -16,7 +16,7 @@ from ringrl.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Where the chains of a batch stand; chain i fills the places from `first[i]` on of row `row[i]`."""
+    """Where the chains of a batch go: chain i begins at position `first[i]` of row `row[i]`."""
 
     row: Int64[np.ndarray, " chains"]
     first: Int64[np.ndarray, " chains"]
@@ -46,14 +46,14 @@ def best_fit(lengths: Sequence[int], rows: int, steps: int) -> Packing | None:
     """
     row, first, segment = (np.zeros(len(lengths), np.int64) for _ in range(3))
     room = [(steps, index) for index in range(rows)]  # ascending
-    held = [0] * rows
+    chains = [0] * rows  # in each row so far
     for chain in np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist():
         fullest = bisect_left(room, (lengths[chain], 0))
         if fullest == rows:
             return None
         left, index = room.pop(fullest)
-        held[index] += 1
-        row[chain], first[chain], segment[chain] = index, steps - left, held[index]
+        chains[index] += 1
+        row[chain], first[chain], segment[chain] = index, steps - left, chains[index]
         insort(room, (left - lengths[chain], index))
     return Packing(row, first, segment)
 
@@ -62,8 +62,8 @@ def pack_first(draw: Callable[[], int], rows: int, steps: int) -> Packing:
     """As many of an endless sequence's chains as can be packed, from its beginning and none left out.
 
     So which chains are seen does not depend on how well they fit, but for the one that ends the batch: of n chains a
-    batch, any kind's share is off by at most about 1/n, in disfavour of long ones. Of the places a share of less than
-    (1 + 1/rows) longest chain / steps stays empty, for a chain that best fit cannot place finds less room in every row.
+    batch, any kind's share is off by at most about 1/n, in disfavour of long ones. A share of the batch below
+    (1 + 1/rows) longest chain / steps stays empty, for every row has less room than a chain that best fit cannot place.
 
     Args:
         draw: the length of the next chain; called for a few more chains than are packed.

@@ -1,15 +1,15 @@
-"""Which trajectories stand in one context, in which order, and with which target returns; and how they are read.
+"""Context samplers: which trajectories make a context, in which order, and with which target returns.
 
-A planner is built once from the store's `lengths`, `returns(task)` and `source`, and then draws any number of
-`ContextPlan`s; a plan is a few integers and no data. `build_chain` (in `reader.py`) reads a plan from the store.
+A context sampler is built once from the store's `lengths`, `returns(task)` and `source`. `sample(rng)` then draws a
+`ContextPlan`, which is a few integers and no data; `ringrl.sampling.chains.build_chain` reads a plan from the store.
 
-| planner | a chain is | agents |
+| sampler | a context is | agents |
 |---|---|---|
 | `WindowSampler` | a window of one episode, or the whole of it | behavior cloning, Decision Transformer |
-| `HindsightSampler` | n episodes sorted by return, all told to reach the best one's | Agentic Transformer |
-| `HistorySampler` | n episodes from one learner's history, in the order of learning | Algorithm Distillation |
+| `HindsightSampler` | n episodes sorted by return, all conditioned on the best one's | Agentic Transformer |
+| `HistorySampler` | n episodes of one learner's history, in the order of learning | Algorithm Distillation |
 
-Lengths, starts and stops count environment steps. With an action repeat of k a *decision* is k steps, and starts are
+Lengths, starts and stops count environment steps. With an action repeat of k an agent step is k of them, and starts are
 multiples of k.
 """
 
@@ -22,43 +22,36 @@ from jaxtyping import Bool, Float64, Int32, Int64
 
 from ringrl.batch import ContextPlan
 from ringrl.errors import UserError
-from ringrl.sampling.chains import build_chain, decisions
-
-__all__ = [
-    "HindsightSampler",
-    "HistorySampler",
-    "ContextSampler",
-    "WindowSampler",
-    "build_chain",
-    "decisions",
-    "top_fraction",
-]
 
 
 @runtime_checkable
 class ContextSampler(Protocol):
-    """Draws chains: the one thing that the loader asks of any planner, the user's own included."""
+    """Draws contexts. The loader asks nothing else of a sampler, and so any object with this method is one."""
 
     def sample(self, rng: np.random.Generator) -> ContextPlan:
-        """One chain, all of its randomness from `rng`."""
+        """Draw one context: x ~ p(plan), with all randomness from `rng`, so that equal generators give equal plans."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class WindowSampler:
-    """Windows of single episodes: the episode drawn in proportion to its length, the start uniformly.
+    """One window of one episode (Chen et al. 2021, section 4 and `get_batch` of its code).
 
-    The window ends where the episode ends, so a late start makes a shorter one (Decision Transformer, section 4 and its
-    `get_batch`). The target is the episode's own return, and the completion token is never set.
+    With T_e the length of episode e and W the window, both in agent steps:
+
+        e ~ T_e / sum(T),   t ~ Uniform{0, ..., T_e - 1},   plan = steps t, ..., min(t + W, T_e) - 1 of e
+
+    and t = 0 where W >= T_e. So a late start makes a shorter window. T_e in the first distribution is counted in
+    environment steps. The target is the episode's own return; no completion token is 1.
 
     Attributes:
         lengths: environment steps of every episode of the store.
         returns: undiscounted return of every episode.
-        window: decisions in a window; None, or at least as many as the episode has, gives whole episodes.
-        episodes: the episodes to draw from, such as those of `top_fraction`; None is all.
-        action_repeat: environment steps in a decision.
-        target_jitter: see `_jittered`.
-        horizon: decisions over which returns-to-go are counted, as rates (`build_chain`); None: to the episode's end.
+        window: W, agent steps; None: whole episodes.
+        episodes: the episodes to draw from, such as those of `top_fraction`; None: all.
+        action_repeat: environment steps in an agent step.
+        target_jitter: j; the target is scaled by u ~ Uniform(1 - j, 1 + j), see `_jittered`.
+        horizon: of the plans, see `ContextPlan`.
     """
 
     lengths: Int64[np.ndarray, " episodes"]
@@ -78,13 +71,13 @@ class WindowSampler:
         return np.cumsum(self.lengths[self._pool])
 
     def sample(self, rng: np.random.Generator) -> ContextPlan:
-        """One window."""
-        # The episode that holds a uniformly drawn step is an episode drawn in proportion to its length.
+        """Draw a window: a plan of one piece."""
+        # The episode of a uniformly drawn environment step is an episode drawn in proportion to its length.
         episode = self._pool[np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right")]
         length, repeat = int(self.lengths[episode]), self.action_repeat
-        start, stop, decisions = 0, length, -(-length // repeat)
-        if self.window is not None and self.window < decisions:
-            start = int(rng.integers(decisions)) * repeat
+        start, stop, steps = 0, length, -(-length // repeat)
+        if self.window is not None and self.window < steps:
+            start = int(rng.integers(steps)) * repeat
             stop = min(start + self.window * repeat, length)
         return ContextPlan(
             episode=np.array([episode], np.int64),
@@ -92,26 +85,34 @@ class WindowSampler:
             stop=np.array([stop], np.int64),
             target=_jittered(self.returns[[episode]], self.target_jitter, rng),
             completed=np.zeros(1, bool),
+            horizon=self.horizon,
         )
 
 
 @dataclass(frozen=True, eq=False)
 class HindsightSampler:
-    """Chains of hindsight: whole episodes, worst return first, each told to reach the best (Liu & Abbeel 2023, sec. 3).
+    """A chain of hindsight: n whole episodes, worst return first (Liu & Abbeel 2023, section 3, algorithm 1).
 
-    The target of every trajectory is the chain's largest return; a trajectory is completed if it reached it. Episodes
-    of equal return keep the order in which they were drawn.
+    With R_e the return of episode e:
+
+        e_1, ..., e_n ~ episodes without replacement, ordered so that R_{e_1} <= ... <= R_{e_n}
+        target_j = R_{e_n} for all j,   completed_j = [R_{e_j} = R_{e_n}]
+
+    Episodes of equal return keep the order in which they were drawn.
 
     Attributes:
         lengths: environment steps of every episode of the store.
-        returns: undiscounted return of every episode.
-        trajectories: n, the episodes in a chain, drawn without replacement.
-        episodes: the episodes to draw from; None is all.
+        returns: R, undiscounted return of every episode.
+        trajectories: n, the episodes in a chain.
+        episodes: the episodes to draw from; None: all.
         draw: "uniform" draws n of all episodes; "stratified" cuts the episodes, ranked by return, into n equal bands
             and draws one of each, so that every chain climbs through the whole range of returns.
-        target_jitter: see `_jittered`.
-        source: which source each episode belongs to, where a chain must not cross from one into another, as where
-            each is of another hidden task; None: they are all alike. A source is drawn in proportion to its episodes.
+        target_jitter: j; the target is scaled by one u ~ Uniform(1 - j, 1 + j) for the chain, see `_jittered`.
+        source: the source of each episode, where all episodes of a chain are to be of one source, as where each source
+            has another hidden task; None: any episodes go together. A source is drawn in proportion to its episodes.
+
+    Raises:
+        UserError: a source has fewer than n episodes.
     """
 
     lengths: Int64[np.ndarray, " episodes"]
@@ -137,7 +138,7 @@ class HindsightSampler:
 
     @cached_property
     def _pools(self) -> list[Int64[np.ndarray, " pool"]]:
-        """The episodes that may stand in one chain together: all, or those of a source."""
+        """The sets of episodes of which a chain may be drawn: one of all episodes, or one for every source."""
         if self.source is None:
             return [self._pool]
         of = self.source[self._pool]
@@ -146,7 +147,7 @@ class HindsightSampler:
 
     @cached_property
     def _bands(self) -> list[list[Int64[np.ndarray, " band"]]]:
-        """Of every pool, its n parts by return."""
+        """Every pool in n parts by return."""
         ranked = [pool[np.argsort(self.returns[pool], kind="stable")] for pool in self._pools]
         return [np.array_split(pool, self.trajectories) for pool in ranked]
 
@@ -155,7 +156,7 @@ class HindsightSampler:
         return np.cumsum([len(pool) for pool in self._pools], dtype=np.int64)
 
     def sample(self, rng: np.random.Generator) -> ContextPlan:
-        """One chain."""
+        """Draw a chain: a plan of n pieces, each a whole episode."""
         several = len(self._pools) > 1
         index = int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right")) if several else 0
         if self.draw == "stratified":
@@ -170,20 +171,27 @@ class HindsightSampler:
 
 @dataclass(frozen=True, eq=False)
 class HistorySampler:
-    """Stretches of one learner's history, thinned, in the order of learning (Laskin et al. 2022, section 3).
+    """n whole episodes of one learner's history, in the order of learning (Laskin et al. 2022, section 3).
 
-    A chain is n whole episodes of *one* source, every k-th of a stretch that starts anywhere (so with a random phase).
-    It never crosses from one source into another. Sources are drawn in proportion to the stretches that they hold. The
-    targets are the episodes' own returns, which agents of this kind do not look at.
+    With h_1, ..., h_m the episodes of one source and k the thinning, a context is
+
+        h_i, h_{i+k}, ..., h_{i+(n-1)k},   (source, i) ~ Uniform over all pairs for which i + (n - 1) k <= m
+
+    so a source is drawn in proportion to its starts i. The targets are the episodes' own returns, which Algorithm
+    Distillation does not use; no completion token is 1.
 
     Attributes:
         lengths: environment steps of every episode of the store.
         returns: undiscounted return of every episode.
-        source: which history each episode belongs to.
-        trajectories: n, the episodes in a chain.
-        every: k, of how many episodes of the history one is kept.
-        order: "file" takes a history as it was written; "sorted" ranks it by return first, for data whose order does
-            not follow the return (ExoRL's follows an intrinsic reward). `history.monotonicity` tells which is needed.
+        source: the history of each episode.
+        trajectories: n, the episodes in a context.
+        every: k; one of k episodes of the history is taken.
+        order: "file" takes a history as it was written; "sorted" ranks it by return first, for data in an order that
+            does not follow the return (ExoRL's follows an intrinsic reward). `ringrl.quality.return_history` says
+            which is needed.
+
+    Raises:
+        UserError: a history is too short, or `trajectories` or `every` is below 1.
     """
 
     lengths: Int64[np.ndarray, " episodes"]
@@ -219,11 +227,11 @@ class HistorySampler:
 
     @cached_property
     def _ends(self) -> Int64[np.ndarray, " histories"]:
-        """Running count of the stretches that the histories hold."""
+        """Running count of the starts that the histories have."""
         return np.cumsum([len(history) - self._span + 1 for history in self._histories], dtype=np.int64)
 
     def sample(self, rng: np.random.Generator) -> ContextPlan:
-        """One stretch."""
+        """Draw a part of a history: a plan of n pieces, each a whole episode."""
         drawn = rng.integers(self._ends[-1])
         index = int(np.searchsorted(self._ends, drawn, side="right"))
         first = int(drawn) - (int(self._ends[index - 1]) if index else 0)
@@ -234,16 +242,19 @@ class HistorySampler:
 def top_fraction(
     lengths: Int64[np.ndarray, " episodes"], returns: Float64[np.ndarray, " episodes"], fraction: float = 0.1
 ) -> Int64[np.ndarray, " best"]:
-    """The episodes of highest return, best first, that together hold at most `fraction` of all *time steps*.
+    """The episodes of highest return, best first, that together have at most `fraction` of all *environment steps*.
 
     The best episode is always among them. This is the data of "%BC" (Decision Transformer, section 5.1 and its code),
-    where the share counts time steps and not episodes.
+    where the share counts steps and not episodes.
+
+    Returns:
+        Their indices in the store.
 
     Raises:
         UserError: a fraction outside (0, 1].
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"fraction={fraction}: the share of time steps must be above 0 and at most 1")
+        raise UserError(f"fraction={fraction}: the share of environment steps must be above 0 and at most 1")
     ranked = np.argsort(-returns, kind="stable").astype(np.int64)
     fitting = np.cumsum(lengths[ranked]) <= fraction * lengths.sum()
     return ranked[: max(1, int(fitting.sum()))]
@@ -262,11 +273,10 @@ def _pool(
 def _jittered(
     target: Float64[np.ndarray, " targets"], jitter: float, rng: np.random.Generator
 ) -> Float64[np.ndarray, " targets"]:
-    """Targets scaled by a factor drawn from 1 - jitter to 1 + jitter, so that a policy learns to act well also when it
-    is behind.
+    """Targets times one factor u ~ Uniform(1 - jitter, 1 + jitter).
 
-    In a rollout, whoever earns later than the data did has more return to go than the data ever had at that step;
-    without jitter an agent has never seen that, and falls apart.
+    In a rollout, an agent that earns later than the episodes of the data has more return to go than any of them had at
+    that step. With jitter training shows the agent such returns-to-go.
     """
     return target * rng.uniform(1 - jitter, 1 + jitter) if jitter else target
 

@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int64
 
 from ringrl.agent import Agent
+from ringrl.attention.layout import to_ring_order
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.files import write_text
+from ringrl.formats.token_file import TokenFile
 from ringrl.model.token_ids import TokenIds
-from ringrl.sampling.loader import Normalizer, make_loader, ring_order
-from ringrl.sampling.token_windows import Text, text_batches
+from ringrl.sampling.loader import make_loader
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.sampling.token_windows import token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
 
@@ -112,10 +116,8 @@ class EpisodeData:
             start_step=start_step,
             action_repeat=data.action_repeat,
             packing=training.packing,
-            ring_size=config.mesh.seq,
-            layout=config.mesh.layout,
             rows=held.rows,
-            places=held.places,
+            positions=local_positions(config, held),
             prefetch=data.prefetch,
         )
         return (batch.asdict() for batch in loader)
@@ -138,7 +140,7 @@ class TokenData:
 
     def __init__(self, config: RunConfig, vocabulary: int):
         """Open the file; it is read when batches are."""
-        self._config, self._text = config, Text(Path(config.data.store), vocabulary)
+        self._config, self._text = config, TokenFile(Path(config.data.store), vocabulary)
         self.sizes: dict[str, int] = {}
         about = {"task": config.data.task, "store": str(config.data.store)}
         self.card = about | {"tokens": len(self._text.ids), "sum": self._text.checksum()}
@@ -156,17 +158,24 @@ class TokenData:
         write_text(run / "dataset.json", json.dumps(self.card))
 
     def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """See `TrainingData`; the fields that `text_batches` gives, in ring order."""
+        """See `TrainingData`; the fields of `ringrl.batch.TokenBatch`, in ring order."""
         c = self._config
-        return text_batches(
+        loader = token_batches(
             self._text,
             rows=held.rows,
             steps=c.training.row_steps,
-            positions=ring_order(c.training.row_steps, c.mesh.seq, c.mesh.layout)[held.places],
+            positions=local_positions(c, held),
             seed=c.seed,
             start_step=start_step,
             prefetch=c.data.prefetch,
         )
+        return (batch.asdict() for batch in loader)
+
+
+def local_positions(config: RunConfig, held: LocalShard) -> Int64[np.ndarray, " local"]:
+    """The positions of a row whose steps are on this process's devices, in the order in which they are stored there."""
+    steps, mesh = config.training.row_steps, config.mesh
+    return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[held.places]
 
 
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:

@@ -15,7 +15,7 @@ from ringrl.agent import Learner
 from ringrl.collect.replay import Replay
 from ringrl.config import AgentConfig, RunConfig
 from ringrl.errors import UserError
-from ringrl.sampling.chains import by_decision, rewards_by_decision
+from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
 from ringrl.store.episode_store import StepSpan, open_store
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.mesh import make_mesh
@@ -100,8 +100,8 @@ def _decisions(
     Float32[np.ndarray, " n"],
 ]:
     """An episode's observations, actions, sums of rewards and products of discounts, decision by decision."""
-    observation, action = by_decision(steps, repeat)
-    reward, _ = rewards_by_decision(steps, repeat)
+    observation, action = by_agent_step(steps, repeat)
+    reward, _ = rewards_by_agent_step(steps, repeat)
     discount = np.multiply.reduceat(steps.discount, np.arange(0, len(steps.discount), repeat))
     return observation, action, reward.astype(np.float32), discount
 

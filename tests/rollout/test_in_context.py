@@ -1,6 +1,6 @@
 """A rollout shows the agent what training showed it: recorded and read as training reads, it predicts what was done."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import jax
@@ -10,7 +10,7 @@ from flax import nnx
 from gymnasium.vector import VectorWrapper
 
 from ringrl.agent import RolloutSpec
-from ringrl.batch import Chain, ContextPlan
+from ringrl.batch import Batch, Chain, ContextPlan
 from ringrl.config import ModelConfig
 from ringrl.envs import make_vector
 from ringrl.episode import Episode
@@ -19,8 +19,8 @@ from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
 from ringrl.rollout.policy import SequencePolicy
 from ringrl.rollout.trials import run_trials
+from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.chains import build_chain
-from ringrl.sampling.loader import pad_batch
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import DataSource, build, open_store
 
@@ -102,13 +102,23 @@ def window(chain: Chain, start: int, stop: int) -> Chain:
     return Chain(**{name: value[start:stop] for name, value in vars(chain).items()})
 
 
+def one_chain_a_row(chains: list[Chain]) -> Batch:
+    """A batch as training reads it, padded to ROWS steps."""
+    joined = Chain(**{f.name: np.concatenate([getattr(each, f.name) for each in chains]) for f in fields(Chain)})
+    lengths = [each.length for each in chains]
+    row = np.repeat(np.arange(len(chains)), lengths)
+    position = np.concatenate([np.arange(n) for n in lengths])
+    to = StepPlacement(row, position, np.ones_like(row), np.zeros_like(row), joined.trial.astype(np.int64))
+    return assemble(joined, to, len(chains), LocalPositions(np.arange(ROWS)), NORMALIZER)
+
+
 def predict(model: Transformer, chains: list[Chain]) -> list[np.ndarray]:
     """The actions that the trained agent's forward pass gives for chains, as training batches them."""
     actions = []
     for begin in range(0, len(chains), AT_ONCE):
         rows = chains[begin : begin + AT_ONCE]
         rows = [*rows, *rows[:1] * (AT_ONCE - len(rows))]  # one shape, compiled once
-        actions += list(np.asarray(forward(model)(pad_batch(rows, ROWS, NORMALIZER).asdict())))
+        actions += list(np.asarray(forward(model)(one_chain_a_row(rows).asdict())))
     return [row[: chain.length] for row, chain in zip(actions, chains, strict=False)]
 
 

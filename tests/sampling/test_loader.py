@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ringrl.attention.layout import from_ring_order
-from ringrl.batch import Batch, Chain
+from ringrl.attention.layout import from_ring_order, to_ring_order
+from ringrl.batch import BATCH_SCHEMA, Batch, Chain, ContextPlan
 from ringrl.errors import UserError
-from ringrl.sampling.loader import Normalizer, make_loader, pad_batch
-from ringrl.sampling.packing import Packing
+from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
+from ringrl.sampling.loader import make_loader
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.sampling.packing import Packing, one_a_row
 from ringrl.sampling.samplers import HindsightSampler, WindowSampler
 
 LAYOUTS = ("contiguous", "striped", "zigzag")
@@ -71,6 +73,21 @@ def chain(*trials: int, first: float = 1) -> Chain:
     )
 
 
+def batch_of(chains: list[Chain], length: int, normalizer: Normalizer, packing: Packing | None = None) -> Batch:
+    """Chains as rows of one length: as `packing` says, or one a row."""
+    counts = [each.length for each in chains]
+    packing = packing or one_a_row(counts, length)
+    joined = Chain(**{f.name: np.concatenate([getattr(each, f.name) for each in chains]) for f in fields(Chain)})
+    to = StepPlacement(
+        row=np.repeat(packing.row, counts),
+        position=np.concatenate([np.arange(n) + first for n, first in zip(counts, packing.first, strict=True)]),
+        segment=np.repeat(packing.segment, counts),
+        segment_first=np.repeat(packing.first, counts),
+        trial=joined.trial.astype(np.int64),
+    )
+    return assemble(joined, to, int(packing.row.max()) + 1, LocalPositions(np.arange(length)), normalizer)
+
+
 def assert_same(a: Batch, b: Batch) -> None:
     for field in fields(Batch):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
@@ -87,7 +104,7 @@ def ascending(store: MemoryStore, trajectories: int) -> HindsightSampler:
 
 
 def test_a_padded_row_of_two_trials():
-    batch = pad_batch([chain(2, 3)], 7, unit_normalizer(reward_scale=2.0, return_scale=10.0))
+    batch = batch_of([chain(2, 3)], 7, unit_normalizer(reward_scale=2.0, return_scale=10.0))
     assert batch.reward[0].tolist() == [0.5, 1, 1.5, 2, 2.5, 0, 0]
     # The last reward and the completion of trial 0 are what the first step of trial 1 sees.
     assert batch.previous_reward[0].tolist() == [0, 0.5, 1, 1.5, 2, 0, 0]
@@ -105,7 +122,7 @@ def test_a_padded_row_of_two_trials():
 def test_packed_chains_do_not_see_each_other():
     chains = [chain(2), chain(3, first=5), chain(1), chain(4)]
     packing = Packing(np.array([0, 0, 1, 1]), np.array([0, 2, 0, 1]), np.array([1, 2, 1, 2]))
-    batch = pad_batch(chains, 6, unit_normalizer(), packing=packing)
+    batch = batch_of(chains, 6, unit_normalizer(), packing)
     assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 0]]
     assert batch.position.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
     assert batch.step.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
@@ -113,28 +130,31 @@ def test_packed_chains_do_not_see_each_other():
     assert batch.previous_completion.tolist() == [[0] * 6, [0] * 6]
 
 
-def test_a_chain_that_does_not_fit_says_what_length_would():
-    with pytest.raises(UserError, match=r"5 steps is too short for a chain of 6 steps; .*row_steps to at least 6"):
-        pad_batch([chain(2), chain(2, 4)], 5, unit_normalizer())
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_ring_order_is_a_permutation_of_finished_rows(layout):
-    chains = [chain(3, 4), chain(5)]
-    plain = pad_batch(chains, 8, unit_normalizer())
-    ring = pad_batch(chains, 8, unit_normalizer(), ring_size=4, layout=layout)
-    back = {name: from_ring_order(array, 4, layout) for name, array in ring.asdict().items()}
-    assert_same(Batch(**back), plain)
-
-
-def test_rows_that_the_ring_cannot_split_are_refused():
-    with pytest.raises(UserError, match="rows of 6 steps: .*multiple of 8"):
-        pad_batch([chain(3)], 6, unit_normalizer(), ring_size=4, layout="zigzag")
+def ring_positions(length: int, layout: str) -> np.ndarray:
+    """The positions of a row in the order of a ring of four."""
+    return to_ring_order(np.arange(length), 4, layout, axis=0)
 
 
 def loader_of(store: MemoryStore, **changes):
     options = {"batch": 4, "steps": 16, "seed": 7} | changes
     return make_loader(store, ascending(store, 2), "any", unit_normalizer(), **options)
+
+
+def test_a_batch_follows_the_schema():
+    batch = take(loader_of(MemoryStore([5, 8, 3])), 1)[0].asdict()
+    assert list(batch) == list(BATCH_SCHEMA)
+    for name, field in BATCH_SCHEMA.items():
+        assert batch[name].dtype == field.dtype
+        assert batch[name].shape == field.shape((4, 16), {"observation": 2, "action": 1})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_positions_choose_the_order_of_the_steps(layout):
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    plain = take(loader_of(store), 1)[0]
+    ring = take(loader_of(store, positions=ring_positions(16, layout)), 1)[0]
+    back = {name: from_ring_order(array, 4, layout) for name, array in ring.asdict().items()}
+    assert_same(Batch(**back), plain)
 
 
 def test_batches_depend_on_the_seed_alone():
@@ -187,9 +207,9 @@ def test_row_shards_are_the_rows_of_the_whole_batch():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_step_shards_are_the_steps_of_the_whole_batch(layout):
     store = MemoryStore([5, 8, 3, 7, 6, 4])
-    ring = {"ring_size": 4, "layout": layout}
-    whole = take(loader_of(store, **ring), 2)
-    parts = [take(loader_of(store, places=np.arange(4) + 4 * index, **ring), 2) for index in range(4)]
+    order = ring_positions(16, layout)
+    whole = take(loader_of(store, positions=order), 2)
+    parts = [take(loader_of(store, positions=shard), 2) for shard in np.split(order, 4)]
     for step in range(2):
         joined = {f.name: np.concatenate([getattr(p[step], f.name) for p in parts], axis=1) for f in fields(Batch)}
         assert_same(Batch(**joined), whole[step])
@@ -198,19 +218,18 @@ def test_step_shards_are_the_steps_of_the_whole_batch(layout):
 def test_a_part_need_not_be_one_piece():
     store = MemoryStore([5, 8, 3, 7, 6, 4])
     whole = take(loader_of(store), 1)[0]
-    rows, places = np.array([0, 3]), np.array([1, 2, 9, 15])
-    part = take(loader_of(store, rows=rows, places=places), 1)[0]
-    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[rows][:, places] for f in fields(Batch)}))
+    rows, positions = np.array([0, 3]), np.array([1, 2, 9, 15])
+    part = take(loader_of(store, rows=rows, positions=positions), 1)[0]
+    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[rows][:, positions] for f in fields(Batch)}))
 
 
-def test_a_step_shard_reads_only_what_it_holds():
+def test_a_step_shard_reads_only_its_own_steps():
     store = MemoryStore([8] * 6)
-    options = {"batch": 1, "steps": 48, "prefetch": 0}
+    options = {"batch": 1, "steps": 48, "prefetch": 0, "seed": 0}
     for index in range(6):
         store.spans.clear()
-        places = np.arange(9) + 8 * index if index < 5 else np.arange(4) + 44
-        loader = make_loader(store, ascending(store, 6), "any", unit_normalizer(), seed=0, places=places, **options)
-        take(loader, 1)
+        positions = np.arange(9) + 8 * index if index < 5 else np.arange(4) + 44
+        take(make_loader(store, ascending(store, 6), "any", unit_normalizer(), positions=positions, **options), 1)
         spans = [span[1:] for span in store.spans]
         # All of its own trajectory and the next one's first step; before it the one step that `previous_*` show.
         assert spans == {0: [(0, 8), (0, 1)], 5: [(3, 8)]}.get(index, [(7, 8), (0, 8), (0, 1)])
@@ -219,21 +238,20 @@ def test_a_step_shard_reads_only_what_it_holds():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("repeat", [1, 2])
 @pytest.mark.parametrize("lengths", [[500, 5600], [80] * 70], ids=["long", "short"])
-def test_a_ring_shard_of_long_rows_reads_only_what_it_holds(layout, repeat, lengths):
+def test_a_ring_shard_of_long_rows_reads_only_its_own_steps(layout, repeat, lengths):
     store, size, steps = MemoryStore(lengths), 8, 6144
-    options = {"batch": 1, "steps": steps, "prefetch": 0, "ring_size": size, "layout": layout, "seed": 0}
-    planner = ascending(store, len(lengths))
+    order = to_ring_order(np.arange(steps), size, layout, axis=0)
+    options = {"batch": 1, "steps": steps, "prefetch": 0, "seed": 0, "action_repeat": repeat}
+    sampler = ascending(store, len(lengths))
 
-    def batch(**held) -> Batch:
-        loader = make_loader(store, planner, "any", unit_normalizer(), action_repeat=repeat, **options, **held)
-        return take(loader, 1)[0]
+    def batch(positions: np.ndarray | None = None) -> Batch:
+        return take(make_loader(store, sampler, "any", unit_normalizer(), positions=positions, **options), 1)[0]
 
     whole = batch()
-    for index in range(size):
-        places = np.arange(index * steps // size, (index + 1) * steps // size)
+    for positions in np.split(order, size):
         store.spans.clear()
-        part = batch(places=places)
-        assert_same(part, Batch(**{f.name: getattr(whole, f.name)[:, places] for f in fields(Batch)}))
+        part = batch(positions)
+        assert_same(part, Batch(**{f.name: getattr(whole, f.name)[:, positions] for f in fields(Batch)}))
         read, filled = sum(stop - start for _, start, stop in store.spans), int((part.segment_ids > 0).sum())
         # A stripe is read whole. Two runs need at most a step before each; shorter gaps than 250 are read, here none.
         assert read <= (sum(lengths) if layout == "striped" else repeat * max(filled + 2, 1))
@@ -241,41 +259,41 @@ def test_a_ring_shard_of_long_rows_reads_only_what_it_holds(layout, repeat, leng
 
 def test_a_stripe_of_a_long_ring_is_cut():
     store = MemoryStore([4000])
-    planner = ascending(store, 1)
-    options = {"batch": 1, "steps": 4096, "prefetch": 0, "ring_size": 512, "layout": "striped", "seed": 0}
-    whole = take(make_loader(store, planner, "any", unit_normalizer(), **options), 1)[0]
-    places = np.arange(24, 32)
+    sampler = ascending(store, 1)
+    options = {"batch": 1, "steps": 4096, "prefetch": 0, "seed": 0}
+    whole = take(make_loader(store, sampler, "any", unit_normalizer(), **options), 1)[0]
+    positions = to_ring_order(np.arange(4096), 512, "striped", axis=0)[24:32]
     store.spans.clear()
-    part = take(make_loader(store, planner, "any", unit_normalizer(), places=places, **options), 1)[0]
-    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[:, places] for f in fields(Batch)}))
+    part = take(make_loader(store, sampler, "any", unit_normalizer(), positions=positions, **options), 1)[0]
+    assert_same(part, Batch(**{f.name: getattr(whole, f.name)[:, positions] for f in fields(Batch)}))
     assert [span[1:] for span in store.spans] == [(at - 1, at + 1) for at in range(3, 4000, 512)]
 
 
 def test_a_shard_of_padding_reads_one_step():
     store = MemoryStore([4, 4])
-    batch = take(loader_of(store, batch=1, places=np.arange(10, 16), prefetch=0), 1)[0]
+    batch = take(loader_of(store, batch=1, positions=np.arange(10, 16), prefetch=0), 1)[0]
     assert [stop - start for _, start, stop in store.spans] == [1]
     assert not batch.weight.any() and not batch.segment_ids.any() and batch.observation.shape == (1, 6, 2)
 
 
 def packed(store: MemoryStore, **changes):
-    planner = WindowSampler(store.lengths, store.returns("any"), action_repeat=2)
+    sampler = WindowSampler(store.lengths, store.returns("any"), action_repeat=2)
     options = {"batch": 4, "steps": 16, "seed": 7, "action_repeat": 2, "packing": True} | changes
-    return make_loader(store, planner, "any", unit_normalizer(), **options)
+    return make_loader(store, sampler, "any", unit_normalizer(), **options)
 
 
 LENGTHS = [3, 20, 9, 14, 1, 6, 28, 2]
 
 
-def test_packed_rows_hold_whole_chains():
+def test_packed_rows_contain_whole_chains():
     store = MemoryStore(LENGTHS)
     batches = take(packed(store), 5)
     assert max(batch.segment_ids.max() for batch in batches) > 1
     for batch in batches:
         for row in range(4):
             ids, position, reward = batch.segment_ids[row], batch.position[row], batch.reward[row]
-            held = int((ids > 0).sum())
-            assert (ids[:held] > 0).all() and (np.diff(ids[:held]) >= 0).all(), "chains one after another, then padding"
+            filled = int((ids > 0).sum())
+            assert (ids[:filled] > 0).all() and (np.diff(ids[:filled]) >= 0).all(), "chain after chain, then padding"
             for segment in range(1, ids.max() + 1):
                 count = int((ids == segment).sum())
                 assert position[ids == segment].tolist() == list(range(count))
@@ -286,21 +304,20 @@ def test_packed_rows_hold_whole_chains():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_parts_are_those_of_the_whole_batch(layout):
     store = MemoryStore(LENGTHS)
-    ring = {"ring_size": 4, "layout": layout}
-    whole = take(packed(store, **ring), 3)
-    rows, places = np.array([1, 2]), np.arange(4, 12)
+    whole = take(packed(store), 3)
+    rows, positions = np.array([1, 2]), ring_positions(16, layout)[4:12]
     for threads in (1, 3):
-        part = take(packed(store, rows=rows, places=places, threads=threads, start_step=1, **ring), 2)
+        part = take(packed(store, rows=rows, positions=positions, threads=threads, start_step=1), 2)
         for a, b in zip(part, whole[1:], strict=True):
-            assert_same(a, Batch(**{f.name: getattr(b, f.name)[rows][:, places] for f in fields(Batch)}))
+            assert_same(a, Batch(**{f.name: getattr(b, f.name)[rows][:, positions] for f in fields(Batch)}))
 
 
 def test_windows_through_the_loader():
-    """Ten integers: the rewards of one episode, read in windows of two decisions of two steps."""
+    """Ten integers: the rewards of one episode, read in windows of two agent steps of two environment steps."""
     store = MemoryStore([10])
     store.reward[0][:] = np.arange(10)
-    planner = WindowSampler(store.lengths, store.returns("any"), window=2, action_repeat=2)
-    loader = make_loader(store, planner, "any", unit_normalizer(), batch=8, steps=2, seed=0, action_repeat=2)
+    sampler = WindowSampler(store.lengths, store.returns("any"), window=2, action_repeat=2)
+    loader = make_loader(store, sampler, "any", unit_normalizer(), batch=8, steps=2, seed=0, action_repeat=2)
     batch = take(loader, 1)[0]
     rewards, to_go = [1, 5, 9, 13, 17], [45, 44, 39, 30, 17]
     assert len(np.unique(batch.step[:, 0])) > 2
@@ -313,7 +330,24 @@ def test_windows_through_the_loader():
 def test_an_error_in_a_background_thread_reaches_the_caller():
     store = MemoryStore([9, 9])
     loader = loader_of(store, steps=10)
-    with pytest.raises(UserError, match="a row of 10 steps is too short for a chain of 18"):
+    with pytest.raises(UserError, match=r"10 steps is too short for a chain of 18 steps; .*row_steps to at least 18"):
+        next(loader)
+
+
+def test_the_horizon_of_the_plans_reaches_the_batch_and_must_be_one():
+    store = MemoryStore([6])
+    horizons = iter([2, 2, 2, 3])
+
+    class Mixed:
+        def sample(self, rng) -> ContextPlan:
+            whole = WindowSampler(store.lengths, store.returns("any"), horizon=next(horizons))
+            return whole.sample(rng)
+
+    loader = make_loader(store, Mixed(), "any", unit_normalizer(), batch=2, steps=6, seed=0, threads=1, prefetch=0)
+    reward = store.reward[0].astype(np.float64)
+    expected = 6 * np.append((reward[:-1] + reward[1:]) / 2, reward[-1])
+    np.testing.assert_allclose(next(loader).return_to_go, np.stack([expected, expected]), rtol=1e-6)
+    with pytest.raises(UserError, match="horizons .*2, 3"):
         next(loader)
 
 
@@ -331,7 +365,7 @@ def test_normalizer_measures_what_numpy_does():
     np.testing.assert_allclose([normal.mean(), normal.std()], [0, 1], atol=1e-5)
 
 
-def test_normalizer_counts_decisions_under_an_action_repeat():
+def test_normalizer_counts_agent_steps_under_an_action_repeat():
     store = MemoryStore([7, 6])
     fitted = Normalizer.fit(store, "any", action_repeat=3)
     observation = np.concatenate([each[::3] for each in store.observation])

@@ -12,7 +12,7 @@ from ringrl.sampling.packing import best_fit, one_a_row, pack_first
 
 
 def contents(packing, lengths):
-    """The lengths in each row, in the order of their places."""
+    """The lengths in each row, in the order of their positions."""
     rows = [[] for _ in range(int(packing.row.max()) + 1)]
     for chain in np.argsort(packing.first, kind="stable"):
         rows[packing.row[chain]].append(lengths[chain])
@@ -20,15 +20,15 @@ def contents(packing, lengths):
 
 
 def assert_sound(packing, lengths, rows, steps):
-    """Chains stand one after another from a row's beginning, numbered, and none beyond its end."""
+    """Chains follow one another from a row's beginning, numbered, and none reaches beyond its end."""
     assert len(packing.row) == len(lengths) and packing.row.max() < rows
     for row in range(rows):
         mine = np.flatnonzero(packing.row == row)
         mine = mine[np.argsort(packing.first[mine])]
-        held = np.array([lengths[chain] for chain in mine], np.int64)
-        np.testing.assert_array_equal(packing.first[mine], np.cumsum(held) - held)
+        sizes = np.array([lengths[chain] for chain in mine], np.int64)
+        np.testing.assert_array_equal(packing.first[mine], np.cumsum(sizes) - sizes)
         np.testing.assert_array_equal(packing.segment[mine], np.arange(len(mine)) + 1)
-        assert held.sum() <= steps
+        assert sizes.sum() <= steps
 
 
 def test_ten_chains_in_three_rows_of_ten():
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_not_packed():
 def test_the_first_that_fit_are_packed_and_none_is_left_out():
     drawn = iter([6, 3, 5, 2, 6, 4, 1, 1])
     packing = pack_first(lambda: next(drawn), 2, 10)
-    # 6 + 3 + 5 + 2 leave 4 of 20 places and the next chain has 6, so it ends the batch.
+    # 6 + 3 + 5 + 2 leave 4 of 20 positions and the next chain has 6, so it ends the batch.
     assert contents(packing, [6, 3, 5, 2]) == [[6, 3], [5, 2]]
     assert list(drawn) == [4, 1, 1]
 
@@ -66,7 +66,7 @@ def test_one_chain_a_row():
 
 
 @given(data=st.data(), rows=st.integers(1, 6), steps=st.integers(1, 40))
-def test_any_lengths_stand_one_after_another(data, rows, steps):
+def test_chains_of_any_lengths_follow_one_another(data, rows, steps):
     lengths = data.draw(st.lists(st.integers(1, steps), min_size=1, max_size=30))
     packing = best_fit(lengths, rows, steps)
     if packing is None:
@@ -94,7 +94,7 @@ def hopper(rng):
 
 
 def windows(rng):
-    """Windows of 20 decisions, of which one in ten is cut short by its episode's end."""
+    """Windows of 20 agent steps, of which one in ten is cut short by its episode's end."""
     return 20 if rng.random() < 0.9 else int(rng.integers(1, 20))
 
 
@@ -156,7 +156,7 @@ def test_of_many_short_chains_none_is_disfavoured_and_few_are_drawn_in_vain(leng
         (one_of(550, 300), 8, 4000, 0, 0.05),
         (one_of(1000, 350), 16, 1000, 0.08, 0.15),
         (one_of(1000, 350), 4, 4000, 0, 0.05),
-        (one_of(801), 4, 4000, 0.19, 0.2),  # four a row, and 796 places
+        (one_of(801), 4, 4000, 0.19, 0.2),  # four a row, and 796 positions are left
         (one_of(801), 4, 4005, 0, 0),
     ],
 )

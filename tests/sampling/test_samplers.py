@@ -1,4 +1,4 @@
-"""Every planner on a store of ten integers' size, its answer worked out by hand."""
+"""Every context sampler on a store of ten integers' size, its answer worked out by hand."""
 
 from types import SimpleNamespace
 
@@ -10,19 +10,13 @@ from hypothesis import strategies as st
 from ringrl.batch import ContextPlan
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.sampling.samplers import (
-    HindsightSampler,
-    HistorySampler,
-    WindowSampler,
-    build_chain,
-    decisions,
-    top_fraction,
-)
+from ringrl.sampling.chains import agent_steps, build_chain
+from ringrl.sampling.samplers import HindsightSampler, HistorySampler, WindowSampler, top_fraction
 from ringrl.store.episode_store import DataSource, build, open_store
 
 
 class FakeStore:
-    """Episodes held in memory; rewards are given, observation and action tell which step of which episode they are."""
+    """Episodes in memory; rewards are given, observation and action tell which step of which episode they are."""
 
     def __init__(self, rewards: list[list[float]]):
         self.rewards = [np.array(each, np.float32) for each in rewards]
@@ -54,13 +48,13 @@ def floats(*values: float) -> np.ndarray:
     return np.array(values, np.float64)
 
 
-def plan(episode, start, stop, target, completed) -> ContextPlan:
-    return ContextPlan(ints(*episode), ints(*start), ints(*stop), floats(*target), np.array(completed))
+def plan(episode, start, stop, target, completed, horizon=None) -> ContextPlan:
+    return ContextPlan(ints(*episode), ints(*start), ints(*stop), floats(*target), np.array(completed), horizon)
 
 
-def draws(planner, count: int = 300) -> list[ContextPlan]:
+def draws(sampler, count: int = 300) -> list[ContextPlan]:
     rng = np.random.default_rng(0)
-    return [planner.sample(rng) for _ in range(count)]
+    return [sampler.sample(rng) for _ in range(count)]
 
 
 def test_windows_of_three_from_episodes_of_two_and_four_steps():
@@ -81,14 +75,14 @@ def test_windows_without_a_size_are_whole_episodes_of_the_subset():
     assert {(int(p.episode[0]), int(p.start[0]), int(p.stop[0])) for p in plans} == {(0, 0, 2), (2, 0, 3)}
 
 
-def test_windows_count_decisions_and_start_at_one():
-    # Seven steps are the decisions 0-1, 2-3, 4-5, 6; a window of two decisions is four steps.
+def test_windows_count_agent_steps_and_start_at_one():
+    # Seven steps are the agent steps 0-1, 2-3, 4-5, 6; a window of two agent steps is four of them.
     plans = draws(WindowSampler(ints(7), floats(1), window=2, action_repeat=2))
     assert {(int(p.start[0]), int(p.stop[0])) for p in plans} == {(0, 4), (2, 6), (4, 7), (6, 7)}
 
 
 def test_top_fraction_counts_time_steps():
-    # Best first the episodes have 2, 3, 1 and 4 of the 10 steps; half of them holds the first two.
+    # Best first the episodes have 2, 3, 1 and 4 of the 10 steps; half of the steps are those of the first two.
     lengths, returns = ints(4, 3, 2, 1), floats(1, 8, 9, 5)
     assert top_fraction(lengths, returns, 0.5).tolist() == [2, 1]
     assert top_fraction(lengths, returns, 0.1).tolist() == [2], "the best is always there"
@@ -109,12 +103,12 @@ def test_ascending_sorts_and_targets_the_maximum():
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.integers(0, 99), st.data())
-def test_ascending_holds_its_promises(returns, seed, data):
+def test_a_chain_of_hindsight_is_sorted_and_has_one_target(returns, seed, data):
     count = data.draw(st.integers(1, len(returns)))
     draw = data.draw(st.sampled_from(["uniform", "stratified"]))
     scores = floats(*returns)
-    planner = HindsightSampler(np.ones(len(returns), np.int64), scores, count, draw=draw)
-    chain = planner.sample(np.random.default_rng(seed))
+    sampler = HindsightSampler(np.ones(len(returns), np.int64), scores, count, draw=draw)
+    chain = sampler.sample(np.random.default_rng(seed))
     assert len(set(chain.episode.tolist())) == count
     assert (np.diff(scores[chain.episode]) >= 0).all()
     assert (chain.target == scores[chain.episode].max()).all()
@@ -123,8 +117,8 @@ def test_ascending_holds_its_promises(returns, seed, data):
 
 def test_ascending_stratified_takes_one_of_each_band():
     # Ranked by return the episodes are 4 3 | 2 1 | 0.
-    planner = HindsightSampler(np.ones(5, np.int64), floats(50, 40, 30, 20, 10), trajectories=3, draw="stratified")
-    assert {tuple(p.episode.tolist()) for p in draws(planner, 100)} == {
+    sampler = HindsightSampler(np.ones(5, np.int64), floats(50, 40, 30, 20, 10), trajectories=3, draw="stratified")
+    assert {tuple(p.episode.tolist()) for p in draws(sampler, 100)} == {
         (low, middle, 0) for low in (4, 3) for middle in (2, 1)
     }
 
@@ -140,17 +134,17 @@ def test_histories_keep_every_second_episode_of_one_source():
     # Source 0 wrote the episodes 0 2 4 5 6, source 1 the episodes 1 3 7; three of every second span five.
     source = np.array([0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 1], np.int32)
     ones = np.ones(11, np.int64)
-    planner = HistorySampler(ones, np.arange(11, dtype=np.float64), source, trajectories=3, every=2)
+    sampler = HistorySampler(ones, np.arange(11, dtype=np.float64), source, trajectories=3, every=2)
     # Source 0: 0 2 4 5 6 8 -> stretches from 0 and from 2. Source 1: 1 3 7 9 10 -> one stretch.
-    assert {tuple(p.episode.tolist()) for p in draws(planner)} == {(0, 4, 6), (2, 5, 8), (1, 7, 10)}
-    assert draws(planner, 1)[0].target.tolist() == draws(planner, 1)[0].episode.tolist()
+    assert {tuple(p.episode.tolist()) for p in draws(sampler)} == {(0, 4, 6), (2, 5, 8), (1, 7, 10)}
+    assert draws(sampler, 1)[0].target.tolist() == draws(sampler, 1)[0].episode.tolist()
 
 
 def test_histories_sorted_ranks_the_whole_history_first():
-    planner = HistorySampler(
+    sampler = HistorySampler(
         np.ones(4, np.int64), floats(3, 1, 4, 2), np.zeros(4, np.int32), trajectories=3, order="sorted"
     )
-    assert {tuple(p.episode.tolist()) for p in draws(planner, 50)} == {(1, 3, 0), (3, 0, 2)}
+    assert {tuple(p.episode.tolist()) for p in draws(sampler, 50)} == {(1, 3, 0), (3, 0, 2)}
 
 
 def test_histories_too_short_say_what_to_do():
@@ -183,7 +177,7 @@ def test_build_chain_inside_an_episode_counts_the_earlier_rewards():
 def test_build_chain_sums_rewards_over_an_action_repeat():
     store = FakeStore([[1, 2, 3, 4, 5]])
     pieces = plan([0], [2], [5], [15], [True])
-    assert decisions(pieces, 2).tolist() == [2]
+    assert agent_steps(pieces, 2).tolist() == [2]
     chain = build_chain(store, pieces, "any", action_repeat=2)
     assert chain.observation[:, 1].tolist() == [2, 4]
     np.testing.assert_allclose(chain.action[:, 0], [0.25, 0.4], rtol=1e-6)
@@ -195,22 +189,22 @@ def test_build_chain_sums_rewards_over_an_action_repeat():
         build_chain(store, plan([0], [1], [5], [15], [True]), "any", action_repeat=2)
 
 
-def test_with_a_horizon_a_return_to_go_is_the_rate_of_a_whole_return():
+def test_with_a_horizon_a_return_to_go_is_a_mean_reward_as_a_whole_return():
     """Rewards 5 1 2 3 4, two steps ahead: 6 3 5 7 in two, and at the end 4 in one; five steps at that rate."""
     store = FakeStore([[5, 1, 2, 3, 4]])
-    whole = build_chain(store, plan([0], [0], [5], [15], [True]), "any", horizon=2)
+    whole = build_chain(store, plan([0], [0], [5], [15], [True], horizon=2), "any")
     assert whole.return_to_go.tolist() == [15, 7.5, 12.5, 17.5, 20]
     assert whole.reward.tolist() == [5, 1, 2, 3, 4] and whole.completion.tolist() == [0, 0, 0, 0, 1]
-    piece = build_chain(store, plan([0], [1], [3], [15], [True]), "any", horizon=2)
+    piece = build_chain(store, plan([0], [1], [3], [15], [True], horizon=2), "any")
     assert piece.return_to_go.tolist() == [7.5, 12.5], "it looks beyond the piece's end"
     assert piece.observation[:, 1].tolist() == [1, 2] and piece.reward.tolist() == [1, 2]
     assert len(piece.action) == piece.length == 2 and not piece.completion.any()
-    # Episodes of several lengths are told alike: at the rate of the store's longest.
+    # Episodes of all lengths have the unit of the store's longest.
     both = FakeStore([[5, 1, 2, 3, 4], [2, 2]])
-    assert build_chain(both, plan([1], [0], [2], [4], [True]), "any", horizon=2).return_to_go.tolist() == [10, 10]
-    # Two steps a decision: 6 5 4; a decision ahead 6 5 4; three decisions at that rate.
-    held = build_chain(store, plan([0], [2], [5], [15], [True]), "any", action_repeat=2, horizon=1)
-    assert held.return_to_go.tolist() == [15, 12] and held.reward.tolist() == [5, 4]
+    assert build_chain(both, plan([1], [0], [2], [4], [True], horizon=2), "any").return_to_go.tolist() == [10, 10]
+    # Two steps an agent step: 6 5 4; one ahead 6 5 4; three agent steps at that rate.
+    repeated = build_chain(store, plan([0], [2], [5], [15], [True], horizon=1), "any", action_repeat=2)
+    assert repeated.return_to_go.tolist() == [15, 12] and repeated.reward.tolist() == [5, 4]
 
 
 @settings(deadline=None, max_examples=30)
@@ -219,22 +213,22 @@ def test_returns_over_a_horizon_do_not_depend_on_where_a_piece_is_cut(rewards, h
     start = data.draw(st.integers(0, len(rewards) - 1))
     stop = data.draw(st.integers(start + 1, len(rewards)))
     store = FakeStore([rewards])
-    whole = build_chain(store, plan([0], [0], [len(rewards)], [0], [False]), "any", horizon=horizon)
-    piece = build_chain(store, plan([0], [start], [stop], [0], [False]), "any", horizon=horizon)
+    whole = build_chain(store, plan([0], [0], [len(rewards)], [0], [False], horizon=horizon), "any")
+    piece = build_chain(store, plan([0], [start], [stop], [0], [False], horizon=horizon), "any")
     assert (piece.return_to_go == whole.return_to_go[start:stop]).all()
 
 
-def test_a_held_action_survives_an_action_repeat_to_the_bit():
+def test_a_repeated_action_survives_an_action_repeat_to_the_bit():
     store = FakeStore([[0] * 6])
-    held = np.float32(0.1)
+    repeated = np.float32(0.1)
     store._steps = lambda episode, start, stop: SimpleNamespace(
         observation=np.zeros((stop - start, 1), np.float32),
-        action=np.full((stop - start, 1), held),
+        action=np.full((stop - start, 1), repeated),
         reward=np.zeros(stop - start, np.float32),
         earlier=np.zeros(start, np.float32),
     )
     chain = build_chain(store, plan([0], [0], [6], [0], [False]), "any", action_repeat=3)
-    assert (chain.action == held).all()
+    assert (chain.action == repeated).all()
 
 
 def test_a_chain_from_a_store_on_disk(tmp_path):
@@ -256,8 +250,8 @@ def test_a_chain_from_a_store_on_disk(tmp_path):
         provenance={},
     )
     store = open_store(tmp_path / "store")
-    planner = WindowSampler(store.lengths, store.returns("any_task"))
-    chain = build_chain(store, planner.sample(np.random.default_rng(0)), "any_task")
+    sampler = WindowSampler(store.lengths, store.returns("any_task"))
+    chain = build_chain(store, sampler.sample(np.random.default_rng(0)), "any_task")
     assert chain.observation.ravel().tolist() == [0, 10, 20, 30]
     np.testing.assert_allclose(chain.action.ravel(), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
     assert chain.reward.tolist() == [1, 2, 3, 4]
@@ -287,14 +281,14 @@ def test_a_chain_of_hindsight_stays_within_a_source():
     returns = np.array([3.0, 9.0, 1.0, 8.0, 2.0, 7.0, 4.0])
     source = np.array([0, 1, 0, 1, 0, 1, 0], np.int32)
     for draw in ("uniform", "stratified"):
-        planner = HindsightSampler(np.full(7, 5), returns, 3, draw=draw, source=source)
-        plans = [planner.sample(np.random.default_rng(seed)) for seed in range(40)]
+        sampler = HindsightSampler(np.full(7, 5), returns, 3, draw=draw, source=source)
+        plans = [sampler.sample(np.random.default_rng(seed)) for seed in range(40)]
         chains = {tuple(plan.episode.tolist()) for plan in plans}
         assert all(len(set(source[list(chain)])) == 1 for chain in chains)
         assert (5, 3, 1) in chains and any(source[chain[0]] == 0 for chain in chains)
         assert all(plan.target[0] == returns[plan.episode].max() for plan in plans)
 
 
-def test_a_source_must_hold_a_whole_chain():
+def test_a_source_must_have_a_whole_chain():
     with pytest.raises(UserError, match="3 trajectories cannot be drawn from 2 episodes"):
         HindsightSampler(np.full(5, 5), np.arange(5.0), 3, source=np.array([0, 0, 0, 1, 1], np.int32))
