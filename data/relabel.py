@@ -11,21 +11,15 @@ again; given on several machines that share a file system, the command divides t
 """
 
 from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ringrl import __version__
-from ringrl.errors import UserError
-from ringrl.formats.description import describe_folder
-from ringrl.formats.exorl import list_episodes, read_folder
-from ringrl.progress import tracked
-from ringrl.relabelling.relabelled_folder import SKIPPED, RelabelJob, relabel_folder
-from ringrl.relabelling.rewards import Mode, Relabeler, relabelable_tasks
-from ringrl.relabelling.workers import Backend, Workers
+from ringrl.relabelling.relabel_source import relabel
+from ringrl.relabelling.relabelled_folder import SKIPPED
+from ringrl.relabelling.rewards import Mode
+from ringrl.relabelling.workers import Backend
 
 
 @dataclass(frozen=True)
@@ -60,31 +54,21 @@ def main(args: Args) -> None:
     Raises:
         UserError: in one line, for anything wrong with the folder, the files or the tasks. The folder is not made then.
     """
-    folder, out = args.folder.absolute(), args.out.absolute()
-    description = describe_folder(folder, args.domain)
-    reader = read_folder(folder)
-    possible = partial(relabelable_tasks, description.domain, reader.dims.physics, args.mode)
-    relabel = Relabeler(args.tasks or possible(observation_width=reader.dims.observation), args.mode)
-    if relabel.domain != description.domain:
-        raise UserError(f"{args.folder} is of {description.domain}, the tasks of {relabel.domain}")
-    about = {
-        "domain": relabel.domain,
-        "tasks": list(relabel.tasks),
-        "mode": args.mode,
-        "ringrl": __version__,
-        "mujoco": version("mujoco"),
-        "dm_control": version("dm-control"),
-        "numpy": version("numpy"),
-        "collect": description.source.collected,
-    }
-    job = RelabelJob(tuple(reader.files), reader.dims, about)
-    workers = Workers(args.jobs, args.backend, args.address)
-    finished = relabel_folder(job, out, workers=workers, overwrite=args.overwrite, skip_bad=args.skip_bad)
-    done = list(tracked(finished, f"relabelling {args.folder}", len(job.files)))
-    reasons = (out / SKIPPED).read_text(encoding="utf-8").splitlines() if (out / SKIPPED).exists() else []
-    skipped = f"; {len(reasons)} bad files skipped, see {args.out / SKIPPED}" if reasons else ""
-    there = "" if done else "; they were there already"
-    print(f"{args.out}: {len(list_episodes(out))} episodes with rewards of {', '.join(relabel.tasks)}{skipped}{there}")
+    found = relabel(
+        args.folder,
+        args.out,
+        tasks=args.tasks,
+        mode=args.mode,
+        domain=args.domain,
+        jobs=args.jobs,
+        backend=args.backend,
+        address=args.address,
+        skip_bad=args.skip_bad,
+        overwrite=args.overwrite,
+    )
+    skipped = f"; {len(found.skipped)} bad files skipped, see {args.out / SKIPPED}" if found.skipped else ""
+    there = "" if found.made else "; they were there already"
+    print(f"{args.out}: {found.episodes} episodes with rewards of {', '.join(found.tasks)}{skipped}{there}")
 
 
 if __name__ == "__main__":
