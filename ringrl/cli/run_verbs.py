@@ -49,8 +49,8 @@ class TrainVerb:
     """How many processes train together; 1 trains alone, regardless of the launcher."""
     process: int | None = None
     """Which of them this is, from 0."""
-    silence: float = 60.0
-    """Seconds without a sign of life after which a process counts as dead, and the run ends."""
+    heartbeat_timeout: Annotated[float, tyro.conf.arg(aliases=["--silence"])] = 60.0
+    """Seconds without a heartbeat after which a process counts as dead, and the run ends."""
 
     def run(self) -> None:
         """Train, from the start or from the newest checkpoint."""
@@ -60,7 +60,7 @@ class TrainVerb:
             raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG and no overrides")
         if self.resume is None and self.config is None:
             raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
-        with joined(self.coordinator, self.processes, self.process, self.silence):
+        with joined(self.coordinator, self.processes, self.process, self.heartbeat_timeout):
             from ringrl.config import parse_config
             from ringrl.training.loop import train
 

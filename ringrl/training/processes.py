@@ -1,4 +1,12 @@
-"""Many processes, one run: how they find each other, agree, divide the data, and end together."""
+"""Many processes, one run: how they find each other, agree, divide the data, and end together.
+
+`jax.distributed` finds the processes and connects them. Two things of it that are needed here have no public name, and
+are taken from its private state (as Orbax takes them), in `_service` alone:
+- the coordination service's key-value store, which carries the configuration and the heartbeat's address from process
+  0 to the others. `multihost_utils.broadcast_one_to_all` is a collective instead: it takes arrays whose shapes are
+  known, and may fail while process 0 takes minutes (gloo gives up after 30 s);
+- the coordinator's address, where a launcher has chosen it: the one name of process 0 that all can reach.
+"""
 
 import json
 import math
@@ -12,14 +20,11 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-
-# The coordination service's key-value store has no public name; Orbax, too, takes it from here.
-from jax._src.distributed import global_state
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int64
 
 from ringrl.errors import UserError
-from ringrl.training import heartbeat
+from ringrl.training.heartbeat import Heartbeat, connect, listen, wait_for_host
 
 T = TypeVar("T")
 
@@ -29,53 +34,56 @@ AGREE_SECONDS = 3600  # process 0 may have to measure a large store meanwhile
 
 @contextmanager
 def joined(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None, silence: float = 60.0
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    heartbeat_timeout: float = 60.0,
 ) -> Iterator[None]:
     """Join the other processes of this run, if there are any; JAX must not have touched a device yet.
 
     With no arguments they are looked for where Slurm, Open MPI, Kubernetes or a TPU pod announces them; else this is
-    a run of one process, and nothing happens. `processes=1` is a run of one process whatever is announced.
+    a run of one process, and nothing happens. `processes=1` is a run of one process, regardless of any launcher.
 
-    An exception inside ends this process after telling the others, which end too. A process that is killed ends the
-    others as soon as its sockets close; one that says nothing for `silence` seconds is taken for dead.
+    An exception inside ends this process, after a message to the others, which end too. A process that is killed ends
+    the others as soon as its sockets close; one without a heartbeat for `heartbeat_timeout` seconds counts as dead.
 
     Args:
         coordinator: host:port of process 0, a port that is free there.
         processes: how many there are.
         process: which of them this is, from 0.
-        silence: seconds.
+        heartbeat_timeout: seconds, 1 or more.
 
     Raises:
         UserError: the arguments are incomplete, or the others cannot be reached.
     """
-    if not 1 <= silence < math.inf:
-        raise UserError(f"--silence {silence}: give seconds, 1 or more")
-    if not _initialize(coordinator, processes, process, silence):
+    if not 1 <= heartbeat_timeout < math.inf:
+        raise UserError(f"--heartbeat-timeout {heartbeat_timeout}: give seconds, 1 or more")
+    if not _initialize(coordinator, processes, process, heartbeat_timeout):
         yield
         return
-    line = _hold_hands(silence)
+    heartbeat = _start_heartbeat(heartbeat_timeout)
     try:
         yield
     except BaseException as error:
-        _end(line, error)
-    line.close()
+        _end(heartbeat, error)
+    heartbeat.close()
 
 
 def is_first() -> bool:
     """Whether this is process 0: the one that prints, and writes what is not sharded."""
-    return global_state.process_id == 0
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def from_first(name: str, compute: Callable[[], T]) -> T:
-    """What `compute` gives in process 0, in all processes; alone, simply what it gives.
+    """The result of `compute` in process 0, returned in every process.
 
     Args:
-        name: different for every call in the life of a process.
+        name: different for every call of a process.
         compute: called in process 0 only; its result must survive JSON.
     """
-    if global_state.num_processes == 1:
+    if not jax.distributed.is_initialized():
         return compute()
-    client: Any = global_state.client
+    client = _service().client
     if is_first():
         client.key_value_set(f"ringrl/{name}", json.dumps(compute()))
     return json.loads(client.blocking_key_value_get(f"ringrl/{name}", AGREE_SECONDS * 1000))
@@ -83,10 +91,10 @@ def from_first(name: str, compute: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, eq=False)
 class LocalShard:
-    """What of every batch the devices of this process hold: these rows, and of each of them these places.
+    """The part of every batch that this process's devices store: these rows, and of each row these positions.
 
-    Places are counted in ring order. On a slice of TPUs a host's chips are neighbours, but not on the ring, so what it
-    holds of a row may be several pieces.
+    Positions are counted in ring order. On a slice of TPUs a host's chips are neighbours, but not on the ring, so its
+    positions may be several runs.
     """
 
     rows: Int64[np.ndarray, " rows"]  # ascending
@@ -95,10 +103,10 @@ class LocalShard:
 
 
 def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
-    """What this process's devices hold of a batch of so many rows and steps.
+    """This process's shard of a batch of so many rows and steps.
 
     Raises:
-        UserError: they hold none, or not the same places of every row.
+        UserError: it is empty, or has other positions of one row than of another.
     """
     me = jax.process_index()
     owners = np.vectorize(lambda device: device.process_index, otypes=[np.int64])(mesh.devices)
@@ -111,7 +119,7 @@ def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
     parts = find_parts(owners, me)
     if parts is None:
         raise UserError(
-            f"mesh {sizes}: the devices of process {me} hold other places of one row than of another; choose "
+            f"mesh {sizes}: process {me} needs other positions of one row than of another; choose "
             f"data x fsdp a multiple of the number of processes ({jax.process_count()}), or else a divisor of it"
         )
     shape = owners.shape[0] * owners.shape[1], owners.shape[3] * owners.shape[4]
@@ -122,9 +130,15 @@ def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
 def find_parts(
     owners: Int64[np.ndarray, "data fsdp tensor seq heads"], me: int
 ) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " places"]] | None:
-    """Which parts of the rows and of the steps are process `me`'s, on a mesh of devices that belong to `owners`.
+    """Which parts of the rows and of the steps are process `me`'s.
 
-    None where they are not all combinations of some rows and some steps.
+    Args:
+        owners: the process of each of the mesh's devices.
+        me: a process.
+
+    Returns:
+        Whether it stores each of the data x fsdp parts of the rows, and each of the seq x heads parts of the steps;
+        None where its shard is not all combinations of some rows and some steps.
     """
     data, fsdp, tensor, seq, heads = owners.shape
     mine = (owners.transpose(0, 1, 3, 4, 2).reshape(data * fsdp, seq * heads, tensor) == me).any(axis=2)
@@ -132,8 +146,8 @@ def find_parts(
     return (rows, steps) if mine.sum() == rows.sum() * steps.sum() else None
 
 
-def _initialize(coordinator: str | None, processes: int | None, process: int | None, silence: float) -> bool:
-    """Whether this is one of many processes; JAX then knows the others."""
+def _initialize(coordinator: str | None, processes: int | None, process: int | None, heartbeat_timeout: float) -> bool:
+    """Connect JAX with the other processes; whether there are any."""
     given = [value is not None for value in (coordinator, processes, process)]
     launcher = None if any(given) else _launcher()
     if processes == 1 or not (any(given) or launcher):
@@ -145,7 +159,7 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UserError(f"--process {process}: give a number from 0 to {processes - 1}")
     if coordinator is not None and process:
-        heartbeat.wait_for_host(coordinator, JOIN_SECONDS)
+        wait_for_host(coordinator, JOIN_SECONDS)
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM and do nothing about it
     try:
         jax.distributed.initialize(
@@ -154,19 +168,19 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
             process,
             cluster_detection_method="deactivate" if coordinator else None,
             initialization_timeout=int(JOIN_SECONDS),
-            heartbeat_timeout_seconds=int(2 * silence) + 10,  # the lifeline speaks first, and more clearly
+            heartbeat_timeout_seconds=int(2 * heartbeat_timeout) + 10,  # ours is first, with a clearer message
             shutdown_timeout_seconds=60,
         )
+        return jax.process_count() > 1
     except Exception as error:
         raise UserError(
             f"cannot join the other processes ({launcher or coordinator}): {' '.join(str(error).split())[:300]}; "
             "give --coordinator, --processes and --process, or --processes 1 to train alone"
         ) from error
-    return global_state.num_processes > 1
 
 
 def _launcher() -> str | None:
-    """What has started several processes and tells JAX of them; None on a machine of one's own."""
+    """The launcher that has started several processes, of those that JAX detects; None if there is none."""
     env = os.environ
     if "SLURM_STEP_NODELIST" in env and env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")) != "1":
         return "Slurm"
@@ -174,35 +188,37 @@ def _launcher() -> str | None:
         return "Open MPI"
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
         return "Kubernetes"
-    if env.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu") and _on_tpu():
+    # JAX sets TPU_ML_PLATFORM when it is imported where it finds a TPU's chips and libtpu.
+    if env.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu") and "TPU_ML_PLATFORM" in env:
         return "TPU pod"
     return None
 
 
-def _on_tpu() -> bool:
-    from jax._src import cloud_tpu_init
+def _service() -> Any:
+    """JAX's private connection to the coordination service: its `client` and `coordinator_address`."""
+    from jax._src.distributed import global_state
 
-    return cloud_tpu_init.running_in_cloud_tpu_vm
+    return global_state
 
 
-def _hold_hands(silence: float) -> heartbeat.Heartbeat:
-    """Connect every process with process 0."""
-    me, count = global_state.process_id, global_state.num_processes
+def _start_heartbeat(timeout: float) -> Heartbeat:
+    """Connect every process with process 0, and start to watch the connections."""
+    me = jax.process_index()
     if me:
-        peers = heartbeat.call(from_first("lifeline", str), me, JOIN_SECONDS)
+        peers = connect(from_first("heartbeat", str), me, JOIN_SECONDS)
     else:
-        host = (global_state.coordinator_address or "localhost").rpartition(":")[0].strip("[]")
-        address, welcome = heartbeat.invite(host, count - 1, JOIN_SECONDS)
-        from_first("lifeline", lambda: address)
-        peers = welcome()
-    return heartbeat.Heartbeat(me, peers, silence)
+        host = (_service().coordinator_address or "localhost").rpartition(":")[0].strip("[]")
+        address, accept = listen(host, jax.process_count() - 1, JOIN_SECONDS)
+        from_first("heartbeat", lambda: address)
+        peers = accept()
+    return Heartbeat(me, peers, timeout)
 
 
-def _end(line: heartbeat.Heartbeat, error: BaseException) -> None:
-    """Tell the others why, say it here, and leave without JAX's farewell, which would wait for them."""
+def _end(heartbeat: Heartbeat, error: BaseException) -> None:
+    """Print the error, send it to the others, and exit without JAX's shutdown, which would wait for them."""
     known = isinstance(error, UserError | FloatingPointError | KeyboardInterrupt)
     if not known:
-        line.wait_for_news(2)
+        heartbeat.wait_for_end(2)
     message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     message = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(message.split())[:400]
     if "--debug" in sys.argv:
@@ -210,5 +226,5 @@ def _end(line: heartbeat.Heartbeat, error: BaseException) -> None:
     print(f"ringrl: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    line.fail(message)
+    heartbeat.fail(message)
     os._exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

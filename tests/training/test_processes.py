@@ -18,7 +18,7 @@ from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.store.episode_store import DataSource, build
-from ringrl.training import processes
+from ringrl.training import heartbeat, processes
 from ringrl.training.mesh import _within
 
 STEPS, EVERY, TRAJECTORIES, LENGTH = 4, 2, 32, 4
@@ -27,7 +27,7 @@ AGENT = {"name": "agentic_transformer", "fused": True, "trajectories": TRAJECTOR
 # `ringrl` with a count of what the loader reads of the store: bytes a process, in FOLDER/PROCESS.json.
 COUNTING = """
 import json, os, sys
-from ringrl import cli
+from ringrl.cli import entry
 from ringrl.training import training_data
 
 class Counting:
@@ -45,7 +45,7 @@ def make_loader(store, *arguments, **options):
 
 training_data.make_loader = make_loader
 folder = sys.argv.pop(1)
-cli.main()
+entry.main()
 number = sys.argv[sys.argv.index("--process") + 1] if "--process" in sys.argv else "0"
 with open(os.path.join(folder, f"{number}.json"), "w") as file:
     json.dump(readers[-1].bytes, file)
@@ -112,9 +112,9 @@ def ringrl(tmp_path_factory):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def finish(group: list[subprocess.Popen]) -> list[str]:
@@ -150,7 +150,7 @@ def test_a_run_is_the_same_however_many_processes_share_it(tiny_config, store, r
     for count in (2, 4):
         np.testing.assert_allclose(losses(runs[count]), losses(runs[1]), rtol=1e-5)
         # Of a row's trajectories each process reads those that its steps are of, and at most one before each of the
-        # two runs of steps that it holds, for the previous action and reward.
+        # two runs of its steps, for the previous action and reward.
         share = np.array(read[count]) / read[1][0]
         assert (share >= 1 / count).all() and (share <= 1 / count + 2 / TRAJECTORIES).all()
     # Begun by four processes, interrupted, and finished by one and by two.
@@ -175,7 +175,7 @@ def endless(tiny_config, tmp_path: Path, **data: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    "victim, how, silence, message",
+    "victim, how, timeout, message",
     [
         (1, signal.SIGKILL, 60, "process 1 is gone"),
         pytest.param(0, signal.SIGKILL, 60, "process 0 is gone", marks=pytest.mark.slow),
@@ -183,10 +183,11 @@ def endless(tiny_config, tmp_path: Path, **data: object) -> Path:
     ],
     ids=["killed", "first killed", "stopped"],
 )
-def test_a_process_that_dies_ends_the_others(victim, how, silence, message, tiny_config, ringrl, tmp_path):
+def test_a_process_that_dies_ends_the_others(victim, how, timeout, message, tiny_config, ringrl, tmp_path):
     start, _ = ringrl
     run = tmp_path / "run"
-    group = start(2, 1, endless(tiny_config, tmp_path), "--out", run, "--silence", silence)
+    flag = "--heartbeat-timeout" if victim else "--silence"  # its former name
+    group = start(2, 1, endless(tiny_config, tmp_path), "--out", run, flag, timeout)
     deadline = time.monotonic() + 100
     while not list((run / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
         assert all(process.poll() is None for process in group), [process.communicate() for process in group]
@@ -225,13 +226,13 @@ def grid(*shape: int, devices: int) -> np.ndarray:
         (grid(1, 1, 1, 4, 1, devices=2), [("1", "1100"), ("1", "0011")]),  # a ring over processes
         (grid(2, 2, 1, 1, 1, devices=2), [("1100", "1"), ("0011", "1")]),
         (grid(2, 1, 1, 2, 2, devices=2), [("10", "1100"), ("10", "0011"), ("01", "1100"), ("01", "0011")]),
-        (grid(1, 1, 2, 2, 1, devices=2), [("1", "11"), ("1", "11")]),  # both hold all, for their heads
+        (grid(1, 1, 2, 2, 1, devices=2), [("1", "11"), ("1", "11")]),  # both need all, for their heads
         (grid(2, 1, 1, 2, 1, devices=4), [("11", "11")]),
         (np.array([0, 1, 1, 0], np.int64).reshape(1, 1, 1, 4, 1), [("1", "1001"), ("1", "0110")]),  # hosts on a torus
         (grid(1, 3, 1, 2, 1, devices=3), [None, None]),  # one row and a half
     ],
 )
-def test_which_part_of_a_batch_a_process_holds(owners, expected):
+def test_the_shard_of_a_process(owners, expected):
     for me, parts in enumerate(expected):
         found = processes.find_parts(owners, me)
         digits = found and tuple("".join(str(int(x)) for x in part) for part in found)
@@ -239,9 +240,9 @@ def test_which_part_of_a_batch_a_process_holds(owners, expected):
 
 
 def test_a_device_finds_its_run_among_the_pieces():
-    held = np.array([2, 3, 8, 9, 10, 11])
+    stored = np.array([2, 3, 8, 9, 10, 11])
     for part in (slice(2, 4), slice(8, 10), slice(10, 12), slice(8, 12)):
-        np.testing.assert_array_equal(held[_within(held, part)], np.arange(12)[part])
+        np.testing.assert_array_equal(stored[_within(stored, part)], np.arange(12)[part])
     everything = np.arange(4)
     assert _within(everything, slice(None)) == slice(0, 4)
 
@@ -256,11 +257,13 @@ def test_a_device_finds_its_run_among_the_pieces():
         ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
         ({"KUBERNETES_SERVICE_HOST": "x"}, None),
         ({"KUBERNETES_SERVICE_HOST": "x", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": ""}, "TPU pod"),
+        ({"TPU_ML_PLATFORM": "JAX", "JAX_PLATFORMS": "cpu"}, None),
     ],
 )
-def test_launchers_are_told_from_what_they_leave_in_the_environment(environment, launcher, monkeypatch):
+def test_launchers_are_found_by_their_environment_variables(environment, launcher, monkeypatch):
     for name in list(os.environ):
-        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "JOB_")):
+        if name.startswith(("SLURM", "OMPI", "KUBERNETES", "JOB_", "TPU_ML")):
             monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -286,13 +289,13 @@ def test_one_process_joins_nobody():
         assert processes.from_first("anything", lambda: 3) == 3
 
 
-def test_a_coordinator_that_is_not_there_is_told():
+def test_a_coordinator_that_does_not_answer_is_named():
     with pytest.raises(UserError, match="nothing answers at --coordinator 127.0.0.1:.*is process 0 running"):
         heartbeat.wait_for_host(f"127.0.0.1:{free_port()}", 0.3)
 
 
 def test_strangers_are_not_let_in_and_the_missing_are_named():
-    address, welcome = heartbeat.invite("127.0.0.1", 2, seconds=1.5)
+    address, accept = heartbeat.listen("127.0.0.1", 2, seconds=1.5)
     host, port, _ = address.split("|")
 
     def visit():
@@ -302,9 +305,9 @@ def test_strangers_are_not_let_in_and_the_missing_are_named():
 
     visitor = threading.Thread(target=visit, daemon=True)
     visitor.start()
-    friend = heartbeat.call(address, 1, seconds=5.0)
+    friend = heartbeat.connect(address, 1, seconds=5.0)
     with pytest.raises(UserError, match=r"processes \[2\] did not reach process 0 within 2 s"):
-        welcome()
+        accept()
     visitor.join()
     for peer in friend:
         peer.close()
