@@ -1,4 +1,4 @@
-"""Behavior cloning: predict the action from recent observations and actions; returns are not told.
+"""Behavior Cloning: predict the action from recent observations and actions; returns are not told.
 
 BC-10 % (Decision Transformer, section 5.1) clones only the episodes of highest return that make up 10 % of all time
 steps; `fraction: 1.0` clones everything.

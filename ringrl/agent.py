@@ -1,7 +1,9 @@
 """What an agent's file in `agents/` provides, and how an agent acts once trained; nothing here imports those files."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from ringrl import recipes
 from ringrl.collect.replay import Replay, Transitions
-from ringrl.config import AgentConfig
+from ringrl.config import AgentConfig, RunConfig
 from ringrl.errors import UserError
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
@@ -108,6 +110,21 @@ def find_learner(name: str) -> Learner | None:
     """The agent of that name if it is a `Learner`; None says that it is to be loaded with `load_agent`."""
     module = recipes.load("agents", name)
     return None if _missing(Learner, module) else module  # pyright: ignore[reportReturnType]
+
+
+def display_name(module: Any) -> str:
+    """What tables and figures call an agent: how its docstring begins, up to a bracket or a colon."""
+    title = re.split(r"\s*[(:.\n]", (module.__doc__ or "").strip(), maxsplit=1)[0]
+    return title or Path(module.__file__).stem
+
+
+def looks_across_trials(agent: Agent, config: RunConfig, returns: Sequence[float]) -> bool:
+    """Whether the agent's context continues from one trial to the next; False where it cannot be rolled out."""
+    try:
+        spec = agent.acting(config.agent, config.training.row_steps, np.asarray(returns, np.float64))
+    except UserError:
+        return False
+    return spec.across_trials
 
 
 def _missing(protocol: type, module: ModuleType) -> list[str]:

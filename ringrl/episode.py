@@ -28,21 +28,3 @@ class Episode:
     def length(self) -> int:
         """T, the number of transitions: one less than the rows."""
         return len(self.observation) - 1
-
-
-@dataclass(frozen=True)
-class TrialReturn:
-    """One line of `evaluation/returns.csv`: what one environment earned in one trial."""
-
-    agent: str
-    task: str
-    seed: int
-    env: int
-    trial: int
-    return_: float  # undiscounted sum of rewards; the column is named `return`
-    length: int  # environment steps, action repeats counted
-    target_return: float  # what the agent was told to reach; NaN for agents that are told nothing
-
-
-COLUMNS = ("agent", "task", "seed", "env", "trial", "return", "length", "target_return")
-"""The header of `evaluation/returns.csv`: the fields of `TrialReturn`, in this order."""

@@ -97,7 +97,7 @@ def load(kind: str, name: str | os.PathLike[str]) -> ModuleType:
         UserError: no such recipe, or a file that does not parse.
     """
     path = find(kind, name)
-    module_name = f"ringrl_{kind}_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module_name = f"ringrl_{kind}_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)

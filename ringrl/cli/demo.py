@@ -16,6 +16,7 @@ from ringrl.config import RunConfig, load_config
 from ringrl.files import write_text
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
+from ringrl.run import RunDirectory
 from ringrl.training.loop import train
 
 TASK = "cartpole_swingup"
@@ -51,7 +52,7 @@ def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
         run, config = runs / name, _config(shipped, store, scale)
         stages.run(f"train {name}", run / "finished", partial(_train, config, run))
         # One random reference serves all: the environments have the same seeds.
-        returns = run / "evaluation" / "returns.csv"
+        returns = RunDirectory(run).table()
         stages.run(f"evaluate {name}", returns, partial(evaluate, run, reference=index == 0))
     page = runs / "report" / "index.html"
     page.unlink(missing_ok=True)

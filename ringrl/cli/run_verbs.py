@@ -72,13 +72,13 @@ class TrainVerb:
     def _settings(self) -> tuple[dict, str]:
         """The configuration, as plain values, and the run directory; read by process 0 for all."""
         from ringrl.config import load_config
-        from ringrl.training.loop import find_run
+        from ringrl.run import RunDirectory
 
         if self.resume is not None:
-            return find_run(self.resume).model_dump(mode="json"), str(self.resume)
+            return RunDirectory(self.resume).config().model_dump(mode="json"), str(self.resume)
         config = load_config(self.config or "", self.overrides)
         run = self.out or Path("runs") / f"{Path(self.config or '').stem}-seed{config.seed}"
-        if (run / "config.yaml").exists():
+        if RunDirectory(run).exists:
             raise UserError(
                 f"{run}: there is a run already; continue it with --resume {run}, or name another with --out"
             )
@@ -144,13 +144,14 @@ class ExportVerb:
 
     def run(self) -> None:
         """Write the two files."""
-        from ringrl.rollout.evaluate import load_model, read_run
+        from ringrl.rollout.evaluate import load_model
+        from ringrl.run import RunDirectory
         from ringrl.training.export import export
 
-        run = self.run_directory
-        config, card = read_run(run)
-        model, step = load_model(run, config, card, self.step)
-        print(f"export: {export(model, config, step, run, self.out or run / 'export', overwrite=self.overwrite)}")
+        run = RunDirectory(self.run_directory)
+        config = run.config()
+        model, step = load_model(run.path, config, run.dataset(), self.step)
+        print(f"export: {export(model, config, step, run.path, self.out or run.export, overwrite=self.overwrite)}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,5 @@
 """`ringrl evaluate`: a run's checkpoint in its own task, beside references in the same environments."""
 
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +12,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ringrl.agent import RolloutSpec, find_learner, load_agent
-from ringrl.config import EvaluationConfig, RunConfig, change_section, load_config
+from ringrl.config import EvaluationConfig, RunConfig, change_section
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make, make_vector, split_task
-from ringrl.episode import COLUMNS, TrialReturn
 from ringrl.errors import UserError
-from ringrl.files import write_text
 from ringrl.model.transformer import Transformer
+from ringrl.returns import TrialReturn
 from ringrl.rollout import Ablation
 from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.policy import ExpertPolicy, Policy, RandomPolicy, SequencePolicy
 from ringrl.rollout.transition_policy import LearnerPolicy, load_learner
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
-from ringrl.sampling.normalizer import Normalizer
+from ringrl.run import ABLATION, RETURNS, TARGETS, RunDirectory
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model
@@ -62,14 +58,14 @@ def evaluate(
     began = time.perf_counter()
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     trained = _load(run, checkpoint, given)
-    policies: dict[str, MakePolicy] = {agent_label(trained.config): trained.policy}
+    policies: dict[str, MakePolicy] = {trained.run.label(): trained.policy}
     if reference:
         policies |= _references(trained.config.data.task, trained.setting)
     results: list[TrialReturn] = []
     with _progress() as progress:
         for name, policy in policies.items():
             results += trained.roll_out(name, policy, progress)
-    returns = trained.write("returns.csv", "evaluation.json", results, began)
+    returns = trained.write(RETURNS, results, began)
     if video is not None:
         film = {"seed": trained.setting.seed, "action_repeat": trained.config.data.action_repeat}
         record(video, trained.policy, trained.config.data.task, trained.setting.trials, **film)
@@ -86,7 +82,7 @@ def repeat(
 ) -> list[Path]:
     """The agent's evaluation once more for each of `targets`, and with its past tampered with by each of `probes`.
 
-    Writes evaluation/targets.csv for all targets, evaluation/probe-NAME.csv for each probe, with the agent's rows
+    Writes evaluation/targets.csv for all targets, evaluation/ablation-NAME.csv for each probe, with the agent's rows
     alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The probes are those of
     `ringrl.rollout.ablation`. `given` are `evaluate`'s trials, envs, context, target and seed; None: the run's own.
 
@@ -94,7 +90,7 @@ def repeat(
     present trial alone; and for trials or a context too few to hold a past that a probe could change.
     """
     trained = _load(run, checkpoint, given)
-    label, acting = agent_label(trained.config), trained.acting
+    label, acting = trained.run.label(), trained.acting
     if targets and acting.target is None:
         raise UserError(f"--targets: {label} is told no return, so there is none to vary; leave it out")
     told = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
@@ -108,12 +104,12 @@ def repeat(
                 asked = replace(trained, acting=replace(acting, target=target))
                 results += asked.roll_out(label, asked.policy, progress, f"told {target:g}")
             about = {"target": None, "targets": told}
-            tables.append(trained.write("targets.csv", "targets.json", results, began, about))
+            tables.append(trained.write(TARGETS, results, began, about))
         for probe in dict.fromkeys(probes):
             began = time.perf_counter()
             results = trained.roll_out(label, partial(trained.policy, probe=probe), progress, probe)
-            about = {"probe": probe}
-            tables.append(trained.write(f"probe-{probe}.csv", f"probe-{probe}.json", results, began, about))
+            about = {"ablation": probe}
+            tables.append(trained.write(f"{ABLATION}{probe}", results, began, about))
     return tables
 
 
@@ -121,7 +117,7 @@ def repeat(
 class _Trained:
     """A run's agent, and under which setting it is rolled out."""
 
-    run: Path
+    run: RunDirectory
     config: RunConfig
     card: dict
     setting: EvaluationConfig
@@ -135,7 +131,7 @@ class _Trained:
             return self.model
         return SequencePolicy(
             self.model,
-            Normalizer.load(self.run / "normalizer.json"),
+            self.run.normalizer(),
             self.acting,
             envs=envs.num_envs,
             episode_steps=_decisions(envs),
@@ -174,33 +170,30 @@ class _Trained:
             vector.close()
 
     def write(
-        self, table: str, about: str, results: list[TrialReturn], began: float, more: Mapping[str, object] | None = None
+        self, table: str, results: list[TrialReturn], began: float, more: Mapping[str, object] | None = None
     ) -> Path:
-        """A table of the run's evaluation/, and in `about`, a JSON beside it, how it came about."""
-        folder = self.run / "evaluation"
-        folder.mkdir(exist_ok=True)
+        """A table of the run's evaluation/, and beside it a JSON of the settings; returns the table's path."""
         facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.step}
-        facts |= {"agent": agent_label(self.config)} | dict(more or {})
-        write_text(folder / about, json.dumps(self.setting.model_dump() | facts, indent=1) + "\n")
-        write_returns(folder / table, results)
-        return folder / table
+        facts |= {"agent": self.run.label()} | dict(more or {})
+        return self.run.write_table(table, results, self.setting.model_dump() | facts)
 
 
-def _load(run: Path, checkpoint: str, given: Mapping[str, int | float | None]) -> _Trained:
+def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) -> _Trained:
     """The run's agent; of `given`, what is not None changes the run's own setting."""
-    config, card = read_run(run)
+    run = RunDirectory(path)
+    config, card = run.config(), run.dataset()
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
-    acting = _acting(config, card, setting, known)
-    _check_task(run, config.data.task, card["sizes"])
+    acting = _acting(config, run.label(), card, setting, known)
+    _check_task(path, config.data.task, card["sizes"])
     if is_hidden(config.data.task) and setting.seed < HELD_OUT:
         raise UserError(
-            f"{run}: evaluation.seed={setting.seed} is of {config.data.task}'s training tasks; train with "
+            f"{path}: evaluation.seed={setting.seed} is of {config.data.task}'s training tasks; train with "
             f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
         )
     learner = find_learner(config.agent.name)
     load = partial(load_learner, learner) if learner else load_model
-    model, step = load(run, config, card, checkpoint)
+    model, step = load(path, config, card, checkpoint)
     return _Trained(run, config, card, setting, acting, model, step)
 
 
@@ -243,11 +236,6 @@ def _decisions(envs: VectorEnv) -> int:
     return -(-envs.time_limit_steps // envs.get_attr("action_repeat")[0])
 
 
-def agent_label(config: RunConfig) -> str:
-    """What tables call a run's agent: its label or, without one, its file's name without folder and ending."""
-    return config.label or Path(config.agent.name).stem
-
-
 def load_model(run: Path, config: RunConfig, card: dict, checkpoint: str = "latest") -> tuple[Transformer, int]:
     """A checkpoint's model on one device, and the optimiser steps it was trained for. Errors as `Checkpoints`."""
     single = config.model_copy(update={"mesh": type(config.mesh)()})
@@ -257,36 +245,19 @@ def load_model(run: Path, config: RunConfig, card: dict, checkpoint: str = "late
     return merge_model(graph, state.params), int(state.step)
 
 
-def write_returns(path: Path, results: list[TrialReturn]) -> None:
-    """returns.csv, complete or not at all; the target is left empty where there is none."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for r in results:
-        told = "" if np.isnan(r.target_return) else repr(r.target_return)
-        writer.writerow([r.agent, r.task, r.seed, r.env, r.trial, repr(r.return_), r.length, told])
-    write_text(path, text.getvalue())
-
-
-def read_run(run: Path) -> tuple[RunConfig, dict]:
-    """A run's configuration, and its dataset.json. Raises UserError where there is no run."""
-    for name in ("config.yaml", "dataset.json"):
-        if not (run / name).exists():
-            raise UserError(f"{run}: not a run directory (it has no {name}); pass the folder that `ringrl train` made")
-    return load_config(run / "config.yaml"), json.loads((run / "dataset.json").read_text())
-
-
-def _acting(config: RunConfig, card: dict, setting: EvaluationConfig, given: Mapping[str, object]) -> RolloutSpec:
+def _acting(
+    config: RunConfig, label: str, card: dict, setting: EvaluationConfig, given: Mapping[str, object]
+) -> RolloutSpec:
     """How the agent's file says to roll it out, with what the user asked for instead; `given` for this evaluation."""
     if find_learner(config.agent.name):
         if "context" in given:
-            raise UserError(f"--context: {agent_label(config)} sees one observation at a time; leave it out")
+            raise UserError(f"--context: {label} sees one observation at a time; leave it out")
         acting, agent = RolloutSpec(context_steps=1, across_trials=False), None
     else:
         agent = load_agent(config.agent.name)
         acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
     if "target" in given and acting.target is None:
-        raise UserError(f"--target: {agent_label(config)} is told no return, so there is none to ask for; leave it out")
+        raise UserError(f"--target: {label} is told no return, so there is none to ask for; leave it out")
     if setting.target is not None and acting.target is not None:
         acting = replace(acting, target=setting.target)
     if setting.context is None or agent is None:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32
 
 from ringrl.agent import Learner
 from ringrl.config import RunConfig
+from ringrl.run import RunDirectory
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.transitions import restore
@@ -41,4 +42,4 @@ def load_learner(
     like = learner.init(config.agent, sizes["observation"], sizes["action"], config.seed)
     with Checkpoints(run, read_only=True) as checkpoints:
         state, about = restore(checkpoints, like, checkpoint)
-    return LearnerPolicy(learner, jax.device_put(state), Normalizer.load(run / "normalizer.json")), about["step"]
+    return LearnerPolicy(learner, jax.device_put(state), RunDirectory(run).normalizer()), about["step"]

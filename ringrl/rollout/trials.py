@@ -5,7 +5,7 @@ from collections.abc import Callable
 import gymnasium
 import numpy as np
 
-from ringrl.episode import TrialReturn
+from ringrl.returns import TrialReturn
 from ringrl.rollout.policy import Policy
 
 

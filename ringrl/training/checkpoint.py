@@ -9,7 +9,9 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from ringrl.config import RunConfig
 from ringrl.errors import UserError
+from ringrl.run import RunDirectory
 
 FORMAT = 2
 STATE, ABOUT = "state", "about"
@@ -39,7 +41,7 @@ class Checkpoints:
             create=not read_only,
             cleanup_tmp_directories=not read_only,
         )
-        self.folder = (run / "checkpoints").resolve()
+        self.folder = RunDirectory(run).checkpoints.resolve()
         if read_only and not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder; train the run first")
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -116,6 +118,14 @@ def describe(step: int, seed: int, mesh: Mesh) -> dict:
         "processes": jax.process_count(),
         "versions": {name: version(name) for name in ("ringrl", "jax", "flax", "optax", "orbax-checkpoint")},
     }
+
+
+def next_batch(about: dict, config: RunConfig, run: Path) -> int:
+    """The index of the next batch, as the checkpoint has it. UserError where it was trained with another seed."""
+    loader = about["loader"]
+    if loader["seed"] != config.seed:
+        raise UserError(f"{run}: was trained with seed {loader['seed']}, not {config.seed}; name a new run with --out")
+    return loader["next_batch"]
 
 
 def _loss(metrics: Any) -> float:

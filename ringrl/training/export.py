@@ -1,6 +1,8 @@
 """A trained model as two files that need no ringrl to read: `model.safetensors` and `config.json`."""
 
 import json
+import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,11 @@ from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.model.transformer import Transformer
+from ringrl.run import AgentRecord, RunDirectory, read_json, verify_source
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
 
-WEIGHTS, ABOUT = "model.safetensors", "config.json"
-KEPT = {"normalizer": "normalizer.json", "dataset": "dataset.json"}
+WEIGHTS, ABOUT, AGENT = "model.safetensors", "config.json", "agent.py"
 FORMAT = "ringrl export"
 
 
@@ -28,8 +30,8 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
 
     `model.safetensors` holds the parameters, float32, named by their place in the model, such as
     `layers.before.query.kernel`; those of layers are stacked along the first axis. `config.json` holds the resolved
-    `config`, `step` (optimiser steps done), `versions`, and what the run's normalizer.json and dataset.json say, as far
-    as it has them.
+    `config`, `step` (optimiser steps done), `versions`, the run's `agent`, and its `normalizer` and `dataset` where it
+    has them. `agent.py` is the run's copy of the agent's source.
 
     Args:
         model: what the run trained.
@@ -42,17 +44,24 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     Raises:
         UserError: `out` is there already.
     """
+    source, agent = RunDirectory(run), RunDirectory(run).agent()
     about: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
+        "agent": asdict(agent) if agent else None,
         "config": config.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("ringrl", "jax", "flax", "safetensors")},
     }
-    about |= {name: json.loads((run / file).read_text()) for name, file in KEPT.items() if (run / file).exists()}
+    if agent:
+        about["config"]["agent"]["name"] = agent.name
+    files = {"normalizer": source.normalizer_file, "dataset": source.dataset_file}
+    about |= {name: read_json(file) for name, file in files.items() if file.exists()}
     arrays = {name: np.asarray(x, np.float32) for name, x in _named(split_model(model)[1]).items()}
     with atomic_folder(out, marker=ABOUT, overwrite=overwrite) as partial:
         save_file(arrays, partial / WEIGHTS)
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if agent and agent.sha256:
+            shutil.copyfile(verify_source(source.agent_file, agent), partial / AGENT)
         (partial / WEIGHTS).chmod((partial / ABOUT).stat().st_mode)  # safetensors lets nobody else read it
     return out
 
@@ -67,7 +76,11 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
         arrays = load_file(path / WEIGHTS)
         if about["format"] != FORMAT:
             raise ValueError(f"its {ABOUT} is of another kind")
-        config, sizes = parse_config(about["config"], str(path / ABOUT)), about["dataset"]["sizes"]
+        values, sizes, agent = about["config"], about["dataset"]["sizes"], about.get("agent")
+        if agent and agent["sha256"]:
+            own = str(verify_source(path / AGENT, AgentRecord(**agent)))
+            values = values | {"agent": values["agent"] | {"name": own}}
+        config = parse_config(values, str(path / ABOUT))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: not a whole export ({error}); make one with `ringrl export RUN`") from error
     alone = config.model_copy(update={"mesh": type(config.mesh)()})

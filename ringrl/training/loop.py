@@ -4,13 +4,12 @@ from pathlib import Path
 
 import jax
 
-from ringrl.agent import find_learner, load_agent
-from ringrl.config import RunConfig, load_config
-from ringrl.errors import UserError
-from ringrl.training.checkpoint import Checkpoints, describe
+from ringrl.agent import display_name, find_learner, load_agent, looks_across_trials
+from ringrl.config import RunConfig
+from ringrl.run import RunDirectory
+from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.processes import is_first, local_shard
-from ringrl.training.run import next_batch, write_run
 from ringrl.training.state import init_state, make_train_step
 from ringrl.training.tracker import Clock, NoTracker, Tracker, check_finite
 from ringrl.training.training_data import open_data
@@ -28,6 +27,8 @@ def train(config: RunConfig, run: Path) -> None:
     Raises UserError when the data are no longer those that the run began with, and FloatingPointError, naming the
     step, when the loss or its gradient is not finite.
     """
+    directory = RunDirectory(run)
+    config = directory.with_own_agent(config)
     if learner := find_learner(config.agent.name):
         return train_offline(config, learner, run)
     t, agent, mesh = config.training, load_agent(config.agent.name), make_mesh(config.mesh)
@@ -45,9 +46,11 @@ def train(config: RunConfig, run: Path) -> None:
         batches = source.batches(start, held)
         first = next(batches)  # settings that do not fit the data are found out here, before there is a run
         if is_first():
-            write_run(config, run, source)
+            across = looks_across_trials(agent, config, source.card["returns"])
+            known = {"display_name": display_name(agent), "across_trials": across}
+            directory.write(config, source.card, source.normalizer, **known)
         clock = Clock(config, agent.tokens(config.agent).tokens_per_step, state.params, mesh.size)
-        with Tracker(run, t.steps, start, config.agent.name) if is_first() else NoTracker() as metrics:
+        with Tracker(run, t.steps, start, directory.label()) if is_first() else NoTracker() as metrics:
             values: dict[str, jax.Array] = {}
             for step in range(start + 1, t.steps + 1):
                 with clock.waiting(values):
@@ -65,11 +68,4 @@ def train(config: RunConfig, run: Path) -> None:
 
 def resume(run: Path) -> None:
     """Go on with the run in `run`, under the configuration that it was started with."""
-    train(find_run(run), run)
-
-
-def find_run(run: Path) -> RunConfig:
-    """The configuration that the run in `run` was started with. Raises UserError where there is no run."""
-    if not (run / "config.yaml").exists():
-        raise UserError(f"{run}: not a run directory (it has no config.yaml); pass the folder that `ringrl train` made")
-    return load_config(run / "config.yaml")
+    train(RunDirectory(run).config(), run)

@@ -20,6 +20,7 @@ from ringrl.accelerators import find_accelerator
 from ringrl.config import RunConfig
 from ringrl.files import write_text
 from ringrl.model.flops import model_flops
+from ringrl.run import RunDirectory
 
 
 @cache
@@ -54,12 +55,12 @@ class Tracker:
     def __init__(self, run: Path, steps: int, start: int, label: str):
         from tensorboardX import SummaryWriter  # slow to import where PyTorch is installed, and for one process only
 
-        path = run / "metrics.jsonl"
+        path = RunDirectory(run).metrics_file
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]
         write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self._board = SummaryWriter(str(RunDirectory(run).tensorboard), purge_step=start + 1)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -1,6 +1,5 @@
 """What is trained on: where batches come from, what a run directory keeps of it, and whether it is still the same."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +12,9 @@ from ringrl.agent import Agent
 from ringrl.attention.layout import to_ring_order
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
-from ringrl.files import write_text
 from ringrl.formats.token_file import TokenFile
 from ringrl.model.token_ids import TokenIds
+from ringrl.run import RunDirectory
 from ringrl.sampling.loader import make_loader
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.sampling.token_windows import token_batches
@@ -44,8 +43,9 @@ class TrainingData(Protocol):
         """
         ...
 
-    def write(self, run: Path) -> None:
-        """Write dataset.json, and what else evaluation needs, into the folder `run`."""
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """The scales of observations, returns and rewards, once prepared; None where data are not normalised."""
         ...
 
     def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
@@ -73,7 +73,7 @@ class EpisodeData:
         self._store = open_store(config.data.store)
         self.sizes = {"observation": self._store.dims.observation, "action": self._store.dims.action}
         self.card = _card(config, self._store, self.sizes)
-        self._normalizer: Normalizer | None = None
+        self.normalizer: Normalizer | None = None
 
     def prepare(self, run: Path) -> None:
         """The scales of a run that there is already, if its data are what they were; else those of the store."""
@@ -83,20 +83,15 @@ class EpisodeData:
             "scales", lambda: {k: np.asarray(v).tolist() for k, v in asdict(self._measure(run)).items()}
         )
         mean, std = (np.array(scales[f"observation_{name}"], np.float32) for name in ("mean", "std"))
-        self._normalizer = Normalizer(mean, std, scales["return_scale"], scales["reward_scale"])
+        self.normalizer = Normalizer(mean, std, scales["return_scale"], scales["reward_scale"])
 
     def _measure(self, run: Path) -> Normalizer:
         data = self._config.data
-        if not (run / "config.yaml").exists():
+        if not RunDirectory(run).exists:
             once = open_store(data.store, memory_limit=0)  # what it reads is not to stay in memory
             return Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
         refuse_changed(self.card, run, str(data.store), but=("store",))
-        return Normalizer.load(run / "normalizer.json")
-
-    def write(self, run: Path) -> None:
-        """normalizer.json and dataset.json."""
-        self.scales.save(run / "normalizer.json")
-        write_text(run / "dataset.json", json.dumps(self.card))
+        return RunDirectory(run).normalizer()
 
     def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
         """See `TrainingData`; the fields of `ringrl.batch.Batch`, the steps in ring order."""
@@ -125,9 +120,9 @@ class EpisodeData:
     @property
     def scales(self) -> Normalizer:
         """What `prepare` found."""
-        if self._normalizer is None:
+        if self.normalizer is None:
             raise RuntimeError("prepare the source first")
-        return self._normalizer
+        return self.normalizer
 
 
 class TokenData:
@@ -142,6 +137,7 @@ class TokenData:
         """Open the file; it is read when batches are."""
         self._config, self._text = config, TokenFile(Path(config.data.store), vocabulary)
         self.sizes: dict[str, int] = {}
+        self.normalizer: Normalizer | None = None
         about = {"task": config.data.task, "store": str(config.data.store)}
         self.card = about | {"tokens": len(self._text.ids), "sum": self._text.checksum()}
         self.card |= {"sizes": self.sizes, "returns": []}
@@ -150,12 +146,8 @@ class TokenData:
         """Nothing is measured."""
         if from_first("card", lambda: self.card) != self.card:
             raise UserError(f"{self._text.path}: not the file that process 0 reads; give all hosts the same")
-        if (run / "config.yaml").exists():
+        if RunDirectory(run).exists:
             refuse_changed(self.card, run, str(self._text.path), but=("store",))
-
-    def write(self, run: Path) -> None:
-        """dataset.json."""
-        write_text(run / "dataset.json", json.dumps(self.card))
 
     def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
         """See `TrainingData`; the fields of `ringrl.batch.TokenBatch`, in ring order."""
@@ -180,7 +172,7 @@ def local_positions(config: RunConfig, held: LocalShard) -> Int64[np.ndarray, " 
 
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:
     """Raise UserError where `card` is not what `run` began with, in any entry but those named `but`."""
-    known = json.loads((run / "dataset.json").read_text())
+    known = RunDirectory(run).dataset()
     changed = [name for name, value in card.items() if name not in but and known.get(name) != value]
     if changed:
         raise UserError(

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from ringrl.agent import Learner
+from ringrl.agent import Learner, display_name
 from ringrl.collect.replay import Replay
 from ringrl.config import AgentConfig, RunConfig
 from ringrl.errors import UserError
+from ringrl.run import RunDirectory
 from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
 from ringrl.store.episode_store import StepSpan, open_store
-from ringrl.training.checkpoint import Checkpoints, describe
+from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.mesh import make_mesh
-from ringrl.training.run import next_batch, write_run
 from ringrl.training.tracker import Tracker
 from ringrl.training.training_data import EpisodeData
 
@@ -38,7 +38,7 @@ def train_offline(config: RunConfig, learner: Learner, run: Path) -> None:
     those that the run began with; and FloatingPointError, naming the step, when learning diverges.
     """
     _refuse_unused(config)
-    t, source = config.training, EpisodeData(config, None)
+    t, source, directory = config.training, EpisodeData(config, None), RunDirectory(run)
     source.prepare(run)
     replay = fill_replay(config, learner, source)
     state = learner.init(config.agent, source.sizes["observation"], source.sizes["action"], config.seed)
@@ -47,8 +47,9 @@ def train_offline(config: RunConfig, learner: Learner, run: Path) -> None:
         if checkpoints.latest_step is not None:
             state, about = restore(checkpoints, state)
             start = next_batch(about, config, run)
-        write_run(config, run, source)
-        with Tracker(run, t.steps, start, config.agent.name) as metrics:
+        name = display_name(learner)
+        directory.write(config, source.card, source.normalizer, display_name=name, across_trials=False)
+        with Tracker(run, t.steps, start, directory.label()) as metrics:
             since, done = time.perf_counter(), start
             for first, last in calls(start, t.steps, t.log_every, t.checkpoint_every):
                 batches = replay.sample_steps(first, last, config.seed)

@@ -1,55 +1,14 @@
 """Reading run directories and arranging them: what is tolerated, what is refused, and in which words."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.reporting.statistics.evaluated_run import read_dataset, read_metrics, read_returns, read_run
+from ringrl.reporting.statistics.evaluated_run import read_dataset, read_metrics, read_run
 from ringrl.reporting.statistics.series import arrange
-
-HEADER = "agent,task,seed,env,trial,return,length,target_return"
-
-
-def table(tmp_path: Path, *lines: str) -> Path:
-    path = tmp_path / "returns.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def test_rows_are_read_with_empty_and_nan_targets(tmp_path):
-    path = table(tmp_path, HEADER, "at,walker_run,0,1,2,3.5,1000,9", "bc,walker_run,0,1,2,4,1000,", "x,t,0,0,0,1,5,nan")
-    rows = read_returns(path)
-    assert (rows[0].agent, rows[0].env, rows[0].trial, rows[0].return_, rows[0].target_return) == ("at", 1, 2, 3.5, 9.0)
-    assert np.isnan([rows[1].target_return, rows[2].target_return]).all()
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        (["agent,task"], "line 1: the columns are"),
-        ([HEADER], "has no rows"),
-        ([HEADER, "a,t,0,0,0,1,5"], "line 2: 7 cells where 8"),
-        ([HEADER, "a,t,0,0,0,1,5,", "a,t,0,0,one,1,5,"], "line 3: trial is 'one', which is not a whole number"),
-        ([HEADER, "a,t,0,0,0,much,5,"], "line 2: return is 'much', which is not a number"),
-        ([HEADER, "a,t,0,0,0,,5,"], "line 2: return is ''"),
-        ([HEADER, "a,t,0,0,0,inf,5,"], "not finite"),
-        ([HEADER, ",t,0,0,0,1,5,"], "must have names"),
-        ([HEADER, "a,t,0,0,0,1,5,", "a,t,0,0,0,2,5,"], "line 3: a, seed 0, env 0, trial 0 stands already on line 2"),
-    ],
-)
-def test_malformed_tables_are_refused_with_the_line(tmp_path, lines, words):
-    with pytest.raises(UserError, match="returns.csv") as caught:
-        read_returns(table(tmp_path, *lines))
-    assert words in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_table_that_is_no_text_is_refused(tmp_path):
-    (tmp_path / "returns.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a text file"):
-        read_returns(tmp_path / "returns.csv")
+from ringrl.run import RunDirectory
 
 
 def test_a_run_without_evaluation_says_what_to_do(tmp_path):
@@ -63,11 +22,11 @@ def test_metrics_keep_the_last_line_of_a_step_and_skip_what_has_no_loss(tmp_path
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 9}\n{"step": 1, "loss": 3, "mfu": 0.5}\n\n{"step": 2, "loss": 4}\n'
                     '{"step": 3, "loss": NaN}\n{"step": 4}\n{"step": 5, "lo')  # fmt: skip
-    metrics = read_metrics(path)
+    metrics = read_metrics(RunDirectory(tmp_path))
     assert metrics.step.tolist() == [1, 2]
     assert metrics.loss.tolist() == [3, 4]
     assert metrics.mfu[0] == 0.5 and np.isnan(metrics.mfu[1]) and np.isnan(metrics.tokens).all()
-    assert len(read_metrics(tmp_path / "none.jsonl").step) == 0
+    assert len(read_metrics(RunDirectory(tmp_path / "none")).step) == 0
 
 
 @pytest.mark.parametrize("line", ["{", "[1]"])
@@ -75,7 +34,7 @@ def test_a_broken_line_within_the_metrics_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{line}\n{{"step": 1, "loss": 1}}\n')
     with pytest.raises(UserError, match="line 1: not"):
-        read_metrics(path)
+        read_metrics(RunDirectory(tmp_path))
 
 
 @pytest.mark.parametrize(

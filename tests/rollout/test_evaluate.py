@@ -12,8 +12,9 @@ from ringrl.config import parse_config
 from ringrl.envs import HELD_OUT, make
 from ringrl.envs.suite import DMControlEnv
 from ringrl.errors import UserError
-from ringrl.rollout.evaluate import agent_label, evaluate, repeat
-from ringrl.training.loop import find_run, train
+from ringrl.rollout.evaluate import evaluate, repeat
+from ringrl.run import RunDirectory
+from ringrl.training.loop import train
 
 LABEL = "AT, two in context"
 LIMIT = 22  # control steps of an episode: 6 decisions of up to 4
@@ -47,8 +48,7 @@ def read(path) -> list[dict]:
 
 
 def test_a_label_is_what_tables_call_a_run(run, tiny_config):
-    assert agent_label(find_run(run)) == LABEL
-    assert agent_label(tiny_config({"name": "behavior_cloning"})) == "behavior_cloning"
+    assert RunDirectory(run).label() == RunDirectory(run).config().label == LABEL
     unlabelled = tiny_config({"name": "behavior_cloning"}).model_dump()
     for wrong in ("random", "expert", ""):
         with pytest.raises(UserError, match="`label`"):
@@ -101,14 +101,14 @@ def test_targets_repeat_the_evaluation(run):
 def test_probes_are_written_one_by_one_and_again_the_same(run):
     (intact,) = repeat(run, (20.0,), trials=2)
     tables = repeat(run, probes=("foreign", "blind"), trials=2, target=20.0)
-    assert [table.name for table in tables] == ["probe-foreign.csv", "probe-blind.csv"]
+    assert [table.name for table in tables] == ["ablation-foreign.csv", "ablation-blind.csv"]
     first = {(row["env"], row["return"]) for row in read(intact) if row["trial"] == "0"}
     for table in tables:
         rows = read(table)
         assert len(rows) == 4 and {row["agent"] for row in rows} == {LABEL}
         # There is nothing to tamper with before the first trial's end, but for its rewards.
         unlike = {(row["env"], row["return"]) for row in rows if row["trial"] == "0"} != first
-        assert unlike == (table.name == "probe-blind.csv")
+        assert unlike == (table.name == "ablation-blind.csv")
     before = tables[0].read_text()
     assert repeat(run, probes=("foreign",), trials=2, target=20.0)[0].read_text() == before
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="--targets: `target`: .*finite"):
             repeat(run, (15.0, wrong))
-    assert not (run / "evaluation" / "probe-shuffled.csv").exists()
+    assert not (run / "evaluation" / "ablation-shuffled.csv").exists()
     train(tiny_config({"name": "behavior_cloning"}, training={"steps": 1}), tmp_path / "bc")
     with pytest.raises(UserError, match="--target: behavior_cloning is told no return"):
         evaluate(tmp_path / "bc", target=1.0)

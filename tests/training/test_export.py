@@ -1,6 +1,7 @@
 """Exports: the same model again, to the bit, and nothing half-written."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,11 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import load_agent
-from ringrl.config import dump_config
 from ringrl.errors import UserError
-from ringrl.rollout.evaluate import load_model, read_run
+from ringrl.rollout.evaluate import load_model
 from ringrl.rollout.policy import SequencePolicy
-from ringrl.sampling.normalizer import Normalizer
+from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.export import export, load_export
 from ringrl.training.mesh import make_mesh
@@ -25,11 +25,10 @@ def run(tmp_path_factory, tiny_config):
     """A run that was just begun: its first state is its checkpoint."""
     config = tiny_config({"name": "decision_transformer", "fused": True, "window": 4}, model={"remat": "none"})
     agent, mesh, path = load_agent(config.agent.name), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
-    path.mkdir()
     source = open_data(config, agent)
     source.prepare(path)
-    source.write(path)
-    (path / "config.yaml").write_text(dump_config(config))
+    about = {"display_name": "Decision Transformer", "across_trials": False}
+    RunDirectory(path).write(config, source.card, source.normalizer, **about)
     _, state = init_state(config, agent, source.sizes, mesh)
     with Checkpoints(path) as checkpoints:
         checkpoints.save(3, state._replace(step=state.step + 3), describe(3, config.seed, mesh), 1.0)
@@ -38,15 +37,15 @@ def run(tmp_path_factory, tiny_config):
 
 @pytest.fixture
 def exported(run, tmp_path):
-    config, card = read_run(run)
-    model, step = load_model(run, config, card)
+    config = RunDirectory(run).config()
+    model, step = load_model(run, config, RunDirectory(run).dataset())
     return model, export(model, config, step, run, tmp_path / "export")
 
 
 def first_actions(model, run) -> np.ndarray:
-    config, card = read_run(run)
+    config, card = RunDirectory(run).config(), RunDirectory(run).dataset()
     acting = load_agent(config.agent.name).acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
-    scales = Normalizer.load(run / "normalizer.json")
+    scales = RunDirectory(run).normalizer()
     policy = SequencePolicy(model, scales, acting, envs=2, episode_steps=4, trials=1, sizes=card["sizes"], seed=0)
     policy.begin_trial(np.ones(2, bool))
     return policy.act(np.arange(10, dtype=np.float32).reshape(2, 5))
@@ -57,7 +56,10 @@ def test_an_export_is_the_same_model(run, exported):
     loaded, config, about = load_export(path)
     jax.tree.map(np.testing.assert_array_equal, split_model(loaded)[1], split_model(model)[1])
     np.testing.assert_array_equal(first_actions(loaded, run), first_actions(model, run))
-    assert config == read_run(run)[0]
+    expected = RunDirectory(run).config()
+    assert Path(config.agent.name) == path / "agent.py" and config.agent.window == expected.agent.window == 4
+    assert config.model_dump(exclude={"agent"}) == expected.model_dump(exclude={"agent"})
+    assert about["config"]["agent"]["name"] == about["agent"]["name"] == "decision_transformer"
     assert about["step"] == 3 and set(about["versions"]) == {"ringrl", "jax", "flax", "safetensors"}
     assert about["normalizer"] == json.loads((run / "normalizer.json").read_text())
     arrays = load_file(path / "model.safetensors")
@@ -66,7 +68,7 @@ def test_an_export_is_the_same_model(run, exported):
 
 def test_an_export_is_not_overwritten_unasked(run, exported, tmp_path):
     model, path = exported
-    config, _ = read_run(run)
+    config = RunDirectory(run).config()
     with pytest.raises(UserError, match="exists already"):
         export(model, config, 3, run, path)
     assert load_export(export(model, config, 4, run, path, overwrite=True))[2]["step"] == 4
@@ -77,6 +79,11 @@ def test_what_is_no_whole_export_is_refused(exported, tmp_path):
     _, path = exported
     with pytest.raises(UserError, match="not a whole export"):
         load_export(tmp_path)
+    source = (path / "agent.py").read_text()
+    (path / "agent.py").write_text(source + "\n")
+    with pytest.raises(UserError, match="agent.py: was changed"):
+        load_export(path)
+    (path / "agent.py").write_text(source)
     save_file({"output.kernel": np.zeros((2, 2), np.float32)}, path / "model.safetensors")
     with pytest.raises(UserError, match="not those of the model"):
         load_export(path)

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from ringrl.episode import TrialReturn
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
+from ringrl.returns import TrialReturn
 
 
 class Replica(NamedTuple):

@@ -8,7 +8,6 @@ from pathlib import PurePath
 import numpy as np
 from jaxtyping import Float64
 
-from ringrl.episode import TrialReturn
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import DataSet, EvaluatedRun
 from ringrl.reporting.statistics.pooling import (
@@ -21,6 +20,7 @@ from ringrl.reporting.statistics.pooling import (
     pool_sweep,
     stack,
 )
+from ringrl.returns import TrialReturn
 
 RANDOM, EXPERT = "random", "expert"  # rows of these in returns.csv are reference levels, no series
 

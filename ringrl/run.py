@@ -1,0 +1,320 @@
+"""The run directory: every file of a run is named, written, read and verified here.
+
+| file | content |
+|---|---|
+| config.yaml | the resolved configuration; written last: a folder that has it is a run |
+| run.json | schema version, ringrl's version, the agent (`AgentRecord`), and where the store is |
+| agent.py | the agent's source; the run is resumed, evaluated and exported with this copy |
+| normalizer.json | `ringrl.sampling.normalizer.Normalizer`; not for a language model |
+| dataset.json | a summary of the data set: sizes, sources, returns |
+| metrics.jsonl, tensorboard/ | the logged training steps |
+| checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
+| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, targets.json, ablation-NAME.json |
+| report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |
+
+A run without run.json was made before there was one: schema 0. It is read as it is, its agent by the name in
+config.yaml; `train` and `--resume` bring it to the present schema. Such runs call an ablation's table probe-NAME.csv.
+"""  # noqa: E501  # a table
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ringrl import recipes
+from ringrl.config import RunConfig, dump_config, parse_config
+from ringrl.errors import UserError
+from ringrl.files import write_bytes, write_text
+from ringrl.returns import TrialReturn, read_returns, write_returns
+from ringrl.sampling.normalizer import Normalizer
+
+SCHEMA = 1
+
+RETURNS, TARGETS, ABLATION = "returns", "targets", "ablation-"
+"""Tables of evaluation/, without their ending; an ablation's name follows the last."""
+
+# Schema 0 says no more of an agent than the name of its file: (display name, whether its context spans trials).
+_SCHEMA_0 = {
+    "agentic_transformer": ("Agentic Transformer", True),
+    "algorithm_distillation": ("Algorithm Distillation", True),
+    "behavior_cloning": ("Behavior Cloning", False),
+    "decision_transformer": ("Decision Transformer", False),
+    "td3": ("TD3", False),
+}
+
+
+@dataclass(frozen=True)
+class AgentRecord:
+    """What a run says of its agent."""
+
+    name: str  # as the configuration names it: a shipped agent, or the path of a file
+    display_name: str  # for tables and figures
+    across_trials: bool  # whether its context continues from one trial to the next
+    sha256: str | None = None  # of agent.py; None in schema 0, which has no copy
+
+    @property
+    def stem(self) -> str:
+        """The name of its file, without folder and ending."""
+        return Path(self.name).stem if self.name.endswith(".py") else self.name
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Attributes:
+        path: the directory, as given; it need not exist.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.record_file = self.path / "run.json"
+        self.agent_file = self.path / "agent.py"
+        self.normalizer_file = self.path / "normalizer.json"
+        self.dataset_file = self.path / "dataset.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.evaluation = self.path / "evaluation"
+        self.report = self.path / "report"
+        self.export = self.path / "export"
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run."""
+        return self.config_file.exists()
+
+    def table(self, name: str = RETURNS) -> Path:
+        """The file of a table of returns."""
+        return self.evaluation / f"{name}.csv"
+
+    def table_settings_file(self, name: str = RETURNS) -> Path:
+        """The JSON beside a table."""
+        return self.evaluation / ("evaluation.json" if name == RETURNS else f"{name}.json")
+
+    # Training
+
+    def write(
+        self,
+        config: RunConfig,
+        dataset: Mapping[str, Any],
+        normalizer: Normalizer | None,
+        *,
+        display_name: str,
+        across_trials: bool,
+    ) -> None:
+        """Write all files that training begins with, each complete or not at all, config.yaml last.
+
+        Where the run exists, its copy of the agent's source and the agent's name stay as they are.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        known = self._record()
+        if known is None:
+            source = recipes.find("agents", config.agent.name).read_bytes()
+            write_bytes(self.agent_file, source)
+            agent = AgentRecord(config.agent.name, display_name, across_trials, _sha256(source))
+        else:
+            agent = self._agent_of(known)
+        store = _store_paths(config.data.store, self.path)
+        if known and known["store"]["absolute"] == store["absolute"]:
+            store["given"] = known["store"]["given"]
+        if normalizer is not None:
+            normalizer.save(self.normalizer_file)
+        write_text(self.dataset_file, json.dumps(dataset))
+        record = {"schema": SCHEMA, "ringrl": version("ringrl"), "agent": asdict(agent), "store": store}
+        write_text(self.record_file, json.dumps(record, indent=1) + "\n")
+        values = {"agent": config.agent.model_copy(update={"name": agent.name})}
+        values["data"] = config.data.model_copy(update={"store": store["given"]})
+        write_text(self.config_file, dump_config(config.model_copy(update=values)))
+
+    def config(self) -> RunConfig:
+        """The run's configuration, its agent being the run's own copy, and its store where it is found now.
+
+        Raises:
+            UserError: there is no run, its configuration is wrong, or its copy of the agent is not what was recorded.
+        """
+        if not self.exists:
+            raise UserError(
+                f"{self.path}: not a run directory (it has no {self.config_file.name}); pass the folder that "
+                "`ringrl train` made"
+            )
+        values, record = self.settings(), self._record()
+        if record is not None and isinstance(values.get("agent"), dict) and isinstance(values.get("data"), dict):
+            values["agent"]["name"] = str(verify_source(self.agent_file, self._agent_of(record)))
+            values["data"]["store"] = _find_store(record["store"], self.path)
+        return parse_config(values, str(self.config_file))
+
+    def with_own_agent(self, config: RunConfig) -> RunConfig:
+        """`config` with the run's copy of its agent; unchanged where there is no copy yet.
+
+        Raises:
+            UserError: `config` names another agent than the run has, or the copy is not what was recorded.
+        """
+        record = self._record() if self.exists else None
+        if record is None or config.agent.name == str(self.agent_file):
+            return config
+        agent = self._agent_of(record)
+        copy = verify_source(self.agent_file, agent)
+        if config.agent.name != agent.name:
+            if _sha256(recipes.find("agents", config.agent.name).read_bytes()) != agent.sha256:
+                raise UserError(f"{self.path}: its agent is {agent.name}, not {config.agent.name}; name a new run")
+        values = config.model_dump(mode="json")
+        values["agent"]["name"] = str(copy)
+        return parse_config(values, str(self.path))
+
+    # What a run says
+
+    def agent(self) -> AgentRecord | None:
+        """The run's agent; None where neither run.json nor config.yaml names one."""
+        record = self._record()
+        if record is not None:
+            return self._agent_of(record)
+        section = self.settings().get("agent")
+        name = section.get("name") if isinstance(section, dict) else None
+        if not isinstance(name, str):
+            return None
+        stem = AgentRecord(name, "", False).stem
+        return AgentRecord(name, *_SCHEMA_0.get(stem, (stem, False)))
+
+    def label(self) -> str:
+        """What tables call the run's agent: the configuration's label or, without one, the agent's file."""
+        agent = self.agent()
+        return self.settings().get("label") or (agent.stem if agent else self.path.name)
+
+    def settings(self) -> dict[str, Any]:
+        """config.yaml as plain values, unchecked; empty where there is none."""
+        if not self.exists:
+            return {}
+        try:
+            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config_file}: not YAML: {' '.join(str(error).split())}") from None
+        return values if isinstance(values, dict) else {}
+
+    def dataset(self) -> dict[str, Any]:
+        """dataset.json. Raises UserError where there is none."""
+        if not self.dataset_file.exists():
+            raise UserError(
+                f"{self.path}: not a run directory (it has no {self.dataset_file.name}); pass the folder that "
+                "`ringrl train` made"
+            )
+        return read_json(self.dataset_file)
+
+    def normalizer(self) -> Normalizer:
+        """normalizer.json. Raises UserError where there is none."""
+        return Normalizer.load(self.normalizer_file)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl; none where there is no such file.
+
+        Raises:
+            UserError: a line other than the last is not a JSON object. The last may be half-written by a live training.
+        """
+        path = self.metrics_file
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        for index, line in enumerate(lines):
+            try:
+                entry = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError as error:
+                if index == len(lines) - 1:
+                    return
+                raise UserError(f"{path} line {index + 1}: not JSON ({error.msg}): mend or delete the line") from None
+            if not isinstance(entry, dict):
+                raise UserError(f"{path} line {index + 1}: not a JSON object: mend or delete the line")
+            yield entry
+
+    # Evaluation
+
+    def write_table(self, name: str, rows: Sequence[TrialReturn], settings: Mapping[str, Any]) -> Path:
+        """Write a table of evaluation/ and the JSON beside it; returns the table's path."""
+        self.evaluation.mkdir(exist_ok=True)
+        write_text(self.table_settings_file(name), json.dumps(dict(settings), indent=1) + "\n")
+        write_returns(self.table(name), rows)
+        return self.table(name)
+
+    def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
+        """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""
+        return read_returns(self.table(name), several_targets=name == TARGETS)
+
+    def table_settings(self, name: str = RETURNS) -> dict[str, Any]:
+        """The JSON beside a table; empty where there is none."""
+        path = self.table_settings_file(name)
+        return read_json(path) if path.is_file() else {}
+
+    def ablation_tables(self) -> dict[str, str]:
+        """The tables of context ablations, by the ablation's name, in alphabetical order."""
+        files = [path.stem for prefix in ("probe-", ABLATION) for path in self.evaluation.glob(f"{prefix}*.csv")]
+        return dict(sorted({stem.partition("-")[2]: stem for stem in files}.items()))
+
+    # run.json
+
+    def _record(self) -> dict[str, Any] | None:
+        """run.json, verified; None in schema 0."""
+        if not self.record_file.exists():
+            return None
+        record = read_json(self.record_file)
+        schema = record.get("schema")
+        if schema != SCHEMA:
+            raise UserError(f"{self.record_file}: schema {schema}, this ringrl reads {SCHEMA}: use the newer ringrl")
+        if not (isinstance(record.get("agent"), dict) and isinstance(record.get("store"), dict)):
+            raise UserError(f"{self.record_file}: `agent` or `store` is missing; restore the file, or train again")
+        return record
+
+    def _agent_of(self, record: Mapping[str, Any]) -> AgentRecord:
+        try:
+            return AgentRecord(**record["agent"])
+        except TypeError as error:
+            raise UserError(f"{self.record_file}: `agent`: {error}; restore the file, or train again") from None
+
+
+def verify_source(file: Path, agent: AgentRecord) -> Path:
+    """`file`, which must be the source that `agent` records. Raises UserError where it is not there or was changed."""
+    found = _sha256(file.read_bytes()) if file.is_file() else None
+    if found != agent.sha256:
+        raise UserError(
+            f"{file}: {'is missing' if found is None else 'was changed'}; the recorded source of {agent.name} has "
+            f"SHA-256 {str(agent.sha256)[:12]}...: restore it, or train the changed agent as a new run"
+        )
+    return file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, with the line, where the file holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not JSON ({getattr(error, 'msg', error)})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
+
+
+def _sha256(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()
+
+
+def _store_paths(given: str, run: Path) -> dict[str, str | None]:
+    """A store's path as given, absolute, and relative to the run; of a URL only as given."""
+    if "://" in given:
+        return {"given": given, "absolute": None, "relative": None}
+    absolute = Path(given).expanduser().resolve()
+    return {"given": given, "absolute": str(absolute), "relative": os.path.relpath(absolute, run.resolve())}
+
+
+def _find_store(recorded: Mapping[str, str | None], run: Path) -> str:
+    """The first of the recorded paths that exists: absolute, relative to the run, as given; else as given.
+
+    The path as given is meant from the directory where the run began, and elsewhere may name another store.
+    """
+    given, absolute, relative = (recorded[key] for key in ("given", "absolute", "relative"))
+    assert given is not None
+    candidates = [] if absolute is None or relative is None else [Path(absolute), run.resolve() / relative]
+    found = next((os.path.normpath(path) for path in candidates if path.exists()), given)
+    return given if Path(given).expanduser().resolve() == Path(found).resolve() else found

@@ -1,0 +1,156 @@
+"""The run directory: what it keeps of its agent and its store, and that it is read wherever it goes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ringrl import recipes
+from ringrl.config import parse_config
+from ringrl.errors import UserError
+from ringrl.run import AgentRecord, RunDirectory, read_json
+
+SAID = {"display_name": "Mine", "across_trials": True}
+
+
+def config(store: Path | str, agent: str = "behavior_cloning"):
+    return parse_config({"data": {"store": str(store), "task": "t"}, "agent": {"name": agent, "window": 7}}, "test")
+
+
+@pytest.fixture
+def agent_file(tmp_path) -> Path:
+    """An agent of the user's own."""
+    return recipes.copy("behavior_cloning", tmp_path / "mine" / "my_agent.py")
+
+
+@pytest.fixture
+def run(tmp_path, agent_file, monkeypatch) -> RunDirectory:
+    """A run of the user's own agent, begun in `tmp_path` with paths relative to it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stores" / "walker").mkdir(parents=True)
+    run = RunDirectory("runs/one")
+    run.write(config("stores/walker", "mine/my_agent.py"), {"returns": [1.0], "sizes": {}}, None, **SAID)
+    return run
+
+
+def test_a_run_says_what_it_was_begun_with(run, agent_file):
+    record = read_json(run.record_file)
+    assert record["schema"] == 1 and record["ringrl"]
+    assert record["store"]["given"] == "stores/walker" and record["store"]["relative"] == "../../stores/walker"
+    agent = run.agent()
+    assert agent == AgentRecord("mine/my_agent.py", "Mine", True, agent.sha256)
+    assert run.agent_file.read_bytes() == agent_file.read_bytes()
+    assert run.settings()["agent"]["name"] == "mine/my_agent.py" and run.label() == "my_agent"
+    assert run.dataset() == {"returns": [1.0], "sizes": {}} and not run.normalizer_file.exists()
+
+
+def test_a_run_keeps_its_own_copy_of_the_agent(run, agent_file):
+    began = config("stores/walker", "mine/my_agent.py")
+    agent_file.write_text(agent_file.read_text().replace("window: int", "width: int"))
+    with pytest.raises(UserError, match="window"):
+        config("stores/walker", "mine/my_agent.py")
+    resumed = run.config()
+    assert resumed.agent.window == 7 and Path(resumed.agent.name) == run.agent_file
+    assert run.with_own_agent(began).agent == resumed.agent
+    assert run.with_own_agent(resumed) is resumed
+    agent_file.unlink()
+    run.write(resumed, {"returns": []}, None, **SAID)
+    assert run.settings()["agent"]["name"] == "mine/my_agent.py" and run.config() == resumed
+
+
+def test_a_changed_copy_of_the_agent_is_refused(run):
+    source = run.agent_file.read_text()
+    run.agent_file.write_text(source + "# better\n")
+    for use in (run.config, lambda: run.with_own_agent(config("stores/walker", "mine/my_agent.py"))):
+        with pytest.raises(UserError, match="agent.py: was changed; the recorded source of mine/my_agent.py") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    run.agent_file.unlink()
+    with pytest.raises(UserError, match="agent.py: is missing"):
+        run.config()
+
+
+def test_another_agent_is_refused_but_not_the_same_source_by_another_name(run, agent_file):
+    with pytest.raises(UserError, match="its agent is mine/my_agent.py, not decision_transformer"):
+        run.with_own_agent(config("stores/walker", "decision_transformer"))
+    assert run.with_own_agent(config("stores/walker", str(agent_file))).agent.window == 7
+
+
+def test_the_store_is_found_from_another_directory_and_when_run_and_store_move(run, tmp_path, monkeypatch):
+    assert run.config().data.store == "stores/walker"
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "stores" / "walker").mkdir(parents=True)  # which is not the store that the run means
+    monkeypatch.chdir(elsewhere)
+    assert RunDirectory(tmp_path / "runs/one").config().data.store == str(tmp_path / "stores/walker")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("runs", "stores"):
+        shutil.move(tmp_path / name, moved / name)
+    again = RunDirectory(moved / "runs/one")
+    assert again.config().data.store == str(moved / "stores/walker")
+    again.write(again.config(), {"returns": []}, None, **SAID)
+    assert again.settings()["data"]["store"] == str(moved / "stores/walker")
+    shutil.rmtree(moved / "stores")
+    monkeypatch.chdir(tmp_path)
+    assert again.config().data.store == str(moved / "stores/walker")  # the error of opening it names this path
+
+
+def test_a_store_behind_an_address_stays_as_given(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.write(config("gs://bucket/walker"), {"returns": []}, None, **SAID)
+    assert run.config().data.store == "gs://bucket/walker"
+    assert read_json(run.record_file)["store"] == {"given": "gs://bucket/walker", "absolute": None, "relative": None}
+
+
+def test_a_run_of_before_is_read_and_brought_to_the_present_schema(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert run.agent() is None and run.settings() == {}
+    values = {"data": {"store": "nowhere", "task": "t"}, "agent": {"name": "agentic_transformer"}}
+    run.config_file.write_text(yaml.safe_dump(values))
+    assert run.agent() == AgentRecord("agentic_transformer", "Agentic Transformer", True)
+    before = run.config()
+    assert before.agent.name == "agentic_transformer" and run.with_own_agent(before) is before
+    run.write(before, {"returns": []}, None, display_name="Agentic Transformer", across_trials=True)
+    assert run.agent().sha256 and Path(run.config().agent.name) == run.agent_file
+    values["agent"]["name"] = "mine/my_agent.py"
+    run.record_file.unlink()
+    run.config_file.write_text(yaml.safe_dump(values))
+    assert run.agent() == AgentRecord("mine/my_agent.py", "my_agent", False)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"schema": 2}, "schema 2, this ringrl reads 1"),
+        ({"store": None}, "`agent` or `store` is missing"),
+        ({"agent": {"name": "x"}}, "`agent`: .*missing .*display_name"),
+    ],
+)
+def test_a_record_that_cannot_be_understood_is_refused(run, change, words):
+    run.record_file.write_text(json.dumps(read_json(run.record_file) | change))
+    with pytest.raises(UserError, match=words) as caught:
+        run.config()
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_have_their_settings_beside_them(run):
+    rows = RunDirectory(run.path)
+    for name in ("returns", "targets", "ablation-blind"):
+        assert rows.table_settings(name) == {}
+        rows.write_table(name, [], {"seconds": 1})
+        assert rows.table_settings(name) == {"seconds": 1}
+    found = {path.name for path in run.evaluation.iterdir()}
+    assert found == {"returns.csv", "evaluation.json", "targets.csv", "targets.json", "ablation-blind.csv",
+                     "ablation-blind.json"}  # fmt: skip
+    for old in ("blind", "foreign"):
+        (run.evaluation / f"probe-{old}.csv").write_text("")
+    assert run.ablation_tables() == {"blind": "ablation-blind", "foreign": "probe-foreign"}
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    run = RunDirectory(tmp_path)
+    for read in (run.config, run.dataset):
+        with pytest.raises(UserError, match="not a run directory"):
+            read()
