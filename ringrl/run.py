@@ -129,9 +129,9 @@ class RunDirectory:
         write_text(self.dataset_file, json.dumps(dataset))
         record = {"schema": SCHEMA, "ringrl": version("ringrl"), "agent": asdict(agent), "store": store}
         write_text(self.record_file, json.dumps(record, indent=1) + "\n")
-        values = {"agent": config.agent.model_copy(update={"name": agent.name})}
-        values["data"] = config.data.model_copy(update={"store": store["given"]})
-        write_text(self.config_file, dump_config(config.model_copy(update=values)))
+        own = config.agent.model_copy(update={"name": agent.name})
+        data = config.data.model_copy(update={"store": store["given"]})
+        write_text(self.config_file, dump_config(config.model_copy(update={"agent": own, "data": data})))
 
     def config(self) -> RunConfig:
         """The run's configuration, its agent being the run's own copy, and its store where it is found now.

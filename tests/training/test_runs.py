@@ -192,7 +192,7 @@ def test_a_store_that_is_not_what_it_was_is_refused(finished, tmp_path):
     wide = Episode(*zeros, np.ones(9, np.float32), np.zeros((9, 4)))
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
     other = build(tmp_path / "other", [(wide, 0)], sources=[DataSource("one", "one")], **what)
-    moved = config.model_copy(update={"data": config.data.model_copy(update={"store": other})})
+    moved = config.model_copy(update={"data": config.data.model_copy(update={"store": str(other)})})
     with pytest.raises(UserError, match=r"other: not the data that .*run began with \(episodes.*sizes changed\)"):
         train(moved, run)
 
