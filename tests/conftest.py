@@ -1,13 +1,18 @@
-"""JAX made strict, eight CPU devices, and every shape annotation of ringrl executed by beartype."""
+"""JAX made strict, eight CPU devices, ringrl's shape annotations executed by beartype, and a kept compile cache."""
 
+import dataclasses
 import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+from tests import compile_cache
 
 # MuJoCo must not look for a display on a machine that has none; tests render nothing unless they say so.
 os.environ.setdefault("MUJOCO_GL", "disabled")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-from jaxtyping import install_import_hook  # noqa: E402
-
+os.environ.update(compile_cache.environment())  # before JAX is imported, and for the processes that tests start
 install_import_hook("ringrl", "beartype.beartype")
 
 import jax  # noqa: E402
@@ -15,41 +20,29 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
-import dataclasses  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
-
-# Nearly all the time of their tests goes into compiling small programs, some of them once for every test.
+# Nearly all the time of their tests goes into compiling small programs: XLA optimises these little. What they compute
+# is the same up to rounding.
 COMPILED_QUICKLY = {"agents", "collect", "data", "model", "rollout", "training"}
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory) -> Path:
-    """Where this process keeps what it has compiled."""
-    return tmp_path_factory.mktemp("compiled")
+def pytest_sessionstart(session):
+    """One process, not each xdist worker, keeps the compile cache small."""
+    if not hasattr(session.config, "workerinput"):
+        compile_cache.prune()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_quickly(request, compiled):
-    """Programs of those tests are optimised little and compiled once; what they compute is the same up to rounding."""
+def compile_quickly(request):
+    """In the folders of COMPILED_QUICKLY, XLA optimises little, also in the processes that tests start."""
     if request.path.parent.name not in COMPILED_QUICKLY:
         yield
         return
-    use_compiled(str(compiled), quickly=True)
+    jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the processes that tests start
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
-    use_compiled(None, quickly=False)
-
-
-def use_compiled(folder: str | None, quickly: bool) -> None:
-    compilation_cache.reset_cache()  # else it goes on as it was first used
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from ringrl.training import tracker
 from ringrl.training.tracker import Clock
 
 

@@ -71,18 +71,10 @@ def store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ringrl(tmp_path_factory):
-    """A function (arguments, processes, devices of each) -> the started processes.
-
-    XLA compiles hastily and keeps what it compiled, since compiling is most of what these runs do.
-    """
+    """A function (arguments, processes, devices of each) -> the started processes."""
     folder = tmp_path_factory.mktemp("processes")
     script = folder / "counting.py"
     script.write_text(COUNTING)
-    settings = {
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     started: list[subprocess.Popen] = []
 
     def start(count: int, devices: int, *arguments: object, where: tuple[Path | None, ...] = ()):
@@ -90,7 +82,7 @@ def ringrl(tmp_path_factory):
         if count > 1:
             address = f"127.0.0.1:{free_port()}"
             joining = [["--coordinator", address, "--processes", count, "--process", i] for i in range(count)]
-        env = os.environ | settings | {"RINGRL_CPU_DEVICES": str(devices)}
+        env = os.environ | {"RINGRL_CPU_DEVICES": str(devices)}
         group = [
             subprocess.Popen(
                 [sys.executable, *map(str, (script, folder, "train", *arguments, *join))],
