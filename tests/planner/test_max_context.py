@@ -10,7 +10,7 @@ import pytest
 
 from ringrl.config import parse_config
 from ringrl.errors import UserError
-from ringrl.planner import CompiledPlan, CompilerError, find_max_context
+from ringrl.planner import CompiledPlan, CompilerError, find_max_context, longest_context
 from ringrl.planner.plan_table import attempt_line, to_json, to_max_context_table
 
 needs_libtpu = pytest.mark.skipif(
