@@ -1,6 +1,6 @@
 """One layer of the decoder, as one device computes it on its own tokens, inside `jax.shard_map` or alone.
 
-Pre-norm (RMSNorm), rotary positions within the segment, grouped-query attention, GELU or SwiGLU feed-forward computed
+Pre-norm (RMSNorm), rotary positions within the segment, grouped-query attention, GELU or SwiGLU MLP computed
 block by block. Shapes: B batch, S tokens, W width, H query heads, K key-value heads, D head_dim, G groups of heads.
 """
 
@@ -23,7 +23,7 @@ Sum = Callable[[jax.Array], jax.Array]  # over the devices that share a token's 
 
 
 class LayerInput(NamedTuple):
-    """What a layer works on; a pytree."""
+    """The tokens that a layer computes on; a pytree."""
 
     x: jax.Array  # [B, S, W], the residual stream
     positions: jax.Array  # int32 [B, S], within the segment
@@ -33,7 +33,12 @@ class LayerInput(NamedTuple):
 def rotate(
     x: Float[Array, "batch length heads head_dim"], positions: Int32[Array, "batch length"]
 ) -> Float[Array, "batch length heads head_dim"]:
-    """Rotary position embedding (Su et al. 2021), halves convention, base 10,000; angles in float32."""
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, equation 34); angles in float32.
+
+        y_i = x_i cos(p w_i) - x_{i+D/2} sin(p w_i),  y_{i+D/2} = x_{i+D/2} cos(p w_i) + x_i sin(p w_i)
+
+    with w_i = 10000^(-2 i / D): the two halves of a head are paired, as in GPT-NeoX and LLaMA.
+    """
     half = x.shape[-1] // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
@@ -43,7 +48,7 @@ def rotate(
 
 
 class QKVProjection(nnx.Module):
-    """What stands before attention: the norm, and the projections to queries, keys and values."""
+    """RMSNorm and the projections to queries, keys and values (Vaswani et al. 2017, section 3.2.2), without biases."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         linear = _linear(config, rngs)
@@ -54,36 +59,40 @@ class QKVProjection(nnx.Module):
         self.value = linear(config.width, config.kv_heads * self.head_dim)
 
     def __call__(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated q [B, S, H, D] and k, and v [B, S, K, D], of the heads whose matrices are here."""
+        """Rotated q [B, S, H, D] and k, and v [B, S, K, D], of the local heads."""
         x = self.norm(x)
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.query, self.key, self.value))
         return rotate(q, positions), rotate(k, positions), v
 
 
 class OutputAndMLP(nnx.Module):
-    """What stands after attention: the projection of its output, and the feed-forward, each beside the residual."""
+    """The projection of attention's output and the MLP, each added to the residual stream (Vaswani et al. 2017).
+
+    x <- x + out(heads),    x <- x + down(gelu(up(norm(x))))    or, for SwiGLU (Shazeer 2020, arXiv 2002.05202),
+    x <- x + down(silu(gate(norm(x))) * up(norm(x)))
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         linear, hidden = _linear(config, rngs), config.hidden or 4 * config.width
         # Outputs into the residual stream start small, so that its variance does not grow with depth (GPT-2).
-        closing = nnx.initializers.variance_scaling(0.5 / config.layers, "fan_in", "normal")
-        self.out = linear(config.width, config.width, kernel_init=closing)
+        small = nnx.initializers.variance_scaling(0.5 / config.layers, "fan_in", "normal")
+        self.out = linear(config.width, config.width, kernel_init=small)
         self.norm = nnx.RMSNorm(config.width, dtype=jnp.dtype(config.compute_dtype), rngs=rngs)
         self.up = linear(config.width, hidden)
         self.gate = linear(config.width, hidden) if config.activation == "swiglu" else None
-        self.down = linear(hidden, config.width, kernel_init=closing)
+        self.down = linear(hidden, config.width, kernel_init=small)
 
     def __call__(self, x: jax.Array, heads: jax.Array, total: Sum) -> jax.Array:
-        """The residual stream [B, S, W] after the layer; `heads` [G, B, S, H/G * D] is what attention gave."""
+        """The residual stream [B, S, W] after the layer; `heads` [G, B, S, H/G * D] is attention's output."""
         kernel = self.out.kernel[...].astype(x.dtype).reshape(heads.shape[0], heads.shape[-1], -1)
-        heads = heads.reshape(heads.shape[0], -1, heads.shape[-1])  # tokens on one axis: see `token_dot`
+        heads = heads.reshape(heads.shape[0], -1, heads.shape[-1])  # tokens on one axis: see `_token_dot`
         x = x + total(jnp.einsum("gtd,gdw->tw", heads, kernel).reshape(x.shape))
         normed = self.norm(x)
         hidden = jax.nn.gelu(self.up(normed)) if self.gate is None else jax.nn.silu(self.gate(normed)) * self.up(normed)
         return x + total(self.down(hidden))
 
 
-def token_dot(
+def _token_dot(
     x: Float[Array, "*rows inputs"], kernel: Float[Array, "inputs outputs"], dimensions: Any, **options: Any
 ) -> Float[Array, "*rows outputs"]:
     """`lax.dot_general` of the last axis and the first, for `nnx.Linear`, with all rows on one axis.
@@ -98,11 +107,14 @@ def token_dot(
 
 def _linear(config: ModelConfig, rngs: nnx.Rngs) -> Callable[..., nnx.Linear]:
     dtype = jnp.dtype(config.compute_dtype)
-    return partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=jnp.float32, dot_general=token_dot, rngs=rngs)
+    return partial(nnx.Linear, use_bias=False, dtype=dtype, param_dtype=jnp.float32, dot_general=_token_dot, rngs=rngs)
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward. `before` and `after` are apart, because what is between them sees other tokens."""
+    """Attention and MLP: x + MLP(norm(x + attention(norm(x)))), each with the projections beside it.
+
+    The two modules are called `before` and `after` (attention) in the paths of parameters in checkpoints.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -111,10 +123,10 @@ class Layer(nnx.Module):
 
     def __call__(self, tokens: LayerInput, attend: Attend, total: Sum) -> jax.Array:
         """The residual stream [B, S, W] after the layer."""
-        return self.close(tokens.x, self.attention(tokens, attend), total)
+        return self.output_and_mlp(tokens.x, self.attention(tokens, attend), total)
 
-    def close(self, x: jax.Array, heads: jax.Array, total: Sum) -> jax.Array:
-        """`after` for a block of tokens after the other; where nothing is to be recomputed, for all at once."""
+    def output_and_mlp(self, x: jax.Array, heads: jax.Array, total: Sum) -> jax.Array:
+        """`OutputAndMLP` for one block of tokens after the other (with remat `none`, for all at once): [B, S, W]."""
         graph, weights = nnx.split(self.after)
 
         def after(weights: Any, parts: tuple[jax.Array, jax.Array], _: None) -> jax.Array:
@@ -126,9 +138,9 @@ class Layer(nnx.Module):
         return x.shape[1] if self.config.remat == "none" else self.config.feed_forward_block
 
     def attention(self, tokens: LayerInput, attend: Attend) -> Float[Array, "groups batch length width"]:
-        """Attention's output of all heads here, for `head_groups` groups of them one after the other.
+        """Attention's output of all local heads, for `head_groups` groups of them one after the other.
 
-        Queries, keys, values, their gradients and what travels around the ring then exist for one group at a time; the
+        Queries, keys, values, their gradients and what the ring sends are then in memory for one group at a time; the
         group's projections are recomputed in the backward pass, attention itself is not.
         """
         groups = self.config.head_groups

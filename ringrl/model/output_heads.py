@@ -1,7 +1,8 @@
-"""Action heads: what the decoder's output at a step becomes, its loss, and the action taken from it.
+"""Output heads: the distribution of the action given the decoder's output, its loss, and the action taken from it.
 
-Actions lie in [-1, 1] (dm_control's and ExoRL's scale). A head maps features [..., width] to raw outputs
-[..., action, outputs]; `loss` and `act` read those, in float32.
+Actions are in [-1, 1] (dm_control's and ExoRL's scale). A linear map (`transformer.HeadProjection`) makes raw outputs
+y [..., action, outputs] of features [..., width]; `loss` and `act` compute from those, in float32. In the formulas a is
+the recorded action of one dimension; losses are averaged over the dimensions.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int32, Key
 
 @runtime_checkable
 class OutputHead(Protocol):
-    """How actions are predicted. `outputs` numbers describe one action dimension."""
+    """How actions are predicted, from `outputs` numbers for each action dimension."""
 
     @property
     def outputs(self) -> int:
@@ -36,26 +37,30 @@ class OutputHead(Protocol):
 
 @dataclass(frozen=True)
 class TanhMSE:
-    """tanh of a linear output, mean squared error (Decision Transformer, appendix A); a draw is the mode."""
+    """Deterministic: loss (tanh(y) - a)^2 (Decision Transformer, arXiv 2106.01345, section 3 and appendix A)."""
 
     outputs: int = 1
 
     def loss(
         self, raw: Float[Array, "*rows action outputs"], action: Float[Array, "*rows action"]
     ) -> Float[Array, "*rows"]:
-        """Squared error, averaged over action dimensions."""
+        """(tanh(y) - a)^2, averaged over action dimensions."""
         return jnp.mean(jnp.square(jnp.tanh(raw[..., 0].astype(jnp.float32)) - action), axis=-1)
 
     def act(
         self, raw: Float[Array, "*rows action outputs"], key: Key[Array, ""] | None
     ) -> Float[Array, "*rows action"]:
-        """tanh of the output, whatever the key."""
+        """tanh(y), for any key: there is nothing to draw."""
         return jnp.tanh(raw[..., 0].astype(jnp.float32))
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Normal with a tanh mean and a learned, state-dependent deviation; negative log-likelihood; draws are clipped."""
+    """Normal: loss (a - mu)^2 / (2 sigma^2) + log sigma + log(2 pi) / 2, with mu = tanh(y_0).
+
+    log sigma = min + (max - min) (tanh(y_1) + 1) / 2, so the deviation depends on the state and is bounded (as in the
+    Online Decision Transformer, arXiv 2202.05607, section 4, but with a smooth bound). Draws are clipped to [-1, 1].
+    """
 
     outputs: int = 2
     min_log_std: float = -4.0
@@ -86,7 +91,10 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Categorical:
-    """Each action dimension in `outputs` equal bins of [-1, 1], cross-entropy; an action is its bin's centre."""
+    """`outputs` equal bins of [-1, 1] for each dimension: loss -log softmax(y)[bin of a]; an action is a bin's centre.
+
+    As in Gato and the Trajectory Transformer (uniform bins; Janner et al. 2021, arXiv 2106.02039, section 3.1).
+    """
 
     outputs: int = 32
 
@@ -110,7 +118,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A token id below `outputs`, cross-entropy; `act` gives the id."""
+    """A token id below `outputs`: loss -log softmax(y)[id]; `act` returns the id."""
 
     outputs: int
 

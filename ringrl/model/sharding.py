@@ -1,9 +1,9 @@
-"""Where everything lives on a mesh of (data, fsdp, tensor, seq, heads): the one table of partition rules.
+"""How arrays are sharded over a mesh of (data, fsdp, tensor, seq, heads): the one table of partition rules.
 
-At rest, matrices and their optimiser state are spread over SHARDS. To compute, every device gathers those of one layer
-at a time, in the compute dtype, and gives back its share of their gradients, summed in float32 (fully sharded data
-parallelism; Rajbhandari et al. 2020, ZeRO, stage 3). Nothing is left to the compiler: what a device computes with is
-what stands in the code, because all of it runs inside `jax.shard_map`.
+Matrices and their optimiser state are stored sharded over _SHARDS. To compute, every device gathers those of one layer
+at a time, in the compute dtype, and returns its share of their gradients, summed in float32 (fully sharded data
+parallelism; Rajbhandari et al. 2020, ZeRO, stage 3). All of it runs inside `jax.shard_map`, so every transfer is
+written in the code and none is chosen by the compiler.
 """
 
 import re
@@ -21,20 +21,20 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor", "seq", "heads")
-BATCH_AXES = ("data", "fsdp")
+_BATCH_AXES = ("data", "fsdp")
 SEQUENCE_AXES = ("seq", "heads")
-# The ring holds parameters too: where a context needs the ring, it is often the only row, and then fsdp is 1.
-SHARDS = ("fsdp", *SEQUENCE_AXES)
+# Parameters are sharded over the ring too: where a context needs the ring, it is often the only row, and fsdp is 1.
+_SHARDS = ("fsdp", *SEQUENCE_AXES)
 
-TOKENS = P(BATCH_AXES, SEQUENCE_AXES)
+TOKENS = P(_BATCH_AXES, SEQUENCE_AXES)
 """Activations and batches, [batch, tokens or steps, ...]."""
 
-# Path of a parameter -> its partition at rest; the first match wins. Layers are stacked, so theirs lead with that axis.
+# Path of a parameter -> the partition in which it is stored; the first match wins. Layers are stacked on axis 0.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"layers/.*(query|key|value|up|gate)/kernel", P(None, SHARDS, "tensor")),  # heads and hidden width over tensor
-    (r"layers/.*(out|down)/kernel", P(None, "tensor", SHARDS)),
-    (r"embed/.*(embedding|kernel)", P(None, SHARDS)),
-    (r"output/kernel", P(SHARDS, None)),
+    (r"layers/.*(query|key|value|up|gate)/kernel", P(None, _SHARDS, "tensor")),  # heads and hidden width over tensor
+    (r"layers/.*(out|down)/kernel", P(None, "tensor", _SHARDS)),
+    (r"embed/.*(embedding|kernel)", P(None, _SHARDS)),
+    (r"output/kernel", P(_SHARDS, None)),
     (r".*", P()),  # norms and biases are small: whole everywhere
 )
 
@@ -70,9 +70,9 @@ def on_mesh(mesh: Mesh | None, module: nnx.Module, name: str, f: Callable, token
     """`f(module, tokens)`, every device with the whole of `module` and with its own tokens.
 
     Args:
-        mesh: None: all is here.
-        module: its parameters are those that stand below `name` in the model.
-        name: what the partition rules know the module by.
+        mesh: None: one device, which stores everything.
+        module: its parameters are those below `name` in the model.
+        name: of the module in the paths of the partition rules.
         f: from the module and local arrays [batch, tokens, ...] to local arrays of such shapes.
         tokens: arrays [batch, tokens, ...] of the whole batch.
         dtype: of the matrices that are gathered.
@@ -85,14 +85,14 @@ def on_mesh(mesh: Mesh | None, module: nnx.Module, name: str, f: Callable, token
 
 
 def run_local(mesh: Mesh | None, specs: Any, f: Callable) -> Callable:
-    """`f(params, tokens)` on every device's own part of both; without a mesh there is but one."""
+    """`f(params, tokens)` on every device's local shard of both; without a mesh there is only one."""
     if mesh is None:
         return f
     return jax.shard_map(f, mesh=mesh, in_specs=(specs, TOKENS), out_specs=TOKENS, check_vma=False)
 
 
 def gather(params: Any, specs: Any, dtype: Any) -> Any:
-    """A device's shards -> matrices in `dtype`, whole but for `tensor`; vectors as they are. Inside `jax.shard_map`."""
+    """Local shards -> matrices in `dtype`, whole but for `tensor`; vectors as they are. Inside `jax.shard_map`."""
     return jax.tree.map(lambda x, spec: x if x.ndim < 2 else _whole(x, spec, jnp.dtype(dtype)), params, specs)
 
 

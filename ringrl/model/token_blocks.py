@@ -1,7 +1,7 @@
-"""Functions of tokens computed a block at a time, so that what they make on the way never stands whole.
+"""Functions of tokens computed a block at a time, so that intermediate results are in memory for one block alone.
 
-Blockwise Parallel Transformer (Liu & Abbeel 2023) and Ring Attention (section 3) do so for the feed-forward; the loss
-of a large vocabulary needs it as much.
+Blockwise Parallel Transformer (Liu & Abbeel 2023, arXiv 2305.19370, section 3) and Ring Attention (section 3) do so for
+the MLP; the loss of a large vocabulary needs it as much.
 """
 
 from collections.abc import Callable
@@ -26,28 +26,28 @@ def blockwise(
     """`f(weights, tokens, constants)` for at most `block` tokens after the other, recomputed in the backward pass.
 
     Args:
-        f: works token by token; gives arrays with the tokens on axis 1.
+        f: computes each token alone; returns arrays with the tokens on axis 1.
         weights: arrays; their gradients are summed over blocks in float32, and rounded once to their dtype.
         tokens: arrays with as many tokens each.
         block: tokens at once; where there are no more than that, `f` is called as it is.
-        axes: on which axis of `tokens` the tokens stand: a number, or as `in_axes` of `jax.vmap`.
+        axes: the axis of the tokens in `tokens`: a number, or as `in_axes` of `jax.vmap`.
         constants: more such arrays, on axis 1; they get no gradient.
     """
     where = jax.tree.leaves(jax.tree.map(lambda axis, part: jax.tree.map(lambda _: axis, part), axes, tokens))
     length = jax.tree.leaves(tokens)[0].shape[where[0]]
     if length <= block:
         return f(weights, tokens, constants)
-    return _in_turn(_Blocks(f, tuple(where), length, even_block(length, block)), weights, tokens, constants)
+    return _in_turn(_Blocks(f, tuple(where), length, _even_block(length, block)), weights, tokens, constants)
 
 
-def even_block(length: int, longest: int) -> int:
+def _even_block(length: int, longest: int) -> int:
     """The longest block, of at least half of `longest`, that cuts `length` evenly; else `longest`."""
     return next((size for size in range(longest, longest // 2, -1) if length % size == 0), longest)
 
 
 @dataclass(frozen=True)
 class _Blocks:
-    """The static side. Blocks are sliced out where they are needed and written in place: no second copy of anything."""
+    """What is static. Blocks are sliced out where they are needed and written in place: no second copy of anything."""
 
     f: Callable
     axes: tuple[int, ...]  # of the tokens' leaves

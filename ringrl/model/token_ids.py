@@ -1,4 +1,4 @@
-"""Token ids instead of steps of a trajectory: what a language model reads. A step is one token."""
+"""Token ids instead of steps of a trajectory: the input of a language model. A step is one token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from ringrl.config import ModelConfig
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Tokens come as ids below `vocabulary`: fields `token` and, next to each, `target`, of `experience.text`."""
+    """Tokens are ids below `vocabulary`: the field `token` of a batch, and `target`, the id that follows each."""
 
     vocabulary: int
     tokens_per_step: int = 1
     read_index: int = 0
 
     def embedder(self, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs) -> "IdEmbedder":
-        """A module that looks ids up."""
+        """The module that maps ids to vectors."""
         return IdEmbedder(self.vocabulary, config.width, rngs=rngs)
 
     def predicted(self, sizes: Mapping[str, int]) -> int:
-        """One thing is predicted at a token: the next one."""
+        """1: at each token the next one is predicted."""
         return 1
 
 
@@ -42,9 +42,9 @@ class IdEmbedder(nnx.Module):
     def following(
         self, previous: Mapping[str, jax.Array], current: Mapping[str, jax.Array]
     ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
-        """What decoding adds: the current token, whatever the one before."""
+        """The tokens that decoding appends: the current one alone."""
         return self(current)
 
     def read(self, y: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Every token predicts."""
+        """All of `y`: every token predicts the next."""
         return y

@@ -23,7 +23,11 @@ StepArrays = Mapping[str, jax.Array]  # the fields of `ringrl.batch.Batch` by na
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Which modalities the decoder sees, and whether they share one token a step."""
+    """Which modalities the decoder sees, and whether they are summed into one token a step (`fused`).
+
+    Raises:
+        ValueError: no `observation`, or an unknown modality.
+    """
 
     modalities: tuple[str, ...]
     fused: bool = False
@@ -31,33 +35,33 @@ class TokenLayout:
     def __post_init__(self) -> None:
         unknown = set(self.modalities) - set(ORDER)
         if unknown or "observation" not in self.modalities:
-            raise ValueError(f"modalities must hold `observation` and come from {ORDER}, got {self.modalities}")
+            raise ValueError(f"modalities must include `observation` and come from {ORDER}, got {self.modalities}")
         object.__setattr__(self, "modalities", tuple(name for name in ORDER if name in self.modalities))
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one step takes."""
+        """Tokens of one step."""
         return 1 if self.fused else len(self.modalities)
 
     def embedder(self, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs) -> "TokenEmbedder":
-        """A module that makes such tokens, for observations and actions of these widths."""
+        """The module that makes such tokens, for observations and actions of these widths."""
         return TokenEmbedder(self, sizes, config.width, config.max_steps, config.max_trials, rngs=rngs)
 
     def predicted(self, sizes: Mapping[str, int]) -> int:
-        """Numbers that the head predicts at a step: one for each dimension of the action."""
+        """Dimensions of the action, for each of which the output head predicts."""
         return sizes["action"]
 
     @property
     def read_index(self) -> int:
-        """Which of a step's tokens predicts its action: the last one that does not hold it."""
+        """The index in a step of the token that predicts its action: the last one before the action."""
         return 0 if self.fused else self.modalities.index("observation")
 
 
 class TokenEmbedder(nnx.Module):
     """One linear embedding a modality, plus learned embeddings of the time step in the episode and of the trial.
 
-    Both restart where they should by themselves, for `step` and `trial` come with the data. LayerNorm after the sum, as
-    in Decision Transformer (algorithm 1).
+    token = LayerNorm(W_m x_t + step[t] + trial[i]), as in Decision Transformer (Chen et al. 2021, algorithm 1) with an
+    embedding of the trial beside it. `step` and `trial` are fields of the batch.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class TokenEmbedder(nnx.Module):
     def following(
         self, previous: StepArrays, current: StepArrays
     ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
-        """The tokens that a rollout adds at a step: what followed the last observation, then what leads to this one.
+        """The tokens that a rollout appends at a step: those after the last observation, up to the current one.
 
         Fields are [batch, 1]. In the interleaved layout the previous step's action, reward and completion are known
         only now; where there was no previous step, its `segment_ids` are 0 and so are its tokens'. Always

@@ -1,6 +1,6 @@
 """A causal decoder for any length: scanned, rematerialised layers, exact attention, everything else block by block.
 
-Every part runs on a mesh as `ringrl.model.sharding` says; how one layer is computed stands in `ringrl.model.layer`.
+Every part is sharded over a mesh by `ringrl.model.sharding`; one layer is computed in `ringrl.model.layer`.
 Shapes: B batch, S tokens, W width, H query heads, K key-value heads, D head_dim.
 """
 
@@ -29,7 +29,7 @@ from ringrl.model.tokens import StepArrays, TokenLayout
 
 Cache = dict[str, jax.Array]  # k, v [layers, B, C, K, D]; segment_ids, positions [B, C]; cursor []: tokens written
 Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]  # (raw outputs, batch) -> float32 [B, steps]
-LAYER_INPUT = "layer_input"
+_LAYER_INPUT = "layer_input"
 
 
 def make_attend(mesh: Mesh | None, layout: Layout, block: int | None, exchange: Exchange = "ring") -> Attend:
@@ -55,8 +55,8 @@ def _all_but_gathered(primitive: Any, *_: Any, **parameters: Any) -> bool:
     return primitive.name not in ("reshape", "convert_element_type")
 
 
-def rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"]) -> Callable:
-    """`f` of a scan over layers, which keeps for the backward pass what the policy `remat` says (`ModelConfig`)."""
+def _rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"]) -> Callable:
+    """`f` of a scan over layers, which saves for the backward pass what the policy `remat` (`ModelConfig`) names."""
     policies = jax.checkpoint_policies
     policy = {
         "none": _all_but_gathered,
@@ -64,7 +64,7 @@ def rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"
         "full": policies.nothing_saveable,
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[LAYER_INPUT],
+            names_which_can_be_offloaded=[_LAYER_INPUT],
             offload_src="device",
             offload_dst="pinned_host",
         ),
@@ -72,8 +72,8 @@ def rematerialise(f: Callable, remat: Literal["none", "block", "full", "offload"
     return jax.checkpoint(f, policy=policy, prevent_cse=False)  # a scan already keeps the recomputation apart
 
 
-class Reader(nnx.Module):
-    """Features -> raw outputs of the head: norm and a linear map."""
+class HeadProjection(nnx.Module):
+    """RMSNorm and the linear map from features to the raw outputs of the output head."""
 
     def __init__(self, config: ModelConfig, head: OutputHead, action_size: int, *, rngs: nnx.Rngs):
         self.shape = (action_size, head.outputs)
@@ -89,7 +89,10 @@ class Reader(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Steps -> raw outputs of the head. Layers are stacked on a leading axis and scanned."""
+    """Steps -> raw outputs of the output head. Layers are stacked on a leading axis and scanned.
+
+    The attributes `embed`, `layers` and `read` are the first part of parameters' paths in checkpoints.
+    """
 
     def __init__(
         self,
@@ -104,23 +107,23 @@ class Transformer(nnx.Module):
         self.embed = layout.embedder(sizes, config, rngs=rngs)
         stack = nnx.vmap(lambda layer_rngs: Layer(config, rngs=layer_rngs), in_axes=0, out_axes=0)
         self.layers = stack(rngs.split(config.layers))
-        self.read = Reader(config, head, layout.predicted(sizes), rngs=rngs)
+        self.read = HeadProjection(config, head, layout.predicted(sizes), rngs=rngs)
 
     def __call__(
         self, steps: StepArrays, attend: Attend, mesh: Mesh | None = None
     ) -> Float[Array, "batch steps action outputs"]:
-        """Raw outputs at every step. `steps` are `ringrl.batch.Batch`'s; `attend` is `make_attend`'s for `mesh`."""
+        """Raw outputs at every step, for the fields of `ringrl.batch.Batch` and `make_attend`'s result for `mesh`."""
         features = self._features(steps, attend, mesh)
         return on_mesh(mesh, self.read, "read", lambda read, y: read(self.embed.read(y)), features, self.read.dtype)
 
     def losses(
         self, steps: StepArrays, loss: Loss, attend: Attend, mesh: Mesh | None = None
     ) -> Float[Array, "batch steps"]:
-        """`loss` of each step, for a block of steps after the other: raw outputs never stand whole."""
+        """`loss` of each step, one block of steps after the other: raw outputs are never in memory for all."""
         block, outputs = self.config.feed_forward_block, self.read.shape[0] * self.read.shape[1]
         block = max(block * self.config.width // max(outputs, self.config.width), 1)  # no more numbers than features
 
-        def local(read: Reader, tokens: tuple[jax.Array, StepArrays]) -> jax.Array:
+        def local(read: HeadProjection, tokens: tuple[jax.Array, StepArrays]) -> jax.Array:
             graph, weights = nnx.split(read)
             each = lambda weights, y, steps: loss(nnx.merge(graph, weights)(y), steps)  # noqa: E731
             return blockwise(each, weights, self.embed.read(tokens[0]), block, constants=tokens[1])
@@ -145,9 +148,9 @@ class Transformer(nnx.Module):
         local = run_local(mesh, specs, compute)
 
         def step(x: jax.Array, params: Any) -> tuple[jax.Array, None]:
-            return local(params, tokens._replace(x=checkpoint_name(x, LAYER_INPUT))), None
+            return local(params, tokens._replace(x=checkpoint_name(x, _LAYER_INPUT))), None
 
-        return lax.scan(rematerialise(step, self.config.remat), tokens.x.astype(dtype), stacked)[0]
+        return lax.scan(_rematerialise(step, self.config.remat), tokens.x.astype(dtype), stacked)[0]
 
     def prefill(self, steps: StepArrays, attend: Attend, capacity: int) -> Cache:
         """The cache after `steps`, with room for `capacity` tokens."""
@@ -158,7 +161,7 @@ class Transformer(nnx.Module):
             layer = nnx.merge(graph, params)
             q, k, v = layer.before(x, positions)
             out = attend(q, k, v, segment_ids)
-            return layer.close(x, out.reshape(1, *x.shape[:2], -1), lambda part: part), (k, v)
+            return layer.output_and_mlp(x, out.reshape(1, *x.shape[:2], -1), lambda part: part), (k, v)
 
         _, (k, v) = lax.scan(step, x.astype(jnp.dtype(self.config.compute_dtype)), stacked)
         cache, tokens = self.empty_cache(x.shape[0], capacity), x.shape[1]

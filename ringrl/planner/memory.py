@@ -152,11 +152,11 @@ def _kind(buffer: Buffer, layers: int, gradients: set[tuple[int, ...]]) -> str:
 
 
 _KINDS = (
-    (r"^ringrl/attention/|:Layer\.attention|:Before\.|:rotate", "attention"),
-    (r":Layer\.close|:After\.", "feed-forward"),
+    (r"^ringrl/attention/|:Layer\.attention|:QKVProjection\.|:rotate", "attention"),
+    (r":Layer\.output_and_mlp|:OutputAndMLP\.", "feed-forward"),
     (r"^ringrl/model/sharding.py:(gather|_whole)", "gathered parameters"),
-    (r"^ringrl/model/(tokens|text).py:", "embedding"),
-    (r"^ringrl/model/output_heads.py:|:Reader\.|:Transformer\.losses\.", "head and loss"),
+    (r"^ringrl/model/(tokens|token_ids).py:", "embedding"),
+    (r"^ringrl/model/output_heads.py:|:HeadProjection\.|:Transformer\.losses\.", "head and loss"),
     (r":Transformer\._features", "residual stream"),
     (r"^optax/", "optimiser"),
 )

@@ -41,7 +41,7 @@ def test_modalities_come_in_the_papers_order():
     fused = TokenLayout(ORDER, fused=True)
     assert (fused.tokens_per_step, fused.read_index) == (1, 0)
     for modalities in (("action",), ("observation", "pixels")):
-        with pytest.raises(ValueError, match="modalities must hold"):
+        with pytest.raises(ValueError, match="modalities must include"):
             TokenLayout(modalities)
 
 

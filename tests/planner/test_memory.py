@@ -1,7 +1,11 @@
 """The compiler's report on buffers, read by hand-made files that are as its own."""
 
+import re
+from pathlib import Path
+
+import ringrl
 from ringrl.planner.hlo_sources import Sources
-from ringrl.planner.memory import Buffer, Memory, kinds_of, read_memory
+from ringrl.planner.memory import _KINDS, Buffer, Memory, kinds_of, read_memory
 
 M = 2**20
 USAGE = f"""Memory Space: default (color=0)
@@ -42,7 +46,7 @@ FileNames
 
 FunctionNames
 1 "train_step"
-2 "Layer.close"
+2 "Layer.output_and_mlp"
 
 FileLocations
 1 {file_name_id=1 function_name_id=1 line=3 end_line=3 column=4 end_column=9}
@@ -67,10 +71,14 @@ def test_the_buffers_of_the_fullest_moment(tmp_path):
         (tmp_path / f"module_0000.jit_step.cl_1.after_optimizations{end}.txt").write_text(text)
     memory = read_memory(tmp_path)
     assert memory is not None and (memory.hbm, memory.host) == (8 * M, 3 * M)
-    # `early` is gone when `late` comes. What the loop hands on was made by `made`, which stood in the same place.
+    # `early` is gone when `late` comes. What the loop passes on was made by `made`, which was at the same offset.
     assert memory.temporaries == (
         Buffer(3 * M, "f32[768,1024]", ("ringrl/training/state.py:train_step",)),
-        Buffer(2 * M, "bf16[4,512,512]", ("ringrl/model/layer.py:Layer.close", "ringrl/training/state.py:train_step")),
+        Buffer(
+            2 * M,
+            "bf16[4,512,512]",
+            ("ringrl/model/layer.py:Layer.output_and_mlp", "ringrl/training/state.py:train_step"),
+        ),
     )
     assert memory.temporaries[0].card() == {
         "bytes": 3 * M,
@@ -89,6 +97,15 @@ def test_an_instruction_of_the_compilers_comes_from_where_its_operand_does():
     assert sources.of("unheard-of") == () and sources.of("p.1") == ()
 
 
+def test_the_names_that_kinds_are_found_by_exist():
+    """Of a class, function or file that was renamed, buffers would count as `other`."""
+    root = Path(ringrl.__file__).parent
+    known = {"ringrl", "py", "optax"} | {path.stem for path in root.rglob("*")}
+    for path in (root / "model").glob("*.py"):
+        known |= set(re.findall(r"(?:def|class) (\w+)", path.read_text()))
+    assert set(re.findall(r"\w+", " ".join(pattern for pattern, _ in _KINDS))) <= known
+
+
 def test_kinds_add_up():
     def buffer(shape, *made_by, size=M):
         return Buffer(size, shape, made_by)
@@ -96,8 +113,8 @@ def test_kinds_add_up():
     temporaries = (
         buffer("f32[2,8,8]", "ringrl/attention/ring.py:f"),  # as large as a layer's matrices: their gradient
         buffer("bf16[2,1,64,8]", "ringrl/model/transformer.py:Transformer._features"),
-        buffer("bf16[64,8]", "flax/nnx/nn/linear.py:Linear.__call__", "ringrl/model/layer.py:After.__call__"),
-        buffer("bf16[64,8]", "ringrl/attention/kernels/tpu.py:forward", "ringrl/model/layer.py:Layer.close"),
+        buffer("bf16[64,8]", "flax/nnx/nn/linear.py:Linear.__call__", "ringrl/model/layer.py:OutputAndMLP.__call__"),
+        buffer("bf16[64,8]", "ringrl/attention/kernels/tpu.py:forward", "ringrl/model/layer.py:Layer.output_and_mlp"),
         buffer("bf16[8,8]", "somewhere/else.py:f"),
     )
     memory = Memory(8 * M, 0, temporaries)
