@@ -1,11 +1,11 @@
-"""Episodes of a task, in ExoRL's format: random actions, RND's curiosity, or TD3's whole learning history.
+"""Episodes of a task, in ExoRL's format: of random actions, of random network distillation, or TD3's learning history.
 
     ringrl data collect --task cartpole_swingup --policy td3 --episodes 60 --out datasets/cartpole/td3
 
-Episodes are written in the order in which they happened, one row a control step of the environment even where an
-action is held for several (`--action-repeat`). The recorded reward is always the task's, also under `rnd`, which learns
-from its intrinsic reward alone, as ExoRL's collectors did (Yarats et al. 2022, section 3); in point_mass_maze all four
-tasks' rewards are, a column each, as in ExoRL's files. The seed determines it all.
+Episodes are written in the order in which they were collected, one row an environment step, also with an action repeat
+(`--action-repeat`). The recorded reward is always the task's, also under `rnd`, which learns from its intrinsic reward
+alone, as ExoRL's collectors did (Yarats et al. 2022, section 3). In point_mass_maze the rewards of all four tasks are
+recorded, a column each, as in ExoRL's files. The seed determines everything.
 """
 
 import importlib.metadata
@@ -45,7 +45,7 @@ class Args:
     task: str = "cartpole_swingup"
     """{domain}_{task} of dm_control's suite or of ExoRL."""
     policy: Literal["random", "rnd", "td3"] = "td3"
-    """random: uniform actions; rnd: TD3 on curiosity alone; td3: TD3 on the task's reward."""
+    """random: uniform actions; rnd: TD3 on the RND reward alone; td3: TD3 on the task's reward."""
     episodes: int = 60
     """Episodes to collect."""
     out: Path | None = None
@@ -53,26 +53,26 @@ class Args:
     seed: int = 0
     """Of the initial states, the weights, the noise and the minibatches."""
     action_repeat: int = 4
-    """Control steps for which an action is held."""
+    """Environment steps per agent step."""
     overwrite: bool = False
     """Replace a folder that was collected before."""
     learner: td3.Collecting = field(default_factory=td3.Collecting)  # pyright: ignore[reportInvalidTypeForm]
     """TD3's hyper-parameters (agents/td3.py); `reward` follows from the policy."""
 
 
-class Policy(Protocol):
-    """Who chooses the actions."""
+class Collector(Protocol):
+    """A policy that acts in the episodes and may learn from each."""
 
     def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
         """The next action, in [-1, 1]."""
         ...
 
-    def learn(self, decisions: Decisions) -> None:
+    def learn(self, episode: Decisions) -> None:
         """Take in an episode that has just ended."""
         ...
 
 
-class Random:
+class RandomCollector:
     """Independent uniform actions."""
 
     def __init__(self, action_size: int, seed: int | list[int]) -> None:
@@ -80,15 +80,15 @@ class Random:
         self._shape, self._rng = (action_size,), np.random.default_rng(seed)
 
     def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
-        """Uniform in [-1, 1], whatever is seen."""
+        """Uniform in [-1, 1], regardless of the observation."""
         return self._rng.uniform(-1.0, 1.0, self._shape).astype(np.float32)
 
-    def learn(self, decisions: Decisions) -> None:
+    def learn(self, episode: Decisions) -> None:
         """Nothing is learned."""
 
 
-class Learner:
-    """TD3 with exploration noise; it learns between episodes, so that all updates run in a few compiled calls."""
+class TD3Collector:
+    """TD3 (Fujimoto et al. 2018) with exploration noise; it learns between episodes, in a few compiled calls."""
 
     def __init__(
         self, config: Any, observation_size: int, action_size: int, seed: int, noise: int | list[int] | None = None
@@ -97,27 +97,27 @@ class Learner:
         self._config, self._rng = config, np.random.default_rng(seed if noise is None else noise)
         self._state = td3.init(config, observation_size, action_size, seed)
         self._replay = td3.make_replay(config, config.capacity, observation_size, action_size)
-        self._decisions, self._owed = 0, 0.0
+        self._agent_steps, self._updates_due = 0, 0.0
 
     def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
-        """The policy's action with the noise that is due."""
-        self._decisions += 1
-        return td3.explore(self._config, self._state, observation, self._decisions - 1, self._rng)
+        """The policy's action with exploration noise."""
+        self._agent_steps += 1
+        return td3.explore(self._config, self._state, observation, self._agent_steps - 1, self._rng)
 
-    def learn(self, decisions: Decisions) -> None:
-        """Store the episode and, once the warm-up is over, take `update_to_data` gradient steps a decision.
+    def learn(self, episode: Decisions) -> None:
+        """Store the episode and, once the warm-up is over, take `update_to_data` gradient steps for each agent step.
 
         Raises:
             FloatingPointError: if learning diverged.
         """
-        self._replay.add_episode(*decisions)
-        if self._decisions < self._config.warmup:
+        self._replay.add_episode(*episode)
+        if self._agent_steps < self._config.warmup:
             return
-        self._owed += len(decisions.action) * self._config.update_to_data
-        while self._owed >= self._config.updates_per_call:
+        self._updates_due += len(episode.action) * self._config.update_to_data
+        while self._updates_due >= self._config.updates_per_call:
             batches = self._replay.sample(self._config.updates_per_call, self._rng)
             self._state, metrics = td3.update(self._config, self._state, batches)
-            self._owed -= self._config.updates_per_call
+            self._updates_due -= self._config.updates_per_call
             if not np.isfinite(metrics["loss"]):
                 raise FloatingPointError(f"TD3 diverged at gradient step {int(self._state.step)}: lower its step sizes")
 
@@ -131,16 +131,16 @@ def main(args: Args) -> None:
         raise UserError(f"--seed {args.seed}: tasks of seeds from {envs.HELD_OUT} on are held out for evaluation")
     out = args.out or Path("datasets") / env.domain / args.policy
     config = replace(args.learner, reward="rnd" if args.policy == "rnd" else "task")
-    policy = _make_policy(args, config, env)
+    collector = _make_collector(args, config, env)
     tasks = envs.tasks(env.domain) if env.domain in _RECORDS_EVERY_TASK else (args.task,)
     relabel = Relabeler(tasks) if len(tasks) > 1 else None
     returns, steps = [], 0
     with atomic_folder(out, marker=COLLECT, overwrite=args.overwrite) as partial, _progress(args) as report:
         for index in range(args.episodes):
-            episode, decisions = record_episode(env, policy.act)
+            episode, agent_steps = record_episode(env, collector.act)
             recorded = replace(episode, reward=relabel(episode)) if relabel else episode
             write_episode(partial / "buffer", index, recorded)
-            policy.learn(decisions)
+            collector.learn(agent_steps)
             returns.append(float(episode.reward.sum(dtype=np.float64)))
             steps += episode.length
             report(returns[-1])
@@ -151,7 +151,7 @@ def main(args: Args) -> None:
 
 
 def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[float], learner: Any) -> dict[str, Any]:
-    """What collect.json holds; `tasks`: of the recorded reward columns, in order."""
+    """The content of collect.json; `tasks`: of the recorded reward columns, in order."""
     return {
         "task": args.task,
         "tasks": tasks,
@@ -168,13 +168,13 @@ def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[floa
     }
 
 
-def _make_policy(args: Args, config: Any, env: DMControlEnv) -> Policy:
+def _make_collector(args: Args, config: Any, env: DMControlEnv) -> Collector:
     action_size = math.prod(env.action_space.shape or ())
-    # A hidden parameter is the first draw of the same seed's generator: actions from that one would tell it.
+    # A hidden parameter is the first draw of the same seed's generator: actions from that one would reveal it.
     noise = [args.seed, 2] if envs.is_hidden(args.task) else args.seed
     if args.policy == "random":
-        return Random(action_size, noise)
-    return Learner(config, math.prod(env.observation_space.shape or ()), action_size, args.seed, noise)
+        return RandomCollector(action_size, noise)
+    return TD3Collector(config, math.prod(env.observation_space.shape or ()), action_size, args.seed, noise)
 
 
 @contextmanager

@@ -4,12 +4,12 @@
 
 A history is `--trials` episodes of one hidden task, in order; the noise's share eps falls from 1 in the first linearly
 to 0 (Zisman et al. 2023, section 3.1). With `--mix blend` an action is (1 - eps) expert + eps noise, the noise an
-autoregressive process, which explores further than independent draws do; what to do next then has one mode, as the
-Gaussian head has. With `--mix coin`, the paper's way, every decision is with probability eps a uniform draw, else the
-expert's. Whoever wants histories of real learners collects them with `ringrl data collect --policy td3`, a seed a task.
+autoregressive process, which explores further than independent draws do; the action's distribution then has one mode,
+as the Gaussian head's has. With `--mix coin`, the paper's way, every action is with probability eps a uniform draw,
+else the expert's. For histories of real learners run `ringrl data collect --policy td3`, a seed a task.
 
 Every history becomes a source of the store, so that no chain crosses from one task into another. Tasks are those of
-the seeds from `--seed` on, all below the held-out ones (`ringrl.envs.custom.hidden`); the seed determines it all.
+the seeds from `--seed` on, all below the held-out ones (`ringrl.envs.custom.hidden`); the seed determines everything.
 """
 
 from collections.abc import Iterator
@@ -42,13 +42,13 @@ class Args:
     trials: int = 8
     """Episodes in a history."""
     action_repeat: int = 10
-    """Control steps for which an action is held."""
+    """Environment steps per agent step."""
     anneal: float = 0.8
     """Share of the trials over which eps falls from 1 to 0; the others are the expert's own."""
     mix: Literal["blend", "coin"] = "blend"
     """How noise and expert share an action; see above."""
     correlation: float = 0.8
-    """Of the blended noise from one decision to the next."""
+    """Of the blended noise from one agent step to the next."""
     scale: float = 1.0
     """Standard deviation of the blended noise; less for strong actuators."""
     seed: int = 0

@@ -60,7 +60,7 @@ def tiny_store(tmp_path_factory) -> Path:
     tasks = ("cartpole_balance", "cartpole_swingup")
     relabel = Relabeler(tasks)
     env = envs.make(tasks[0], seed=0, action_repeat=4)
-    policy = collect.Random(1, seed=0)
+    policy = collect.RandomCollector(1, seed=0)
 
     def episodes():
         for index in range(8):

@@ -185,7 +185,7 @@ def test_one_truncated_file_is_named_and_leaves_no_store(tmp_path):
     env = envs.make("cartpole_swingup", seed=0)
     env._env._step_limit = 20
     for index in range(3):
-        episode, _ = record_episode(env, collect.Random(1, seed=index).act)
+        episode, _ = record_episode(env, collect.RandomCollector(1, seed=index).act)
         path = write_episode(tmp_path / "cartpole" / "mine" / "buffer", index, episode)
     path.write_bytes(path.read_bytes()[:-200])
     command = [sys.executable, "-m", "ringrl.cli", "data", "build_store", "cartpole/mine", "--out", "store"]

@@ -1,1 +1,1 @@
-"""Rollouts and learners that make data."""
+"""Rollouts that are recorded as data, and the parts of the learners that make them."""

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, their Adam, and the slow copies that targets are computed with."""
+"""Multi-layer perceptrons, their optimiser Adam, and the target networks' moving average."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ class MLP(nnx.Module):
     """Linear layers with ReLU between them; if `bounded`, LayerNorm and tanh follow the first instead.
 
     TD3's paper has ReLU throughout. A bounded first layer, as in URLB's trunk (Laskin et al. 2021), keeps the actor
-    from saturating while the critics' values grow from zero; without it, curiosity got stuck at one end of the actions.
+    from saturating while the critics' values grow from zero; without it, learning from the RND reward alone got stuck
+    at one end of the actions.
     """
 
     def __init__(self, sizes: tuple[int, ...], rngs: nnx.Rngs, bounded: bool = True) -> None:
@@ -52,12 +53,16 @@ def optimizer_state(model: Any) -> optax.OptState:
 
 
 def descend(lr: float, gradient: Any, optimizer: optax.OptState, model: Any) -> tuple[Any, optax.OptState]:
-    """One step of Adam: (new model, new optimiser state)."""
+    """One step of Adam (Kingma & Ba 2015, algorithm 1) with step size `lr`.
+
+    Returns:
+        The new model and the new optimiser state.
+    """
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction is a float to the power of an int32 count
         change, optimizer = optax.adam(lr).update(gradient, optimizer, model)
     return optax.apply_updates(model, change), optimizer
 
 
 def polyak(tau: float, new: Any, target: Any) -> Any:
-    """(1 - tau) * target + tau * new."""
+    """Polyak averaging: target <- (1 - tau) target + tau new (Fujimoto et al. 2018, algorithm 1)."""
     return optax.incremental_update(new, target, tau)

@@ -1,4 +1,4 @@
-"""Histories without a learner: an expert's actions under noise that fades from trial to trial (AD-eps).
+"""Learning histories without a learner: an expert's actions under noise that fades from trial to trial (AD-eps).
 
 Emergence of In-Context Reinforcement Learning from Noise Distillation (Zisman et al. 2023, arXiv:2312.12275).
 """
@@ -21,9 +21,9 @@ class Noise:
 
     Attributes:
         anneal: share of the trials over which eps falls linearly from 1 to 0; the others are the expert's own.
-        mix: "coin", the paper's: a decision is with probability eps a uniform draw, else the expert's. "blend": it is
-            (1 - eps) expert + eps noise, so that what to do next has one mode, as a Gaussian head has.
-        correlation: of the blended noise from one decision to the next; correlated noise explores further.
+        mix: "coin", the paper's: an action is with probability eps a uniform draw, else the expert's. "blend": it is
+            (1 - eps) expert + eps noise, whose distribution has one mode, as a Gaussian head's has.
+        correlation: of the blended noise from one agent step to the next; correlated noise explores further.
         scale: standard deviation of the blended noise, before it is clipped to [-1, 1].
     """
 
@@ -34,13 +34,15 @@ class Noise:
 
 
 def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: Noise) -> list[Episode]:
-    """The history of the hidden task of `seed`: `trials` episodes in order, the first all noise.
+    """The learning history of the hidden task of `seed`: `trials` episodes in order, the first all noise.
+
+    In trial k of n the share of noise is eps_k = max(0, 1 - k / (anneal n)) (Zisman et al. 2023, section 3.1).
 
     Args:
         task: a family of hidden tasks whose task has `expert(physics)`.
         seed: of the hidden task, of the initial states and of the noise.
         trials: episodes.
-        action_repeat: control steps for which an action is held.
+        action_repeat: environment steps per agent step.
         noise: how it fades.
     """
     env = make(task, seed=seed, action_repeat=action_repeat)

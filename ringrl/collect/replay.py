@@ -18,10 +18,10 @@ class Transitions(NamedTuple):
 
 
 class Replay:
-    """A ring of transitions in NumPy arrays: where it is full, the oldest leave first.
+    """A replay buffer of transitions in NumPy arrays: when it is full, new ones overwrite the oldest.
 
     Attributes:
-        size: the transitions that it holds.
+        size: the transitions stored.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Replay:
         """An empty replay.
 
         Args:
-            capacity: transitions that it can hold.
+            capacity: transitions that can be stored.
             observation_size: width of an observation.
             action_size: width of an action.
             batch: transitions in a minibatch.
-            gamma: discount factor of one decision.
+            gamma: discount factor of one agent step.
             n_step: rewards summed before the bootstrap.
         """
         self.size, self._next = 0, 0
@@ -44,14 +44,21 @@ class Replay:
 
     def add_episode(
         self,
-        observation: Float32[np.ndarray, "decisions_plus_1 observation"],
-        action: Float32[np.ndarray, "decisions action"],
-        reward: Float32[np.ndarray, " decisions"],
-        discount: Float32[np.ndarray, " decisions"],
+        observation: Float32[np.ndarray, "steps_plus_1 observation"],
+        action: Float32[np.ndarray, "steps action"],
+        reward: Float32[np.ndarray, " steps"],
+        discount: Float32[np.ndarray, " steps"],
     ) -> None:
-        """Stores an episode as n-step transitions; near its end they are shorter, and none crosses into the next.
+        """Store an episode as n-step transitions (Sutton & Barto 2018, section 7.1).
 
-        `discount` is the environment's, 0 where the episode really ended; gamma is applied here.
+        From step t: r = sum over k < n of gamma^k r_{t+k}, discount gamma^n (0 at a real end), next observation
+        o_{t+n}. Near the end of the episode they are shorter, and none crosses into the next episode.
+
+        Args:
+            observation: the observations before each agent step, and the last one.
+            action: in [-1, 1].
+            reward: the sum over the environment steps of each agent step.
+            discount: the environment's, 0 where the episode really ended; gamma is applied here.
         """
         n_reward, n_discount = reward.copy(), self._gamma * discount
         successor = np.arange(1, len(action) + 1)

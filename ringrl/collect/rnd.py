@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
 
 class RNDState(NamedTuple):
-    """What random network distillation keeps: fixed features, their predictor, and the two running normalisations."""
+    """The state of random network distillation: fixed features, their predictor, two running normalisations."""
 
     features: MLP
     predictor: MLP
@@ -33,7 +33,14 @@ class RNDState(NamedTuple):
 
 
 def init_rnd(observation_size: int, hidden: tuple[int, ...], features: int, rngs: nnx.Rngs) -> RNDState:
-    """A predictor that has seen nothing; `features` is the width of what it has to guess."""
+    """The state before any observation.
+
+    Args:
+        observation_size: width of an observation.
+        hidden: widths of the hidden layers, of the features and of the predictor.
+        features: width of the features.
+        rngs: of the initial weights.
+    """
     sizes = (observation_size, *hidden, features)
     target, predictor = MLP(sizes, rngs, bounded=False), MLP(sizes, rngs, bounded=False)
     zeros = jnp.zeros(observation_size)
@@ -49,13 +56,15 @@ def init_rnd(observation_size: int, hidden: tuple[int, ...], features: int, rngs
 def rnd_reward(
     state: RNDState, observation: Float[Array, "batch observation"], *, lr: float, clip: float
 ) -> tuple[RNDState, Float[Array, " batch"]]:
-    """Burda et al.'s intrinsic reward: the predictor's error on normalised observations, over its running deviation.
+    """The RND reward, the predictor's error over its running standard deviation (Burda et al. 2018, section 2.2).
 
-    The deviation is that of the error itself, as URLB takes it, and not of the discounted return as in section 2.4.
+    r_t = mean((f_hat(x_t) - f(x_t))^2) / sigma, with the fixed features f, the predictor f_hat, and x_t the observation
+    after step t, normalised and clipped. sigma is of the error itself, as in URLB (Laskin et al. 2021), and not of the
+    discounted return as in section 2.4.
 
     Args:
-        state: what was learned before.
-        observation: what was seen.
+        state: before this batch.
+        observation: a batch.
         lr: Adam's step size for the predictor.
         clip: normalised observations are clipped to +- this before the features (section 2.4).
 

@@ -1,4 +1,4 @@
-"""Arrays that look to a task's code like those of one state, and hold those of many.
+"""Arrays that look to a task's code like those of one state, and contain those of many.
 
 dm_control's tasks compute a reward from a few NumPy arrays of one state. `PerRow` puts the arrays of all rows of an
 episode in their place: the task's own code then computes all rewards in one pass, with no second version of it to keep.
@@ -14,8 +14,8 @@ class PerRow(np.lib.mixins.NDArrayOperatorsMixin):
     """An array for each row, of one shape; the axis of the rows is hidden.
 
     Indexing, arithmetic, NumPy's elementwise functions, `np.where`, `np.linalg.norm` and reductions do for each row
-    what they do for an array of one state. Whatever needs one answer for all rows (`if`, `float`, `max(a, b)`), and
-    whatever is not listed here, raises TypeError.
+    what they do for an array of one state. An operation that needs one answer for all rows (`if`, `float`,
+    `max(a, b)`), and any that is not listed here, raises TypeError.
 
     Attributes:
         values: [rows, *shape], any dtype.
@@ -57,7 +57,7 @@ class PerRow(np.lib.mixins.NDArrayOperatorsMixin):
     def _one_answer(self, *_: Any, **__: Any) -> Any:
         raise TypeError("one answer is asked for where every row has its own")
 
-    # Without these Python would find an answer of its own: an object is true, and NumPy wraps it as a scalar.
+    # Without these Python has a default: an object is true, and NumPy wraps it as a scalar.
     __bool__ = __float__ = __int__ = __index__ = __array__ = _one_answer
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:

@@ -50,7 +50,7 @@ def relabel(
 ) -> Relabelled:
     """Compute the rewards of any tasks of the domain from recorded physics states, and write the files with them.
 
-    Column k of an episode's rewards is r_t = R_k(s_{t+1}, a_t), where R_k is the reward function of dm_control's task k.
+    Column k of an episode's rewards is r_t = R_k(s_{t+1}, a_t), R_k being the reward function of dm_control's task k.
     The result has ExoRL's layout. The source is only read. The folder appears when all files are finished. A call that
     was interrupted continues where it ended, and calls on several machines that share the file system divide the work
     (`ringrl.relabelling.relabelled_folder`).

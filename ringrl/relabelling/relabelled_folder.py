@@ -48,7 +48,7 @@ _AHEAD = 1024
 
 @dataclass(frozen=True)
 class RelabelJob:
-    """What a relabelled folder depends on.
+    """The inputs that determine a relabelled folder.
 
     Attributes:
         files: the input, in order; no two have one name.
@@ -67,7 +67,7 @@ class RelabelJob:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def work_folder(self, out: Path) -> Path:
-        """Where finished files gather."""
+        """The folder of the finished files, until none is missing."""
         return out.with_name(f"{out.name}.relabel-{self.key}")
 
     def made(self, out: Path) -> bool:
@@ -94,7 +94,7 @@ def relabel_folder(
     Args:
         job: what to do.
         out: the folder to be. It and the input must lie where all workers see them, under the same names.
-        workers: who does it.
+        workers: the processes.
         overwrite: replace `out`, if it is a folder that this function made.
         skip_bad: leave out the files that `read_episode` refuses; else such a file is an error.
 

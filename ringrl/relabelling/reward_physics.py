@@ -1,9 +1,10 @@
-"""From states to rewards two ways: row by row as dm_control does it, and all rows of an episode in one pass.
+"""Rewards from states in two ways: row by row as dm_control does it, and all rows of an episode in one pass.
 
-The fast way does per row only what MuJoCo must: it sets the state, computes the positions and velocities that the
-rewards read (never collisions, constraints or forces), and copies them. Which they are is found by running the task's
-own code once on a physics that notes what it is asked for. The rewards of all rows then come from one run of that same
-code on arrays of all rows (`PerRow`). A task whose code does not allow it is left to the slow way.
+`Recorder`, the fast way, does for each row only what MuJoCo must: it sets the state, computes the positions and
+velocities that the rewards read (never collisions, constraints or forces), and copies them. Which they are is found by
+running the task's own code once on a physics that records which fields are read. The rewards of all rows then come from
+one run of that same code on arrays of all rows (`PerRow`). A task whose code does not allow it is computed by
+`RowByRow`, the slow way.
 """
 # pyright: reportAttributeAccessIssue=false
 # MuJoCo's functions live in a compiled module that has no type stubs.
@@ -45,13 +46,13 @@ _SUBTREE_FIELDS = frozenset({"subtree_linvel", "subtree_angmom"})
 _SUBTREE_SENSORS = {int(mujoco.mjtSensor.mjSENS_SUBTREELINVEL), int(mujoco.mjtSensor.mjSENS_SUBTREEANGMOM)}
 _CALLS = ("mj_kinematics", "mj_comPos", "mj_sensorPos", "mj_comVel", "mj_subtreeVel", "mj_sensorVel")
 _POSITION_CALLS = set(_CALLS[:3])
-# mj_sensorVel computes a subtree's velocity only if mj_step1 has told it that the last one is stale: so that is first.
+# mj_sensorVel computes a subtree's velocity only if mj_step1 has marked the last one as stale: mj_subtreeVel is first.
 _VELOCITY_CALLS = {"mj_kinematics", "mj_comPos", "mj_comVel", "mj_subtreeVel", "mj_sensorVel"}
 # Rows in memory at once: an episode of the suite in one go, one of millions of rows in bounded memory.
 _ROWS_AT_ONCE = 1024
-# A float64 has 29 bits more than a float32; where the two ways part in the last, a reward near 0 may amplify it.
+# A float64 has 29 bits more than a float32; where the two ways differ in the last one, a reward near 0 may amplify it.
 _SLACK = 2.0**-40
-_PROBE_STEPS = 8
+_COMPARED_STEPS = 8
 
 
 class RowByRow:
@@ -63,7 +64,7 @@ class RowByRow:
     """
 
     def __init__(self, environments: Sequence[DMControlEnv], mode: Mode):
-        """Take the physics of the first environment for all; it becomes this object's own."""
+        """Take the physics of the first environment for all tasks; it is changed by every call."""
         self.physics, self._tasks = environments[0].physics, [environment.task for environment in environments]
         self._set = {"exact": self._set_exact, "exorl": self._set_exorl}[mode]
 
@@ -107,7 +108,7 @@ class RowByRow:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a reward reads.
+    """The quantities that a reward reads.
 
     Attributes:
         fields: of MjData.
@@ -118,19 +119,19 @@ class Needs:
     calls: tuple[str, ...]
 
     def __or__(self, other: "Needs") -> "Needs":
-        """What both read."""
+        """The quantities that either reads."""
         return Needs(self.fields | other.fields, tuple(name for name in _CALLS if name in self.calls + other.calls))
 
 
 def needs_of(environment: DMControlEnv, mode: Mode) -> Needs | None:
-    """What the task's reward reads if the fast way computes it exactly, else None: a row at a time then.
+    """The quantities that the task's reward reads, or None where only the slow way computes it exactly.
 
-    The task's code is run on a few states of `environment`, which it steps, and compared with the slow way.
+    The fast way is compared with the slow way on the states of a short rollout of `environment`.
 
     Raises:
         UserError: if the task's reward does not follow from a state at all.
     """
-    states, controls = _probe(environment)
+    states, controls = _short_rollout(environment)
     slow = RowByRow([environment], mode)
     wanted = slow(states, controls)
     reads: dict[str, set[int]] = {}
@@ -145,7 +146,7 @@ def needs_of(environment: DMControlEnv, mode: Mode) -> Needs | None:
         needs = _needs(environment.physics.model, reads)
         fast = Recorder([environment], needs, mode)
         same = np.array_equal(fast(states, controls), wanted)
-    except Exception as error:  # whatever a task's code does with arrays that it does not expect, it is not for them
+    except Exception as error:  # a task's code may do anything with arrays that it does not expect
         log.debug("%s is relabelled row by row: %s", environment.task_id, error)
         return None
     if not same:
@@ -153,9 +154,9 @@ def needs_of(environment: DMControlEnv, mode: Mode) -> Needs | None:
     return needs if same else None
 
 
-def _probe(environment: DMControlEnv) -> tuple[States, Controls]:
+def _short_rollout(environment: DMControlEnv) -> tuple[States, Controls]:
     rng = np.random.default_rng(0)
-    actions = rng.uniform(-1, 1, (_PROBE_STEPS, environment.physics.model.nu)).astype(np.float32)
+    actions = rng.uniform(-1, 1, (_COMPARED_STEPS, environment.physics.model.nu)).astype(np.float32)
     states = []
     for action in actions:
         if not environment._running:
@@ -187,7 +188,7 @@ def _needs(model: Any, reads: dict[str, set[int]]) -> Needs:
 
 
 class Recorder:
-    """The rewards of tasks whose models move alike, computed for all rows at once."""
+    """The rewards of tasks whose models have the same kinematics, computed for all rows at once."""
 
     def __init__(self, environments: Sequence[DMControlEnv], needs: Needs, mode: Mode):
         """Take the physics of the first environment for all; each task still reads the constants of its own model."""

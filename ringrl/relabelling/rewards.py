@@ -1,8 +1,9 @@
 """Physics states -> rewards of any task of the domain.
 
-A reward of dm_control's suite is a function of the state after the action, of the action where the task prices it, and
-of whatever the task drew at the episode's start, or once for each seed. Files hold the first two, so a task that draws
-something which its reward depends on, such as a target's place, cannot be relabelled, and is refused by name.
+A reward of dm_control's suite is a function of the state after the action, of the action where the task penalises it,
+and of the parameters that the task draws at the episode's start, or once for each seed. Files contain the first two, so
+a task whose reward depends on a drawn parameter, such as a target's position, cannot be relabelled, and is refused by
+name.
 """
 # pyright: reportAttributeAccessIssue=false
 # MuJoCo's functions live in a compiled module that has no type stubs.
@@ -35,10 +36,10 @@ _STATE_LIMIT = mujoco.mjMAXVAL
 class Relabeler:
     """Rewards of several tasks of one domain from stored physics states.
 
-    `exact` repeats what dm_control does: the row's action stands in the actuators when the reward is asked for, and
-    all position and velocity quantities belong to the state after the action. It equals the live reward in float32.
-    `exorl` repeats what ExoRL's `relabel_episode` does: the actuators are left at zero, so rewards with a term for
-    small control (cartpole's dense tasks, for example) come out higher than the live ones.
+    `exact` repeats what dm_control does: r_t = R(s_{t+1}, a_t), with the action a_t in the actuators and all positions
+    and velocities of the state s_{t+1} after it. It equals the live reward in float32. `exorl` repeats what ExoRL's
+    `relabel_episode` does (Yarats et al. 2022): r_t = R(s_{t+1}, 0), so rewards with a term for small control
+    (cartpole's dense tasks, for example) come out higher than the live ones.
 
     Attributes:
         domain: such as `walker`.
@@ -220,9 +221,9 @@ def _examine(task_id: str, mode: Mode) -> Examined:
     obstacle = None
     drawn = _model_differences(environment.physics, other.physics)
     if drawn:
-        obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not tell"
+        obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not contain"
     elif _reads_hidden(environment):
-        obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not tell"
+        obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not contain"
     elif mode == "exact" and _reads_forces(environment):
         obstacle = "it rewards contact forces, which MuJoCo computes before it reaches the stored state"
     width = environment.physics.get_state().size
@@ -239,7 +240,7 @@ def _model_differences(first: Any, second: Any, ignored: tuple[str, ...] = _NOT_
 
 
 def _reads_hidden(environment: DMControlEnv) -> bool:
-    """Whether the reward itself changes with what is drawn once for each seed (`ringrl.envs.custom.hidden`)."""
+    """Whether the reward changes with the parameter that is drawn once for each seed (`ringrl.envs.custom.hidden`)."""
     task, rewards = environment.task, set()
     drawn = getattr(task, "hidden", None)
     if drawn is None:
@@ -254,7 +255,7 @@ def _reads_hidden(environment: DMControlEnv) -> bool:
 def _reads_forces(environment: DMControlEnv) -> bool:
     """Whether the reward changes with the sensors of MuJoCo's acceleration stage.
 
-    After a step they hold what the last physics step saw at its start (mj_step2 fills them, mj_step1 does not), a state
+    After a step they are those of the start of the last physics step (mj_step2 fills them, mj_step1 does not), a state
     that no file keeps.
     """
     model, data = environment.physics.model.ptr, environment.physics.data.ptr

@@ -1,9 +1,9 @@
 """Relabelling many files at once, in processes of this machine or of a cluster, through joblib.
 
-    for file, episode in relabelled(files, ["walker_run"], workers=Workers(jobs=4)): ...
+    for file, episode in relabel_files(files, ["walker_run"], workers=Workers(jobs=4)): ...
 
-gives the files in their order, whatever the number of workers; `data/build_store.py` reads from it. Dask and Ray hand
-the same work to other machines, which must see the files under the same absolute paths. Ray is not tested.
+gives the files in their order, regardless of the number of workers; `data/build_store.py` reads from it. Dask and Ray
+run the same work on other machines, which must see the files under the same absolute paths. Ray is not tested.
 """
 
 import functools
@@ -32,14 +32,13 @@ Result = TypeVar("Result")
 
 # Files in memory at once for each worker: enough that few wait where one batch of files ends and the next begins.
 _AHEAD = 32
-_PATIENCE = 10  # seconds for a scheduler to answer
-# To start a process takes about as long as to relabel so many episodes of the suite.
-_WORTH_A_PROCESS = 50
+_ANSWER_SECONDS = 10  # for a Dask scheduler
+_WORTH_A_PROCESS = 50  # episodes of the suite that are relabelled in the time in which a process starts
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work.
+    """The processes that do the work.
 
     Attributes:
         jobs: processes; 1 is this process alone, 0 one for each core, or fewer for few files. A cluster that `address`
@@ -90,7 +89,7 @@ def relabel_files(
         task_ids: the tasks, a reward column each.
         mode: as for `Relabeler`.
         dims: the widths that the files must have, as for `read_episode`.
-        workers: who does it; None is this process alone.
+        workers: the processes; None is this process alone.
         on_damaged: called with each file that `read_episode` refuses and the reason, in place of the error.
 
     Raises:
@@ -157,7 +156,7 @@ def parallel_map(
 
 
 def _stop(results: Any) -> None:
-    """End what joblib still does for results that nobody wants, which it would warn about."""
+    """End what joblib still computes for results that are not read, without its warning."""
     if isinstance(results, Generator):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -181,7 +180,7 @@ def _end_with(parent: int) -> None:
 
 
 def _n_jobs(workers: Workers) -> int:
-    """joblib's word for it: -1 is all that there are."""
+    """In joblib's numbering, where -1 is all that there are."""
     return -1 if workers.address else workers.jobs or -1
 
 
@@ -192,7 +191,7 @@ def _joblib(workers: Workers) -> Iterator[None]:
         options: dict[str, Any] = {"n_jobs": _n_jobs(workers)}
         if workers.backend == "dask":
             distributed = _import("distributed", "ringrl[dask]")
-            logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of every connection
+            logging.getLogger("distributed").setLevel(logging.WARNING)  # it logs every connection
             if workers.address is None:
                 cluster = distributed.LocalCluster(
                     n_workers=workers.jobs or joblib.cpu_count(), threads_per_worker=1, dashboard_address=":0"
@@ -200,7 +199,7 @@ def _joblib(workers: Workers) -> Iterator[None]:
                 stack.enter_context(cluster)
             else:
                 cluster = _answering(workers.address)
-            client = distributed.Client(cluster, timeout=_PATIENCE, set_as_default=False)
+            client = distributed.Client(cluster, timeout=_ANSWER_SECONDS, set_as_default=False)
             options |= {"client": stack.enter_context(client)}
         elif workers.backend == "ray":
             ray = _import("ray", "ray")
@@ -214,10 +213,10 @@ def _joblib(workers: Workers) -> Iterator[None]:
 
 
 def _answering(address: str) -> str:
-    """`address`, where something listens: Dask's client asks for long, and complains of itself when it gives up."""
+    """`address`, once something listens there: Dask's client retries for long, and then fails with an unclear error."""
     comm = _import("distributed.comm", "ringrl[dask]")
     try:
-        socket.create_connection(comm.get_address_host_port(address), timeout=_PATIENCE).close()
+        socket.create_connection(comm.get_address_host_port(address), timeout=_ANSWER_SECONDS).close()
     except (OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"no Dask scheduler answers at {address} ({error}); it is given as tcp://HOST:PORT") from error
     return address

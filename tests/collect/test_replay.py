@@ -50,8 +50,8 @@ def test_a_gradient_steps_minibatch_is_the_same_in_whichever_call_it_is():
 
 def test_episodes_shorter_than_n_steps_and_longer_than_the_replay_are_stored():
     replay = make(3, n_step=5)
-    for decisions in (2, 7):
-        ones = np.ones(decisions, np.float32)
-        replay.add_episode(np.arange(decisions + 1, dtype=np.float32)[:, None], ones[:, None], ones, ones)
+    for steps in (2, 7):
+        ones = np.ones(steps, np.float32)
+        replay.add_episode(np.arange(steps + 1, dtype=np.float32)[:, None], ones[:, None], ones, ones)
     assert replay.size == 3
     assert set(replay._rows[0][:, 0]) == {4, 5, 6}

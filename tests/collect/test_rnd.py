@@ -1,4 +1,4 @@
-"""What curiosity is measured by."""
+"""The running moments that normalise the RND reward."""
 
 import jax
 import jax.numpy as jnp

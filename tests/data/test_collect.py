@@ -41,7 +41,7 @@ def test_files_are_exorls(random_data):
         assert (episode.discount == 1.0).all()  # a time limit is not an end
 
 
-def test_an_action_is_held_and_fills_a_row_each_control_step(random_data):
+def test_a_repeated_action_fills_a_row_each_environment_step(random_data):
     action = read(random_data)[0].action[1:].reshape(250, 4)
     assert (action == action[:, :1]).all()
     assert len(np.unique(action[:, 0])) == 250
@@ -97,9 +97,9 @@ def test_learners_write_the_tasks_reward_and_the_seed_determines_all(tmp_path, p
     assert hyper_parameters["hidden"] == [8]
 
 
-def test_gradient_steps_follow_the_decisions_after_the_warm_up():
-    learner = collect.Learner(replace(SMALL, update_to_data=0.5), 5, 1, seed=0)
-    env = envs.make("cartpole_swingup", action_repeat=10)  # 100 decisions an episode
+def test_gradient_steps_follow_the_agent_steps_after_the_warm_up():
+    learner = collect.TD3Collector(replace(SMALL, update_to_data=0.5), 5, 1, seed=0)
+    env = envs.make("cartpole_swingup", action_repeat=10)  # 100 agent steps an episode
     steps = []
     for _ in range(4):
         learner.learn(record_episode(env, learner.act)[1])
@@ -108,7 +108,7 @@ def test_gradient_steps_follow_the_decisions_after_the_warm_up():
 
 
 def test_divergence_stops_the_run():
-    learner = collect.Learner(replace(SMALL, warmup=0), 1, 1, seed=0)
+    learner = collect.TD3Collector(replace(SMALL, warmup=0), 1, 1, seed=0)
     nan = np.full(25, np.nan, np.float32)
     decisions = collect.Decisions(np.zeros((26, 1), np.float32), nan[:, None], nan, nan)
     with pytest.raises(FloatingPointError, match="diverged at gradient step 25"):

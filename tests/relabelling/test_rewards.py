@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ringrl import envs
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.relabelling import reward_physics
 from ringrl.relabelling.reward_physics import Needs, Recorder, RowByRow, needs_of
 from ringrl.relabelling.rewards import Relabeler, relabel_episode, relabelable_tasks
 
@@ -150,7 +151,7 @@ def test_code_that_is_not_for_arrays_runs_row_by_row(get_reward):
     assert needs_of(env, "exact") is None
 
 
-def test_a_reward_that_comes_out_different_is_computed_row_by_row_and_told(caplog):
+def test_a_reward_that_comes_out_different_is_computed_row_by_row_with_a_warning(caplog):
     env = envs.make("walker_run")
     env.reset()
     env.task.get_reward = lambda physics: physics.torso_height() * (1 + 1e-6 * next(calls))
