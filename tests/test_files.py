@@ -98,24 +98,24 @@ def test_what_stepped_aside_for_a_process_that_died_comes_back(tmp_path):
     assert (tmp_path / "out" / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
 
 
-HOLD = """
+LOCK = """
 import sys, time
 from pathlib import Path
 from ringrl.files import exclusive
 with exclusive(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(60)
 """
 
 
 def test_one_process_holds_a_lock_and_a_killed_one_no_longer(tmp_path):
     lock = tmp_path / "x.lock"
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    owner = subprocess.Popen([sys.executable, "-c", LOCK, lock], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
     with pytest.raises(UserError, match="another process is at work on this"), exclusive(lock):
         pass
-    holder.kill()
-    holder.communicate()
+    owner.kill()
+    owner.communicate()
     with exclusive(lock):
         assert lock.exists()
     assert not lock.exists()

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float32, Int64
 
 
 class Transitions(NamedTuple):
-    """Minibatches for a learner; a leading axis `updates` holds one minibatch for each gradient step."""
+    """Minibatches for a learner; a leading axis `updates` is of minibatches, one for each gradient step."""
 
     observation: Float32[Array, "*updates batch observation"]
     action: Float32[Array, "*updates batch action"]  # in [-1, 1]

@@ -1,4 +1,4 @@
-"""A web server on this machine with one file, which can be told to fail in any way, one request at a time."""
+"""A web server on this machine with one file, which fails in any way that a test asks for, one request at a time."""
 
 import re
 import socket

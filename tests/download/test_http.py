@@ -231,9 +231,9 @@ def test_a_refusal_is_final(site, tmp_path, code, pauses):
 
 def test_a_server_in_trouble_is_asked_again_when_it_wishes(site, tmp_path, pauses):
     site.faults += [status(503, Retry_After="7"), status(500), status(429, Retry_After="9999")]
-    told = []
-    fetch(site, tmp_path, on_pause=told.append)
-    assert told[0].endswith("the server answers 503 Service Unavailable; asking again in 7 s") and len(told) == 3
+    reasons = []
+    fetch(site, tmp_path, on_pause=reasons.append)
+    assert reasons[0].endswith("the server answers 503 Service Unavailable; asking again in 7 s") and len(reasons) == 3
     assert pauses == [7.0, 2.0, 60.0]
     (tmp_path / "x.zip.partial").unlink()
     site.faults += [status(500)] * 9
