@@ -1,18 +1,13 @@
 """Typed, frozen configurations: YAML, then `a.b=c` overrides; an unknown key or wrong type is named in the error."""
 
+import copy
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ringrl import recipes
 from ringrl.errors import UserError
@@ -224,21 +219,31 @@ class RunConfig(ConfigSection):
         return self
 
 
-def load_config(source: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a YAML file (a path, or the name of a shipped config) and apply `a.b=c` overrides; `c` is read as YAML.
+AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
 
-    Raises UserError with one line naming the key when it is unknown or its value has the wrong type.
+
+def load_config(source: AnyConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """A YAML file's configuration (a path or a shipped name), or that of plain values, changed by `a.b=c` (c is YAML).
+
+    Raises UserError in one line that names the key, when it is unknown or its value has the wrong type.
     """
-    path = recipes.find("configs", str(source))
+    if isinstance(source, RunConfig):
+        source = source.model_dump(mode="json")
+    values, where = (copy.deepcopy(dict(source)), "config") if isinstance(source, Mapping) else _read(source)
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values, where)
+
+
+def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+    path = recipes.find("configs", source)
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config must be a mapping of sections, such as `data:`, `agent:`, `training:`")
-    for override in overrides:
-        _override(values, override)
-    return parse_config(values, str(path))
+    return values, str(path)
 
 
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:

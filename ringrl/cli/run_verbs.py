@@ -54,35 +54,14 @@ class TrainVerb:
 
     def run(self) -> None:
         """Train, from the start or from the newest checkpoint."""
-        from ringrl.training.processes import from_first, is_first, joined
+        from ringrl.training.processes import is_first, joined
 
-        if self.resume is not None and (self.config is not None or self.overrides):
-            raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG and no overrides")
-        if self.resume is None and self.config is None:
-            raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
         with joined(self.coordinator, self.processes, self.process, self.heartbeat_timeout):
-            from ringrl.config import parse_config
-            from ringrl.training.loop import train
+            from ringrl.training.start import train
 
-            values, run = from_first("config", self._settings)
-            train(parse_config(values, str(run)), Path(run))
+            run = train(self.config, *self.overrides, out=self.out, resume=self.resume)
             if is_first():
                 print(f"run: {run}")
-
-    def _settings(self) -> tuple[dict, str]:
-        """The configuration, as plain values, and the run directory; read by process 0 for all."""
-        from ringrl.config import load_config
-        from ringrl.run import RunDirectory
-
-        if self.resume is not None:
-            return RunDirectory(self.resume).config().model_dump(mode="json"), str(self.resume)
-        config = load_config(self.config or "", self.overrides)
-        run = self.out or Path("runs") / f"{Path(self.config or '').stem}-seed{config.seed}"
-        if RunDirectory(run).exists:
-            raise UserError(
-                f"{run}: there is a run already; continue it with --resume {run}, or name another with --out"
-            )
-        return config.model_dump(mode="json"), str(run)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ MakePolicy = Callable[[VectorEnv], Policy]
 
 
 def evaluate(
-    run: Path,
+    run: Path | str,
     *,
     trials: int | None = None,
     envs: int | None = None,
@@ -54,8 +54,14 @@ def evaluate(
 
     Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; and for a given
     target or context of an agent that has none.
+
+    Example:
+        >>> import ringrl
+        >>> table = ringrl.evaluate("runs/cartpole", trials=1, envs=2, reference=False)
+        >>> print(table.read_text().splitlines()[0])
+        agent,task,seed,env,trial,return,length,target_return
     """
-    began = time.perf_counter()
+    began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     trained = _load(run, checkpoint, given)
     policies: dict[str, MakePolicy] = {trained.run.label(): trained.policy}

@@ -1,9 +1,10 @@
 """The scales that bring a data set's observations, returns and rewards to order one, kept beside every checkpoint."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
@@ -87,6 +88,16 @@ class Normalizer:
         write_text(Path(path), json.dumps(values, indent=1) + "\n")
 
     @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "Normalizer":
+        """The scales out of plain numbers and lists, by field, as JSON gives them back."""
+        return cls(
+            observation_mean=np.array(values["observation_mean"], np.float32),
+            observation_std=np.array(values["observation_std"], np.float32),
+            return_scale=float(values["return_scale"]),
+            reward_scale=float(values["reward_scale"]),
+        )
+
+    @classmethod
     def load(cls, path: str | Path) -> "Normalizer":
         """Reads what `save` wrote, to the bit.
 
@@ -94,13 +105,7 @@ class Normalizer:
             UserError: the file is not there, or is not one that `save` wrote.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(
-                observation_mean=np.array(values["observation_mean"], np.float32),
-                observation_std=np.array(values["observation_std"], np.float32),
-                return_scale=float(values["return_scale"]),
-                reward_scale=float(values["reward_scale"]),
-            )
+            return cls.from_values(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; is this a run directory that `ringrl train` made?") from error
         except (ValueError, KeyError, TypeError) as error:

@@ -305,5 +305,13 @@ def open_store(path: Path | str, *, memory_limit: int = 2**29) -> Store:
 
     Raises:
         UserError: if there is nothing, or no store, or one of another format, or if it is damaged or out of reach.
+
+    Example:
+        >>> import ringrl
+        >>> store = ringrl.open_store("stores/cartpole")
+        >>> store.domain, store.tasks, store.episodes
+        ('cartpole', ('cartpole_balance', 'cartpole_swingup'), 8)
+        >>> store.read(0, 3, 5, "cartpole_balance").action.shape  # steps 3 and 4 of episode 0
+        (2, 1)
     """
     return Store(path if is_url(path) else Path(path), memory_limit)

@@ -25,19 +25,31 @@ from ringrl.reporting.statistics.series import arrange
 from ringrl.reporting.statistics.task_analysis import Analysis, analyse
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = None) -> Path:
     """Write the report on `runs` and return the path of its `index.html`.
 
     Runs of one label on one task are pooled as seeds; each task becomes a section. Beside the page stand
     `summary.json`, a PNG of each figure, and `report.png`, the lead figure. `out` is by default the run's own
     `report/`, or `runs/report` for several runs. Every file replaces an older one in one step, the page last.
 
+    Args:
+      runs: one run directory or several, evaluated before.
+      out: the folder of the page.
+
     Raises:
-      UserError: a run that does not exist, is not evaluated or holds a malformed file; or `out` cannot be written.
+      UserError: a run that does not exist, is not evaluated or has a malformed file; or `out` cannot be written.
+
+    Example:
+      >>> import ringrl
+      >>> page = ringrl.report("runs/cartpole", "reports/cartpole")
+      >>> sorted(path.name for path in page.parent.iterdir())[:3]
+      ['data_history.png', 'data_returns.png', 'index.html']
     """
+    runs = [runs] if isinstance(runs, Path | str) else runs
     paths = list({Path(path).resolve(): Path(path) for path in runs}.values())
     if not paths:
         raise UserError("nothing to report on: give at least one run directory")
+    out = Path(out) if out is not None else None
     if out is None:
         out = paths[0] / "report" if len(paths) == 1 else Path("runs") / "report"
     analyses = [analyse(section) for section in arrange([read_run(path) for path in paths])]
