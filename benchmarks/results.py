@@ -50,7 +50,7 @@ class Job:
     config: str
     data: tuple[Data, ...]  # what it needs, in the order of making
     overrides: Mapping[str, object] = field(default_factory=dict)
-    probes: tuple[str, ...] = ()  # of `ringrl evaluate --probe`
+    ablations: tuple[str, ...] = ()  # of `ringrl evaluate --ablation`
     targets: tuple[float, ...] = ()  # of `ringrl evaluate --targets`
     reference: bool = True  # whether random and expert are rolled out beside it; once for each seed is enough
 
@@ -60,7 +60,7 @@ FAMILIES = {
     "goal": ("hidden_point_mass_goal", 10, 1.0, 6000),
     "target": ("hidden_reacher_target", 5, 0.3, 3000),
 }
-PROBES = ("truncated", "shuffled", "foreign", "blind")
+ABLATIONS = ("truncated", "shuffled", "foreign", "blind")
 
 
 def _histories(family: str, trials: int) -> Data:
@@ -74,7 +74,7 @@ def _hidden(family: str) -> tuple[Job, ...]:
     data = _histories(family, 8)
     where = {"data.store": data.out, "data.task": task, "data.action_repeat": repeat}
     return (
-        Job(f"{family}_ad", "results_ad", (data,), where | {"training.steps": steps}, PROBES),
+        Job(f"{family}_ad", "results_ad", (data,), where | {"training.steps": steps}, ABLATIONS),
         Job(f"{family}_bc", "results_hidden_bc", (data,), where),
     )
 
@@ -83,7 +83,7 @@ def _told(family: str) -> tuple[Job, ...]:
     """The agents that are told a return, with and without earlier trials."""
     data, targets = (_histories(family, 8),), (40, 70, 104, 125)
     return (
-        Job(f"{family}_at", "results_hidden_at", data, probes=PROBES, targets=targets),
+        Job(f"{family}_at", "results_hidden_at", data, ablations=ABLATIONS, targets=targets),
         Job(f"{family}_dt", "results_hidden_dt", data, targets=targets),
     )
 
@@ -238,8 +238,8 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
         _ringrl(f"train {job.config} seed={seed} {changes} --out {run}", cores)
     trained = time.perf_counter()
     _ringrl(f"evaluate {run}" + ("" if job.reference else " --no-reference"), cores)
-    if job.probes:
-        _ringrl(f"evaluate {run} --probe {' '.join(job.probes)}", cores)
+    if job.ablations:
+        _ringrl(f"evaluate {run} --ablation {' '.join(job.ablations)}", cores)
     if job.targets:
         _ringrl(f"evaluate {run} --targets {' '.join(map(str, job.targets))}", cores)
     seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}

@@ -51,7 +51,7 @@ JOBS = {job.name: job for row in results.ROWS.values() for job in row}
 def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
     job = JOBS[name]
     config = load_config(job.config, (*(f"{key}={value}" for key, value in job.overrides.items()), "seed=2"))
-    assert config.seed == 2 and set(job.probes) <= set(get_args(Ablation))
+    assert config.seed == 2 and set(job.ablations) <= set(get_args(Ablation))
     made = {data.out: shlex.split(data.command) for data in job.data}
     arguments = made[Path(config.data.store)]  # what is trained on is made before
     assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])

@@ -80,7 +80,7 @@ class EvaluateVerb:
     """Target return, of return-conditioned agents; default the config's evaluation.target, or the data's best."""
     targets: tuple[float, ...] = ()
     """Several target returns in turn: writes evaluation/targets.csv, and leaves returns.csv alone."""
-    probe: tuple[Ablation, ...] = ()
+    ablation: Annotated[tuple[Ablation, ...], tyro.conf.arg(aliases=["--probe"])] = ()
     """Context ablations: remove, reorder or exchange the earlier trials, or hide all rewards; writes a table each."""
     seed: int | None = None
     """Seed of the environments and the drawn actions."""
@@ -97,14 +97,14 @@ class EvaluateVerb:
 
         names = ("trials", "envs", "context", "target", "seed", "checkpoint")
         settings = {name: getattr(self, name) for name in names}
-        if not self.targets and not self.probe:
+        if not self.targets and not self.ablation:
             print(f"returns: {evaluate(self.run_directory, reference=self.reference, video=self.video, **settings)}")
             return
         if self.video is not None:
-            raise UserError("--video films the evaluation itself: leave out --targets and --probe")
+            raise UserError("--video films the evaluation itself: leave out --targets and --ablation")
         if self.targets and self.target is not None:
             raise UserError("give --target or --targets, not both")
-        for table in repeat(self.run_directory, self.targets, self.probe, **settings):
+        for table in repeat(self.run_directory, self.targets, self.ablation, **settings):
             print(f"returns: {table}")
 
 

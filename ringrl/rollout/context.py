@@ -109,7 +109,7 @@ class RecomputedContext:
 
 
 class CachedContext:
-    """Predicts with a KV cache: a step costs its own tokens, whatever the context's length.
+    """Predicts with a KV cache: a step costs its own tokens, for any length of the context.
 
     Args:
         model: the decoder.

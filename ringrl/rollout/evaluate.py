@@ -81,27 +81,27 @@ def evaluate(
 def repeat(
     run: Path,
     targets: Sequence[float] = (),
-    probes: Sequence[Ablation] = (),
+    ablations: Sequence[Ablation] = (),
     *,
     checkpoint: str = "latest",
     **given: int | float | None,
 ) -> list[Path]:
-    """The agent's evaluation once more for each of `targets`, and with its past tampered with by each of `probes`.
+    """The agent's evaluation once more for each of `targets`, and with its context ablated by each of `ablations`.
 
-    Writes evaluation/targets.csv for all targets, evaluation/ablation-NAME.csv for each probe, with the agent's rows
-    alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The probes are those of
+    Writes evaluation/targets.csv for all targets, evaluation/ablation-NAME.csv for each ablation, with the agent's rows
+    alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. For the ablations see
     `ringrl.rollout.ablation`. `given` are `evaluate`'s trials, envs, context, target and seed; None: the run's own.
 
-    Raises UserError as `evaluate`; for targets of an agent that is told none; for probes of one that looks at the
-    present trial alone; and for trials or a context too few to hold a past that a probe could change.
+    Raises UserError as `evaluate`; for targets of an agent without return conditioning; and where an ablation would
+    change nothing (`check_ablation`).
     """
     trained = _load(run, checkpoint, given)
     label, acting = trained.run.label(), trained.acting
     if targets and acting.target is None:
         raise UserError(f"--targets: {label} is told no return, so there is none to vary; leave it out")
     told = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
-    for probe in probes:
-        check_ablation(probe, label, acting, trained.setting, trained.trial_steps())
+    for ablation in ablations:
+        check_ablation(ablation, label, acting, trained.setting, trained.trial_steps())
     tables = []
     with _progress() as progress:
         if targets:
@@ -111,11 +111,11 @@ def repeat(
                 results += asked.roll_out(label, asked.policy, progress, f"told {target:g}")
             about = {"target": None, "targets": told}
             tables.append(trained.write(TARGETS, results, began, about))
-        for probe in dict.fromkeys(probes):
+        for ablation in dict.fromkeys(ablations):
             began = time.perf_counter()
-            results = trained.roll_out(label, partial(trained.policy, probe=probe), progress, probe)
-            about = {"ablation": probe}
-            tables.append(trained.write(f"{ABLATION}{probe}", results, began, about))
+            results = trained.roll_out(label, partial(trained.policy, ablation=ablation), progress, ablation)
+            about = {"ablation": ablation}
+            tables.append(trained.write(f"{ABLATION}{ablation}", results, began, about))
     return tables
 
 
@@ -131,7 +131,7 @@ class _Trained:
     model: Transformer | LearnerPolicy
     step: int  # optimiser steps that it was trained for
 
-    def policy(self, envs: VectorEnv, probe: Ablation | None = None) -> Policy:
+    def policy(self, envs: VectorEnv, ablation: Ablation | None = None) -> Policy:
         """It, as it acts in these environments."""
         if isinstance(self.model, LearnerPolicy):
             return self.model
@@ -144,7 +144,7 @@ class _Trained:
             trials=self.setting.trials,
             sizes=self.card["sizes"],
             seed=self.setting.seed,
-            probe=probe,
+            ablation=ablation,
         )
 
     def trial_steps(self) -> int:

@@ -19,11 +19,11 @@ from ringrl.sampling.normalizer import Normalizer
 
 @runtime_checkable
 class Policy(Protocol):
-    """What `run_trials` needs of whoever acts. `envs` is the batch of environments."""
+    """Chooses the actions of `run_trials`. `envs` is the batch of environments."""
 
     @property
     def target(self) -> float | None:
-        """The return asked for at the start of every trial, if any."""
+        """The target return of every trial; None: the policy is not conditioned on one."""
         ...
 
     def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
@@ -35,7 +35,7 @@ class Policy(Protocol):
         ...
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
-        """What the action earned, and whether the trial ended with it."""
+        """The reward of the action, and whether the trial ended with it."""
         ...
 
 
@@ -59,7 +59,7 @@ class RandomPolicy:
 
 
 class ExpertPolicy:
-    """The task's own `expert`, who sees the physics and what is hidden from agents: a bound on what they can earn."""
+    """The task's own `expert`, which sees the physics state and the hidden task: a bound on what agents can earn."""
 
     target = None
 
@@ -75,7 +75,7 @@ class ExpertPolicy:
         """Nothing to remember."""
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
-        """Each expert's action in the environment's present state, whatever is observed of it."""
+        """Each expert's action in the environment's present physics state; `observation` is not used."""
         states: Any = self._envs
         return np.stack([env.task.expert(env.physics) for env in states]).astype(np.float32)
 
@@ -84,18 +84,18 @@ class ExpertPolicy:
 
 
 class SequencePolicy:
-    """A transformer agent. Where `acting.across_trials`, what it did in earlier trials stays in its context.
+    """A transformer agent. Where `acting.across_trials`, earlier trials stay in its context.
 
     Args:
         model: the trained decoder.
         normalizer: the run's scales.
         acting: how the agent's file says to roll it out.
         envs: environments in the batch.
-        episode_steps: decisions in the longest episode.
+        episode_steps: agent steps in the longest episode.
         trials: trials to come; with `episode_steps` it bounds the context.
         sizes: widths of the observation and the action.
-        seed: of the drawn actions, and of what a probe draws.
-        probe: how the trials before the present one are tampered with, of an agent that looks across them.
+        seed: of the drawn actions, and of an ablation's random order.
+        ablation: how earlier trials are ablated (`ringrl.rollout.ablation`), where `acting.across_trials`; None: not.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class SequencePolicy:
         trials: int,
         sizes: Mapping[str, int],
         seed: int,
-        probe: Ablation | None = None,
+        ablation: Ablation | None = None,
     ):
         self._normalizer, self._acting, self.target = normalizer, acting, acting.target
         self._head, self._key = model.head, jax.random.key(seed)
@@ -121,15 +121,15 @@ class SequencePolicy:
             steps = episode_steps  # there is no room for two trials, so each has the context to itself
         if windowed:
             self._context = RecomputedContext(model, envs, steps, sizes)
-        elif probe is None:
+        elif ablation is None:
             self._context = CachedContext(model, envs, steps, episode_steps, sizes)
         else:
-            told = (acting.target or 0.0) / normalizer.return_scale
+            target = (acting.target or 0.0) / normalizer.return_scale
             self._context = AblatedContext(
-                model, envs, steps, episode_steps, sizes, probe=probe, target=told, seed=seed
+                model, envs, steps, episode_steps, sizes, ablation=ablation, target=target, seed=seed
             )
         self._act = jax.jit(self._head.act)
-        self._decisions = 0
+        self._agent_steps = 0
         integers = np.zeros(envs, np.int32)
         self._earned = np.zeros(envs)  # in this trial so far, float64 as the data set's returns
         # The last step's action, reward and completion, which are the next one's `previous_*`.
@@ -161,7 +161,7 @@ class SequencePolicy:
             "segment_ids": self._segment,
         }
         step |= {previous: self._outcome[name] for name, previous in PREVIOUS.items()}
-        key = jax.random.fold_in(self._key, self._decisions) if self._acting.sample else None
+        key = jax.random.fold_in(self._key, self._agent_steps) if self._acting.sample else None
         self._outcome["action"] = np.asarray(self._act(self._context.predict(step), key))
         return self._outcome["action"]
 
@@ -169,11 +169,11 @@ class SequencePolicy:
         return (self.target or 0.0) - (self._earned if self._acting.shrinks else np.zeros_like(self._earned))
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
-        """Add the step's outcome to the context; completion is 1 where a trial ends having reached its target."""
+        """Add the step's outcome to the context; completion is 1 where a trial ends with at least its target return."""
         self._earned = self._earned + reward
         reached = done & (self._earned >= (np.inf if self.target is None else self.target))
         self._outcome["reward"] = (reward / np.float32(self._normalizer.reward_scale)).astype(np.float32)
         self._outcome["completion"] = reached.astype(np.float32)
         self._context.amend(self._outcome)
         self._step, self._position = self._step + 1, self._position + 1
-        self._decisions += 1
+        self._agent_steps += 1

@@ -20,11 +20,22 @@ def run_trials(
     action_repeat: int = 1,
     on_step: Callable[[int], None] = lambda done: None,
 ) -> list[TrialReturn]:
-    """Roll `policy` out until every environment has finished `trials` trials; one TrialReturn each, in order of ending.
+    """Roll `policy` out until every environment has finished `trials` trials.
 
-    `envs` must not reset by itself (Gymnasium's AutoresetMode.DISABLED): a trial's last reward has to reach the policy
-    before the next trial's first observation. An environment that is done early keeps the others company, unrecorded.
-    `on_step` is called after every decision with the number of trials finished.
+    Args:
+        policy: chooses the actions.
+        envs: must not reset by themselves (Gymnasium's AutoresetMode.DISABLED): a trial's last reward has to reach the
+            policy before the next trial's first observation. An environment that has finished its trials is stepped
+            until all have, and not recorded.
+        trials: in each environment.
+        agent: its name in the results.
+        task: the task's name in the results.
+        seed: the training run's, in the results.
+        action_repeat: environment steps in an agent step.
+        on_step: called after every agent step with the number of trials finished.
+
+    Returns:
+        The return and the length, in environment steps, of every trial, in the order in which they ended.
     """
     observation, _ = envs.reset()
     everyone = np.ones(envs.num_envs, bool)

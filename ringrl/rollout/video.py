@@ -1,4 +1,4 @@
-"""What an agent does, as a film: one environment, its trials one after the other."""
+"""A rollout as a film: one environment, its trials one after the other."""
 
 import warnings
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from ringrl.rollout.trials import run_trials
 def record(
     path: Path, policy: Callable[[VectorEnv], Policy], task: str, trials: int, *, seed: int, action_repeat: int
 ) -> None:
-    """Roll out one environment for `trials` trials and write a film, a frame a decision.
+    """Roll out one environment for `trials` trials and write a film, one frame an agent step.
 
-    `policy` makes who acts in it, given the environment, a batch of one.
+    `policy` makes the policy, given the environment, a batch of one.
 
     The ending of `path` chooses the format (.mp4, .gif). The film is complete or not there. Raises UserError where
     imageio is not installed, the format is unknown, or the machine cannot render (see `DMControlEnv.render`).

@@ -1,4 +1,4 @@
-"""A probe shows the agent just the past that a reader would write down by hand, and keeps its own record intact."""
+"""An ablated context is the one that a reader would write down by hand, and the steps as they happened are kept."""
 
 from functools import cache
 from itertools import permutations
@@ -71,47 +71,47 @@ def drive(context: CachedContext, fields: dict) -> np.ndarray:
     return np.stack(outputs, axis=1)
 
 
-def probed(probe: str, fused: bool, steps: int = STEPS) -> AblatedContext:
-    return AblatedContext(make_model(fused), ENVS, steps, LENGTH, SIZES, probe=probe, target=TARGET, seed=3)
+def ablated(ablation: str, fused: bool, steps: int = STEPS) -> AblatedContext:
+    return AblatedContext(make_model(fused), ENVS, steps, LENGTH, SIZES, ablation=ablation, target=TARGET, seed=3)
 
 
-def by_hand(probe: str, fields: dict, trial: int, order: tuple[int, ...] = ()) -> dict:
-    """The history up to the end of `trial`, as it stands while that is the present one."""
+def by_hand(ablation: str, fields: dict, trial: int, order: tuple[int, ...] = ()) -> dict:
+    """The history up to the end of `trial`, as it is while that is the present one."""
     shown = {name: value.copy() for name, value in fields.items()}
     start = trial * LENGTH
     shown["segment_ids"][:, start + LENGTH :] = 0
-    if probe == "truncated":
+    if ablation == "truncated":
         shown["segment_ids"][:, :start] = 0
-    if probe == "foreign":
+    if ablation == "foreign":
         for name, value in fields.items():
             shown[name][:, :start] = value[[1, 2, 0], :start]
-    if probe == "shuffled":
+    if ablation == "shuffled":
         for name in ("observation", "return_to_go", *OUTCOME):
             pieces = [fields[name][:, each * LENGTH : (each + 1) * LENGTH] for each in order]
             shown[name][:, :start] = np.concatenate(pieces, axis=1)
-    if probe == "blind":
+    if ablation == "blind":
         shown["reward"][...], shown["completion"][...], shown["return_to_go"][...] = 0, 0, TARGET
     return link(shown)
 
 
 @pytest.mark.parametrize(
-    "probe, fused", [("truncated", False), ("truncated", True), ("foreign", True), ("blind", False), ("blind", True)]
+    "ablation, fused", [("truncated", False), ("truncated", True), ("foreign", True), ("blind", False), ("blind", True)]
 )
-def test_every_trial_sees_the_past_that_stands_here(probe, fused):
+def test_every_trial_has_the_context_written_here(ablation, fused):
     fields = history()
-    outputs, intact = drive(probed(probe, fused), fields), forward(fused)(fields)
+    outputs, intact = drive(ablated(ablation, fused), fields), forward(fused)(fields)
     for trial in range(TRIALS):
         present = slice(trial * LENGTH, (trial + 1) * LENGTH)
-        expected = forward(fused)(by_hand(probe, fields, trial))[:, present]
+        expected = forward(fused)(by_hand(ablation, fields, trial))[:, present]
         np.testing.assert_allclose(outputs[:, present], expected, rtol=0, atol=2e-5)
-        if trial or probe == "blind":
+        if trial or ablation == "blind":
             assert np.abs(outputs[:, present] - intact[:, present]).max() > 1e-2
 
 
-def test_shuffled_trials_stand_in_one_order_for_each_environment():
+def test_shuffled_trials_are_in_one_order_for_each_environment():
     fused = True
     fields, trial = history(), TRIALS - 1
-    outputs, present = drive(probed("shuffled", fused), fields), slice(trial * LENGTH, STEPS)
+    outputs, present = drive(ablated("shuffled", fused), fields), slice(trial * LENGTH, STEPS)
     orders = list(permutations(range(trial)))
     expected = np.stack([forward(fused)(by_hand("shuffled", fields, trial, order))[:, present] for order in orders])
     off = np.abs(expected - outputs[None, :, present]).max(axis=(2, 3, 4))  # [orders, envs]
@@ -126,15 +126,15 @@ def test_truncated_outputs_do_not_depend_on_earlier_trials():
         if not name.startswith("previous"):
             other[name][:, start:] = value[:, start:]
     other = link(other)
-    one, two = (drive(probed("truncated", False), each) for each in (fields, other))
+    one, two = (drive(ablated("truncated", False), each) for each in (fields, other))
     np.testing.assert_array_equal(one[:, start:], two[:, start:])
     assert np.abs(one[:, :start] - two[:, :start]).max() > 1e-2
 
 
-def test_a_full_context_is_tampered_with_after_it_made_room():
+def test_a_full_context_is_ablated_after_it_made_room():
     """Two trials fit: the last one sees that before it, of the next environment, both counted from 0."""
     fields, two = history(), 2 * LENGTH
-    outputs = drive(probed("foreign", True, steps=two), fields)
+    outputs = drive(ablated("foreign", True, steps=two), fields)
     newest = {name: value[:, -two:].copy() for name, value in fields.items()}
     for name in ("trial", "position"):
         newest[name] -= newest[name][:, :1]
@@ -144,7 +144,7 @@ def test_a_full_context_is_tampered_with_after_it_made_room():
     np.testing.assert_allclose(outputs[:, -LENGTH:], expected, rtol=0, atol=2e-5)
 
 
-def test_trials_of_unequal_lengths_change_places_whole():
+def test_trials_of_unequal_lengths_are_moved_whole():
     """One environment with trials of 1, 3 and 2 steps and the first step of a fourth; the keys order them 2, 0, 1."""
     trial = np.array([[0, 1, 1, 1, 2, 2, 3]], np.int32)
     number = np.array([[0, 0, 1, 2, 0, 1, 0]], np.int32)
@@ -164,7 +164,7 @@ def test_trials_of_unequal_lengths_change_places_whole():
 
 def test_environments_must_begin_their_trials_together():
     fields = {name: value[:, 0].copy() for name, value in history().items()}
-    context = probed("shuffled", True)
+    context = ablated("shuffled", True)
     fields["step"][1] = 2
-    with pytest.raises(UserError, match="--probe shuffled: .*begin their trials at different times"):
+    with pytest.raises(UserError, match="--ablation shuffled: .*begin their trials at different times"):
         context.predict(fields)

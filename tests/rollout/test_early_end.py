@@ -51,7 +51,7 @@ def roll_out(policy: SequencePolicy, seeds: list[int]) -> list[dict[int, tuple[f
 
 
 @actings
-def test_an_environment_does_as_it_would_in_other_company(acting):
+def test_an_environment_does_not_depend_on_the_others(acting):
     mixed, alike = (roll_out(make_policy(acting, 2), seeds) for seeds in ([5, 6], [5, 5]))
     assert mixed[0] == alike[0] and mixed[1] != alike[1]
     lengths = [length for trials in mixed for _, length in trials.values()]
@@ -59,7 +59,7 @@ def test_an_environment_does_as_it_would_in_other_company(acting):
 
 
 @actings
-def test_the_agent_is_told_what_each_trial_earned_and_when_it_began(acting):
+def test_the_context_has_every_trials_rewards_and_its_beginning(acting):
     policy = make_policy(acting, 2)
     seen: list[dict[str, np.ndarray]] = []
     predict = policy._context.predict
@@ -71,18 +71,18 @@ def test_the_agent_is_told_what_each_trial_earned_and_when_it_began(acting):
     policy._context.predict = spy
     results = roll_out(policy, [5, 6])
     for env, trials in enumerate(results):
-        decisions = [{name: value[env] for name, value in step.items()} for step in seen]
-        starts = [index for index, one in enumerate(decisions) if one["step"] == 0][:TRIALS]
+        steps = [{name: value[env] for name, value in step.items()} for step in seen]
+        starts = [index for index, one in enumerate(steps) if one["step"] == 0][:TRIALS]
         assert [-(-length // 2) for _, length in trials.values()][:-1] == np.diff(starts).tolist()
         for trial, start in enumerate(starts):
-            first = decisions[start]
+            first = steps[start]
             assert first["return_to_go"] == pytest.approx(TARGET / 50.0)
             across = acting.across_trials
             assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
             assert first["segment_ids"] == (1 if across else trial + 1)
             assert bool(first["previous_action"].any()) == (across and trial > 0)
             if trial + 1 < TRIALS:
-                last = decisions[starts[trial + 1] - 1]
+                last = steps[starts[trial + 1] - 1]
                 assert last["step"] == starts[trial + 1] - 1 - start
             if across and trial:
                 reached = trials[trial - 1][0] >= TARGET

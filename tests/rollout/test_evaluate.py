@@ -98,9 +98,9 @@ def test_targets_repeat_the_evaluation(run):
     assert (about["targets"], about["trials"], about["checkpoint_step"]) == ([15.0, 20.0, 15.0], 2, 2)
 
 
-def test_probes_are_written_one_by_one_and_again_the_same(run):
+def test_ablations_are_written_one_by_one_and_again_the_same(run):
     (intact,) = repeat(run, (20.0,), trials=2)
-    tables = repeat(run, probes=("foreign", "blind"), trials=2, target=20.0)
+    tables = repeat(run, ablations=("foreign", "blind"), trials=2, target=20.0)
     assert [table.name for table in tables] == ["ablation-foreign.csv", "ablation-blind.csv"]
     first = {(row["env"], row["return"]) for row in read(intact) if row["trial"] == "0"}
     for table in tables:
@@ -110,17 +110,17 @@ def test_probes_are_written_one_by_one_and_again_the_same(run):
         unlike = {(row["env"], row["return"]) for row in rows if row["trial"] == "0"} != first
         assert unlike == (table.name == "ablation-blind.csv")
     before = tables[0].read_text()
-    assert repeat(run, probes=("foreign",), trials=2, target=20.0)[0].read_text() == before
+    assert repeat(run, ablations=("foreign",), trials=2, target=20.0)[0].read_text() == before
 
 
 def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
-    with pytest.raises(UserError, match="--probe foreign: .*--envs 2"):
-        repeat(run, probes=("foreign",), envs=1)
-    for probe, trials, tokens in (("truncated", 2, 59), ("foreign", 2, 59), ("shuffled", 3, 89)):
-        with pytest.raises(UserError, match=f"--probe {probe}: .*--trials {trials}"):
-            repeat(run, probes=(probe,), trials=trials - 1)
-        with pytest.raises(UserError, match=f"--probe {probe}: .*{6 * trials} steps.* {tokens // 5};"):
-            repeat(run, probes=(probe,), trials=trials, context=tokens)
+    with pytest.raises(UserError, match="--ablation foreign: .*--envs 2"):
+        repeat(run, ablations=("foreign",), envs=1)
+    for ablation, trials, tokens in (("truncated", 2, 59), ("foreign", 2, 59), ("shuffled", 3, 89)):
+        with pytest.raises(UserError, match=f"--ablation {ablation}: .*--trials {trials}"):
+            repeat(run, ablations=(ablation,), trials=trials - 1)
+        with pytest.raises(UserError, match=f"--ablation {ablation}: .*{6 * trials} steps.* {tokens // 5};"):
+            repeat(run, ablations=(ablation,), trials=trials, context=tokens)
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="--targets: `target`: .*finite"):
             repeat(run, (15.0, wrong))
@@ -130,12 +130,12 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
         evaluate(tmp_path / "bc", target=1.0)
     with pytest.raises(UserError, match="--targets: behavior_cloning is told no return"):
         repeat(tmp_path / "bc", targets=(1.0,))
-    with pytest.raises(UserError, match="--probe: behavior_cloning looks at the present trial alone"):
-        repeat(tmp_path / "bc", probes=("blind",))
+    with pytest.raises(UserError, match="--ablation: behavior_cloning's context is the present trial alone"):
+        repeat(tmp_path / "bc", ablations=("blind",))
     with pytest.raises(UserError, match="not both"):
         EvaluateVerb(run, targets=(1.0,), target=2.0).run()
     with pytest.raises(UserError, match="--video"):
-        EvaluateVerb(run, probe=("blind",), video=tmp_path / "film.gif").run()
+        EvaluateVerb(run, ablation=("blind",), video=tmp_path / "film.gif").run()
 
 
 def test_a_learner_takes_neither_target_nor_context_of_the_command_line(tmp_path, tiny_config):

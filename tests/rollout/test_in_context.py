@@ -25,9 +25,9 @@ from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import DataSource, build, open_store
 
 TASK, REPEAT, TRIALS = "cartpole_balance", 4, 2
-LIMITS = (38, 50, 43)  # control steps of an episode in each environment: 10, 13 and 11 decisions
-DECISIONS = 13
-ROWS, AT_ONCE = 4 * DECISIONS, 16  # steps of the longest chain here; chains in a batch
+LIMITS = (38, 50, 43)  # control steps of an episode in each environment: 10, 13 and 11 agent steps
+AGENT_STEPS = 13
+ROWS, AT_ONCE = 4 * AGENT_STEPS, 16  # steps of the longest chain here; chains in a batch
 TARGET = 36.0  # of at most one a control step: some trials reach it, and those are completed
 SIZES = {"observation": 5, "action": 1}
 NORMALIZER = Normalizer(np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(0.5, 2, 5, dtype=np.float32), 40.0, 3.0)
@@ -63,8 +63,8 @@ class Recorder(VectorWrapper):
     def step(self, actions):
         observation, reward, terminated, truncated, info = self.env.step(actions)
         for env, rows in enumerate(info["rows"]):
-            held = np.repeat(actions[env][None], len(rows["reward"]), axis=0)
-            self.rows[env][-1].append({**rows, "action": held})
+            repeated = np.repeat(actions[env][None], len(rows["reward"]), axis=0)
+            self.rows[env][-1].append({**rows, "action": repeated})
         return observation, reward, terminated, truncated, info
 
     def episode(self, env: int, trial: int) -> Episode:
@@ -80,7 +80,7 @@ def roll_out(tmp_path, model: Transformer, acting: RolloutSpec, trials: int = TR
         env._env._step_limit = limit
     recorder = Recorder(envs)
     policy = SequencePolicy(
-        model, NORMALIZER, acting, envs=len(limits), episode_steps=DECISIONS, trials=trials, sizes=SIZES, seed=0
+        model, NORMALIZER, acting, envs=len(limits), episode_steps=AGENT_STEPS, trials=trials, sizes=SIZES, seed=0
     )
     results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
     episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
@@ -173,7 +173,7 @@ def test_a_rate_that_is_asked_for_does_not_shrink(tmp_path):
         assert np.abs(predict(model, [chain])[0] - chain.action).max() > 1e-3  # what shrinks is seen
 
 
-def test_an_agent_that_is_told_nothing_needs_no_target(tmp_path):
+def test_an_agent_without_return_conditioning_needs_no_target(tmp_path):
     model = make_model(TokenLayout(("observation", "action")))
     store, results = roll_out(tmp_path, model, RolloutSpec(4, across_trials=False))
     assert np.isnan([r.target_return for r in results]).all()
@@ -204,19 +204,19 @@ def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout,
 
     With some steps to `spare` the oldest trial is seen a little longer.
     """
-    model, trials, decisions = make_model(layout), 5, DECISIONS
-    context = fit * decisions + spare
-    limits = (REPEAT * decisions,) * 2
+    model, trials, steps = make_model(layout), 5, AGENT_STEPS
+    context = fit * steps + spare
+    limits = (REPEAT * steps,) * 2
     store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET), trials, limits)
     for env in range(len(limits)):
         for trial in range(trials):
-            last, held = trials * env + trial, min(fit, trial + 1)
-            chain = read(store, list(range(last - held + 1, last + 1)), TARGET)
-            expected = predict(model, [chain])[0][-decisions:]
+            last, among = trials * env + trial, min(fit, trial + 1)
+            chain = read(store, list(range(last - among + 1, last + 1)), TARGET)
+            expected = predict(model, [chain])[0][-steps:]
             if spare and 1 < fit <= trial:
                 longer = read(store, list(range(last - fit, last + 1)), TARGET)
-                expected = np.concatenate([predict(model, [longer])[0][-decisions:][:spare], expected[spare:]])
-            assert_taken(expected, chain.action[-decisions:])
+                expected = np.concatenate([predict(model, [longer])[0][-steps:][:spare], expected[spare:]])
+            assert_taken(expected, chain.action[-steps:])
 
 
 @pytest.mark.parametrize("layout, context", [(INTERLEAVED, 26), (FUSED, 32), (FUSED, 20)])
@@ -224,8 +224,8 @@ def test_trials_of_unequal_lengths_make_room_one_by_one(tmp_path, layout, contex
     """Every environment keeps whole trials of its own, of those in the newest slots that leave room for the longest."""
     model, trials = make_model(layout), 4
     store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET), trials)
-    context = context if context >= 2 * DECISIONS else DECISIONS
-    kept = max(context - DECISIONS, context // 2)
+    context = context if context >= 2 * AGENT_STEPS else AGENT_STEPS
+    kept = max(context - AGENT_STEPS, context // 2)
     cuts = 0
     for env in range(len(LIMITS)):
         chain = read(store, list(range(trials * env, trials * (env + 1))), TARGET)

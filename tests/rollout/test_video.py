@@ -18,7 +18,7 @@ record(Path({path!r}), lambda envs: RandomPolicy(1, 1, 0), "cartpole_balance", 1
 
 @pytest.mark.skipif(not importlib.util.find_spec("imageio"), reason="films need ringrl[video]")
 @pytest.mark.skipif(not has_egl(), reason="this machine has no EGL to render with")
-def test_a_trial_is_filmed_a_frame_a_decision(tmp_path):
+def test_a_trial_is_filmed_one_frame_an_agent_step(tmp_path):
     import imageio.v3
 
     path = tmp_path / "film.gif"
@@ -28,5 +28,5 @@ def test_a_trial_is_filmed_a_frame_a_decision(tmp_path):
         env={"MUJOCO_GL": "egl", "JAX_PLATFORMS": "cpu", "PATH": ""},
         capture_output=True,
     )
-    assert 1 <= len(imageio.v3.imread(path)) <= 10  # 10 decisions; equal frames are one in a GIF
+    assert 1 <= len(imageio.v3.imread(path)) <= 10  # 10 agent steps; equal frames are one in a GIF
     assert [each.name for each in tmp_path.iterdir()] == ["film.gif"]
