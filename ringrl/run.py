@@ -16,11 +16,10 @@ A run without run.json was made before there was one: schema 0. It is read as it
 config.yaml; `train` and `--resume` bring it to the present schema. Such runs call an ablation's table probe-NAME.csv.
 """  # noqa: E501  # a table
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 import yaml
 
 from ringrl import recipes
+from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_source
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import write_bytes, write_text
@@ -38,30 +38,6 @@ SCHEMA = 1
 
 RETURNS, TARGETS, ABLATION = "returns", "targets", "ablation-"
 """Tables of evaluation/, without their ending; an ablation's name follows the last."""
-
-# Schema 0 says no more of an agent than the name of its file: (display name, whether its context spans trials).
-_SCHEMA_0 = {
-    "agentic_transformer": ("Agentic Transformer", True),
-    "algorithm_distillation": ("Algorithm Distillation", True),
-    "behavior_cloning": ("Behavior Cloning", False),
-    "decision_transformer": ("Decision Transformer", False),
-    "td3": ("TD3", False),
-}
-
-
-@dataclass(frozen=True)
-class AgentRecord:
-    """What a run says of its agent."""
-
-    name: str  # as the configuration names it: a shipped agent, or the path of a file
-    display_name: str  # for tables and figures
-    across_trials: bool  # whether its context continues from one trial to the next
-    sha256: str | None = None  # of agent.py; None in schema 0, which has no copy
-
-    @property
-    def stem(self) -> str:
-        """The name of its file, without folder and ending."""
-        return Path(self.name).stem if self.name.endswith(".py") else self.name
 
 
 class RunDirectory:
@@ -118,7 +94,7 @@ class RunDirectory:
         if known is None:
             source = recipes.find("agents", config.agent.name).read_bytes()
             write_bytes(self.agent_file, source)
-            agent = AgentRecord(config.agent.name, display_name, across_trials, _sha256(source))
+            agent = AgentRecord(config.agent.name, display_name, across_trials, sha256(source))
         else:
             agent = self._agent_of(known)
         store = _store_paths(config.data.store, self.path)
@@ -162,7 +138,7 @@ class RunDirectory:
         agent = self._agent_of(record)
         copy = verify_source(self.agent_file, agent)
         if config.agent.name != agent.name:
-            if _sha256(recipes.find("agents", config.agent.name).read_bytes()) != agent.sha256:
+            if sha256(recipes.find("agents", config.agent.name).read_bytes()) != agent.sha256:
                 raise UserError(f"{self.path}: its agent is {agent.name}, not {config.agent.name}; name a new run")
         values = config.model_dump(mode="json")
         values["agent"]["name"] = str(copy)
@@ -179,8 +155,7 @@ class RunDirectory:
         name = section.get("name") if isinstance(section, dict) else None
         if not isinstance(name, str):
             return None
-        stem = AgentRecord(name, "", False).stem
-        return AgentRecord(name, *_SCHEMA_0.get(stem, (stem, False)))
+        return agent_of_schema_0(name)
 
     def label(self) -> str:
         """What tables call the run's agent: the configuration's label or, without one, the agent's file."""
@@ -252,6 +227,10 @@ class RunDirectory:
         files = [path.stem for prefix in ("probe-", ABLATION) for path in self.evaluation.glob(f"{prefix}*.csv")]
         return dict(sorted({stem.partition("-")[2]: stem for stem in files}.items()))
 
+    def ablation_table(self, name: str) -> Path:
+        """The file of a context ablation's table."""
+        return self.table(self.ablation_tables().get(name, f"{ABLATION}{name}"))
+
     # run.json
 
     def _record(self) -> dict[str, Any] | None:
@@ -273,17 +252,6 @@ class RunDirectory:
             raise UserError(f"{self.record_file}: `agent`: {error}; restore the file, or train again") from None
 
 
-def verify_source(file: Path, agent: AgentRecord) -> Path:
-    """`file`, which must be the source that `agent` records. Raises UserError where it is not there or was changed."""
-    found = _sha256(file.read_bytes()) if file.is_file() else None
-    if found != agent.sha256:
-        raise UserError(
-            f"{file}: {'is missing' if found is None else 'was changed'}; the recorded source of {agent.name} has "
-            f"SHA-256 {str(agent.sha256)[:12]}...: restore it, or train the changed agent as a new run"
-        )
-    return file
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError, with the line, where the file holds anything else."""
     try:
@@ -294,10 +262,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value
-
-
-def _sha256(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()
 
 
 def _store_paths(given: str, run: Path) -> dict[str, str | None]:

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from ringrl import recipes
+from ringrl.agent_record import AgentRecord
 from ringrl.config import parse_config
 from ringrl.errors import UserError
-from ringrl.run import AgentRecord, RunDirectory, read_json
+from ringrl.run import RunDirectory, read_json
 
 SAID = {"display_name": "Mine", "across_trials": True}
 

@@ -17,7 +17,7 @@ from ringrl.store.episode_store import Store
 FORMAT = "ringrl data-set card"
 FORMAT_VERSION = 1
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-SHOWN_GROUPS = 9  # ExoRL's collectors; the last has the first's colour, and stands far from it
+SHOWN_GROUPS = 9  # ExoRL's collectors; the last has the first's colour, and is far from it
 _BINS = 40
 _PERSISTS = 0.2  # persistence below which returns are called luck, in histories of
 _MANY = 100  # episodes and more: of fewer, chance alone gives correlations of that size
@@ -167,7 +167,7 @@ def notes(store: Store, card: dict[str, Any], sample: Sample) -> list[str]:
     if len(still):
         found.append(f"Observations never change in dimension {_listed(still)} of {store.dims.observation}.")
     if sample.action_at_limit > 0.5:
-        found.append(f"{sample.action_at_limit:.0%} of the actions stand at the limit, -1 or 1.")
+        found.append(f"{sample.action_at_limit:.0%} of the actions are at the limit, -1 or 1.")
     if sample.discount_zero:
         found.append("Some episodes really end (discount 0); others stop at a time limit.")
     if not store.dims.physics:

@@ -15,11 +15,10 @@ from ringrl.card.card_facts import Groups, facts, group_sources, notes
 from ringrl.card.card_sample import Sample, draw_sample
 from ringrl.errors import UserError
 from ringrl.files import write_text
-from ringrl.reporting.figures.drawings import Drawing, render
-from ringrl.reporting.figures.return_figures import TaskReturns, return_distribution, return_history
+from ringrl.reporting.figures.data_figures import TaskReturns, return_distribution, return_history
+from ringrl.reporting.figures.drawing import Drawing, render
 from ringrl.reporting.figures.style import SERIES_LIGHT
-from ringrl.reporting.page.html import render_page
-from ringrl.reporting.page.provenance import versions
+from ringrl.reporting.page.html import render_page, versions
 from ringrl.store.episode_store import Store, open_store
 
 _SHOWN_ROWS = 40  # of the table of sources; card.json has them all
@@ -161,7 +160,7 @@ def _returns(card: dict[str, Any]) -> dict[str, Any]:
         "always, 0 is no order, \u22121 falls always. Histories that rise are what Algorithm Distillation learns from. "
         "Persistence: that of return with the return of the episode before; near 0, returns are luck more than policy. "
         "Its clone: what BC-10 % may expect to earn, the mean and the persistent share of the best tenth\u2019s lead; "
-        "not told of short histories.",
+        "not given for short histories.",
     }  # fmt: skip
 
 

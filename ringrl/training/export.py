@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import load_agent
+from ringrl.agent_record import AgentRecord, verify_source
 from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.model.transformer import Transformer
-from ringrl.run import AgentRecord, RunDirectory, read_json, verify_source
+from ringrl.run import RunDirectory, read_json
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
 

@@ -98,7 +98,7 @@ def test_principal_components_of_a_line_are_the_line():
         ({"returns": [[(1, 1), (2, 2)]]}, "walker_1 pays every episode what walker_0 pays it."),
         ({"returns": [[1, 2], []]}, "No episode of walker/b is in the store"),
         ({"returns": [[1, 2]]}, "Observations never change in dimension 0 of 3."),
-        ({"returns": [[1, 2]], "action": 1.0}, "100% of the actions stand at the limit, -1 or 1."),
+        ({"returns": [[1, 2]], "action": 1.0}, "100% of the actions are at the limit, -1 or 1."),
         ({"returns": [[1, 2]], "relabel": "exorl"}, "leaves out the action"),
     ],
 )

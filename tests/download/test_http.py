@@ -77,9 +77,7 @@ def test_without_etag_the_size_must_agree(site, tmp_path):
 
 def test_what_is_no_use_is_given_up_and_what_came_is_kept(site, tmp_path, pauses):
     site.faults += [fault(cut=100), *[fault(cut=0)] * 9]
-    with pytest.raises(
-        UserError, match="broke after 100 of 300000 bytes; 100 bytes are kept in .*run again"
-    ):
+    with pytest.raises(UserError, match="broke after 100 of 300000 bytes; 100 bytes are kept in .*run again"):
         fetch(site, tmp_path)
     assert pauses == [1.0, 2.0, 4.0]
     site.faults.clear()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,11 @@ def write_run(
     trajectories: int | None = None,
     expert: float | None = None,
     targets: tuple[float, ...] = (),
-    probes: dict[str, float] | None = None,
+    ablations: dict[str, float] | None = None,
 ) -> Path:
     """Writes a run whose mean return rises by `gain` a trial, with noise that depends on `seed` alone.
 
-    `expert` is that policy's return; `targets` are achieved to nine tenths; `probes` says what each takes from every
+    `expert` is that policy's return; `targets` are achieved to nine tenths; `ablations` says what each takes from every
     trial but the first.
     """
     rng = np.random.default_rng(seed)
@@ -43,7 +44,7 @@ def write_run(
     config["label"] = label
     if trajectories is not None:
         config["agent"]["trajectories"] = trajectories
-    name = label or agent
+    name = label or Path(agent).stem
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     lines = [HEADER]
     returns = first + gain * np.arange(trials) + rng.normal(0, 25, (envs, trials)) + rng.normal(0, 15, (envs, 1))
@@ -57,15 +58,15 @@ def write_run(
     (path / "evaluation" / "returns.csv").write_text("\n".join(lines) + "\n")
     if targets:
         swept = [HEADER]
-        for told, env in ((told, env) for told in targets for env in range(envs)):
-            swept += _rows(name, task, seed, env, 0.9 * told + rng.normal(0, 5, trials), repr(told))
+        for target_return, env in product(targets, range(envs)):
+            swept += _rows(name, task, seed, env, 0.9 * target_return + rng.normal(0, 5, trials), repr(target_return))
         (path / "evaluation" / "targets.csv").write_text("\n".join(swept) + "\n")
-    for probe, cost in (probes or {}).items():
+    for ablation, cost in (ablations or {}).items():
         worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
         rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
-        (path / "evaluation" / f"probe-{probe}.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+        (path / "evaluation" / f"ablation-{ablation}.csv").write_text("\n".join([HEADER, *rows]) + "\n")
     about = {"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000, "seed": 1000}
-    tables = ["evaluation", *(["targets"] if targets else []), *(f"probe-{probe}" for probe in probes or {})]
+    tables = ["evaluation", *(["targets"] if targets else []), *(f"ablation-{name}" for name in ablations or {})]
     for table in tables:
         (path / "evaluation" / f"{table}.json").write_text(json.dumps(about))
     metrics = [

@@ -5,14 +5,21 @@ import json
 import numpy as np
 import pytest
 
+from ringrl.agent_record import AgentRecord
 from ringrl.reporting import write_report
-from ringrl.reporting.page.aggregate_content import across_tables
-from ringrl.reporting.statistics.aggregates import compare_across
-from ringrl.reporting.statistics.estimates import RESAMPLES, Estimate, agent_statistics, normalised
+from ringrl.reporting.page.across_content import across_tables
+from ringrl.reporting.statistics.across_tasks import compare_across
+from ringrl.reporting.statistics.bootstrap import (
+    RESAMPLES,
+    Estimate,
+    difference,
+    from_resamples,
+    resample_runs,
+    shown_above,
+)
 from ringrl.reporting.statistics.evaluated_run import DataSet
-from ringrl.reporting.statistics.resampling import difference, from_resamples, resample_runs, shown_above
 from ringrl.reporting.statistics.series import Series, TaskSection
-from ringrl.reporting.statistics.task_analysis import analyse
+from ringrl.reporting.statistics.task_statistics import agent_statistics, analyse, normalised
 
 ZERO, HUNDRED = np.zeros((2, 9)), np.full((2, 9), 200.0)  # the random policy's returns and the expert's
 
@@ -20,7 +27,9 @@ ZERO, HUNDRED = np.zeros((2, 9)), np.full((2, 9), 200.0)  # the random policy's 
 def agent(label: str, returns: list | np.ndarray) -> Series:
     """A series whose returns are [seeds, envs, trials]."""
     array = np.asarray(returns, np.float64)
-    return Series(label, label, (), tuple(range(len(array))), array, np.full(array.shape, np.nan))
+    return Series(
+        label, AgentRecord(label, label, False), (), tuple(range(len(array))), array, np.full(array.shape, np.nan)
+    )
 
 
 def section(task: str, *series: Series, expert: np.ndarray = HUNDRED) -> TaskSection:

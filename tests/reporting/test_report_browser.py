@@ -30,7 +30,7 @@ def crowded(tmp_path_factory, write_run) -> Path:
     runs = [
         write_run(base / f"{n}", label=f"AT, {n} trajectories in the context", trajectories=n, seed=n, **small,
                   task="hidden_point_mass_goal", targets=(200.0, 800.0) if n == 128 else (),
-                  probes={"truncated": 60.0} if n == 128 else {})
+                  ablations={"truncated": 60.0} if n == 128 else {})
         for n in (1, 2, 4, 8, 16, 128)
     ]  # fmt: skip
     runs += [write_run(base / agent, agent=agent, seed=200, task="hidden_reacher_target", **small)

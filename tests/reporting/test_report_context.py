@@ -1,4 +1,4 @@
-"""What the context is worth: trajectories in it, targets asked for, probes; from synthetic runs to words."""
+"""What the context is worth: trajectories in it, target returns, ablations; from synthetic runs to words."""
 
 import json
 
@@ -7,12 +7,11 @@ import pytest
 
 from ringrl.errors import UserError
 from ringrl.reporting import write_report
-from ringrl.reporting.statistics.ablation_effects import AblationEffect
-from ringrl.reporting.statistics.estimates import Estimate
+from ringrl.reporting.statistics.bootstrap import Estimate
+from ringrl.reporting.statistics.context_effects import AblationEffect, finding
 from ringrl.reporting.statistics.evaluated_run import read_run
 from ringrl.reporting.statistics.series import arrange
-from ringrl.reporting.statistics.task_analysis import Analysis, analyse
-from ringrl.reporting.statistics.trajectory_curves import finding
+from ringrl.reporting.statistics.task_statistics import Analysis, analyse
 
 SMALL = {"points": 0, "data": False, "target": None}
 
@@ -36,7 +35,7 @@ def test_labels_are_shown_as_they_are_in_order_of_their_numbers_and_pooled_over_
     assert [series.label for series in section.series] == [
         "Mine v1.5", "AD, 2 trials in context", "AD, 16 trials in context",
     ]  # fmt: skip
-    assert [series.agent for series in section.series[1:]] == ["algorithm_distillation"] * 2
+    assert [series.agent.stem for series in section.series[1:]] == ["algorithm_distillation"] * 2
     assert [series.seeds for series in section.series] == [(0,), (0, 1), (0, 1)] and not section.notes
 
 
@@ -63,7 +62,7 @@ def test_a_curve_over_trajectories_rises_or_does_not(make_run):
     (curve,) = analysis(*runs).curves
     assert curve.label == "Algorithm Distillation" and curve.trajectories == (1, 2, 4, 8) and curve.trials == 4
     assert [curve.gain[measure].above for measure in ("last", "max_of_n")] == [True, True]
-    assert [(step.fewer, step.more, step.above) for step in curve.steps["last"]] == [
+    assert [(step.fewer, step.more, step.above) for step in curve.neighbours["last"]] == [
         (1, 2, True), (2, 4, False), (4, 8, True),
     ]  # fmt: skip
     assert curve.gain["last"].difference.value == pytest.approx(
@@ -124,18 +123,18 @@ def test_a_sweep_without_targets_is_refused(make_run):
         read_run(run)
 
 
-def test_a_probe_without_a_trial_is_refused_by_its_name(make_run):
-    run = make_run(probes={"blind": 0.0})
-    file = run / "evaluation" / "probe-blind.csv"
+def test_an_ablation_without_a_trial_is_refused_by_its_name(make_run):
+    run = make_run(ablations={"blind": 0.0})
+    file = run / "evaluation" / "ablation-blind.csv"
     file.write_text("\n".join(file.read_text().splitlines()[:-1]))
-    with pytest.raises(UserError, match=r"probe-blind.csv: agentic_transformer has no trial 3 in env 7"):
+    with pytest.raises(UserError, match=r"ablation-blind.csv: agentic_transformer has no trial 3 in env 7"):
         arrange([read_run(run)])
 
 
-def test_probes_are_paired_pooled_and_put_into_words(make_run):
+def test_ablations_are_paired_pooled_and_put_into_words(make_run):
     costs = {"other": 30.0, "blind": 0.0, "foreign": -50.0, "truncated": 60.0}
-    found = analysis(*(make_run(f"s{s}", seed=s, probes=costs) for s in (0, 1, 2)))
-    results = found.probes["Agentic Transformer"]
+    found = analysis(*(make_run(f"s{s}", seed=s, ablations=costs) for s in (0, 1, 2)))
+    results = found.ablations["Agentic Transformer"]
     assert [result.name for result in results] == ["truncated", "foreign", "blind", "other"]
     truncated, foreign, blind, other = results
     assert truncated.seeds == 3 and truncated.envs == 8
@@ -146,10 +145,10 @@ def test_probes_are_paired_pooled_and_put_into_words(make_run):
     assert foreign.sentence.startswith("With another environment’s earlier trials the last trial earns ")
     assert " more [4" in foreign.sentence or " more [5" in foreign.sentence
     assert blind.matters is None and "no difference shown" in blind.sentence
-    assert other.sentence.startswith("Under the probe “other” the last trial earns")
+    assert other.sentence.startswith("Under the ablation “other” the last trial earns")
 
 
-def test_probe_sentences_say_what_the_interval_carries():
+def test_ablation_sentences_say_what_the_interval_carries():
     def result(cost: Estimate, envs: int = 8) -> AblationEffect:
         return AblationEffect("truncated", 1, envs, (), (), cost)
 
@@ -159,35 +158,45 @@ def test_probe_sentences_say_what_the_interval_carries():
     assert "too few environments (5)" in result(Estimate(60.0, 40.0, 80.0), envs=5).sentence
 
 
-def test_probes_and_sweeps_of_another_checkpoint_or_seed_are_noted(make_run):
-    run = make_run(probes={"blind": 5.0, "foreign": 5.0}, targets=(200.0, 400.0))
+def test_ablations_and_sweeps_of_another_checkpoint_or_seed_are_noted(make_run):
+    run = make_run(ablations={"blind": 5.0, "foreign": 5.0}, targets=(200.0, 400.0))
     assert arrange([read_run(run)])[0].notes == ()
-    for table, change in (("probe-blind", {"checkpoint_step": 500}), ("targets", {"seed": 7, "context": None})):
+    for table, change in (("ablation-blind", {"checkpoint_step": 500}), ("targets", {"seed": 7, "context": None})):
         file = run / "evaluation" / f"{table}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    (run / "evaluation" / "probe-foreign.json").unlink()  # what does not say is not compared
+    (run / "evaluation" / "ablation-foreign.json").unlink()  # what does not say is not compared
     assert arrange([read_run(run)])[0].notes == (
-        "run: probe-blind.csv is of checkpoint 500, returns.csv of checkpoint 1000: evaluate again.",
+        "run: ablation-blind.csv is of checkpoint 500, returns.csv of checkpoint 1000: evaluate again.",
         "run: targets.csv is of evaluation seed 7, context not given, returns.csv of evaluation seed 1000, context "
         "16000: evaluate again.",
     )
 
 
-def test_only_the_seeds_that_were_probed_are_compared(make_run):
-    found = analysis(make_run("a", seed=0, probes={"blind": 5.0}), make_run("b", seed=1))
-    (probe,) = found.section.series[0].probes
-    assert probe.intact.shape == probe.tampered.shape == (1, 8, 4)
-    np.testing.assert_array_equal(probe.intact, found.section.series[0].returns[:1])
+def test_tables_of_runs_of_schema_0_are_read_under_their_old_name(make_run):
+    run = make_run(ablations={"blind": 5.0})
+    expected = analysis(run).ablations
+    for suffix in ("csv", "json"):
+        (run / "evaluation" / f"ablation-blind.{suffix}").rename(run / "evaluation" / f"probe-blind.{suffix}")
+    assert analysis(run).ablations == expected and arrange([read_run(run)])[0].notes == ()
+
+
+def test_only_the_seeds_that_were_ablated_are_compared(make_run):
+    found = analysis(make_run("a", seed=0, ablations={"blind": 5.0}), make_run("b", seed=1))
+    (ablation,) = found.section.series[0].ablations
+    assert ablation.intact.shape == ablation.ablated.shape == (1, 8, 4)
+    np.testing.assert_array_equal(ablation.intact, found.section.series[0].returns[:1])
 
 
 def test_the_page_and_the_summary_carry_all_of_it(make_run, tmp_path):
     options = {"envs": 6, "expert": 480.0, "target": 400.0}
     runs = [distillation(make_run, n, gain=10.0 * n, **options) for n in (1, 2)]
-    runs.append(distillation(make_run, 4, probes={"truncated": 60.0, "mine": 5.0}, targets=(200.0, 400.0), **options))
+    runs.append(
+        distillation(make_run, 4, ablations={"truncated": 60.0, "mine": 5.0}, targets=(200.0, 400.0), **options)
+    )
     out = tmp_path / "report"
     text = write_report(runs, out).read_text()
     names = {path.name for path in out.iterdir()}
-    assert {"trajectories.png", "probes.png", "target_return.png"} <= names
+    assert {"trajectories.png", "ablations.png", "target_return.png"} <= names
     task = json.loads((out / "summary.json").read_text())["tasks"]["walker_run"]
     curve = task["by_trajectories"]["Algorithm Distillation"]
     assert curve["trajectories"] == [1, 2, 4] and len(curve["max_of_n"]["points"]) == 3
@@ -195,8 +204,8 @@ def test_the_page_and_the_summary_carry_all_of_it(make_run, tmp_path):
     label = "AD, 4 trials in context"
     assert [point["target"] for point in task["targets"][label]] == [200, 400]
     assert set(task["targets"][label][0]) == {"target", "first", "last", "mean", "max_of_n"}
-    assert set(task["probes"][label]) == {"truncated", "mine"}
-    assert task["probes"][label]["truncated"]["matters"] is True
+    assert set(task["ablations"][label]) == {"truncated", "mine"}
+    assert task["ablations"][label]["truncated"]["matters"] is True
     assert task["references"]["expert"]["value"] == 480 and task["references"]["hundred"] == "mean of the expert"
     for words in ("Return against trajectories in the context", "What the earlier trials are worth",
                   "What each target achieved", "Expert", "Without earlier trials the last trial earns"):  # fmt: skip

@@ -117,10 +117,10 @@ def test_the_page_says_the_numbers_of_the_summary(one_task):
 def test_the_summary_keeps_its_schema(one_task):
     _, _, summary = one_task
     assert set(summary) == {"format", "ringrl", "created", "confidence", "resamples", "tasks", "across_tasks"}
-    assert summary["format"] == 2 and summary["confidence"] == 0.95
+    assert summary["format"] == 3 and summary["confidence"] == 0.95
     task = summary["tasks"]["walker_run"]
     assert summary["across_tasks"] is None
-    assert set(task) == {"references", "agents", "by_trajectories", "targets", "probes", "datasets", "notes"}
+    assert set(task) == {"references", "agents", "by_trajectories", "targets", "ablations", "datasets", "notes"}
     assert set(task["references"]) == {
         "random", "expert", "n", "random_max_of_n", "expert_max_of_n", "dataset_top_decile", "dataset_best", "zero",
         "hundred",

@@ -8,6 +8,7 @@ import pytest
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import read_dataset, read_metrics, read_run
 from ringrl.reporting.statistics.series import arrange
+from ringrl.reporting.statistics.task_statistics import agent_statistics, verdict
 from ringrl.run import RunDirectory
 
 
@@ -164,6 +165,24 @@ def test_data_of_another_task_is_not_taken_for_this_ones(make_run):
     (path / "dataset.json").write_text(json.dumps(card | {"task": "walker_walk"}))
     (section,) = arrange([read_run(path)])
     assert not section.datasets and "Trained on data of walker_walk" in section.notes[0]
+
+
+def test_a_copied_agent_gets_the_verdicts_of_the_original(make_run):
+    """What a run says of its agent decides, not the name of its file."""
+    original = make_run("a", seed=0)
+    (expected,) = arrange([read_run(original)])
+    copied = make_run("b", agent="mine/my_agent.py", seed=0)
+    (unknown,) = arrange([read_run(copied)])
+    said = {"name": "mine/my_agent.py", "display_name": "Agentic Transformer", "across_trials": True, "sha256": "0"}
+    (copied / "run.json").write_text(json.dumps({"schema": 1, "agent": said, "store": {}}))
+    (found,) = arrange([read_run(copied)])
+    words = [verdict(each.series[0], agent_statistics(each.series[0].returns)) for each in (expected, found)]
+    assert found.series[0].label == "Agentic Transformer" and words[0] == words[1] and "in context" in words[0]
+    guess = verdict(unknown.series[0], agent_statistics(unknown.series[0].returns))
+    assert unknown.series[0].label == "my_agent" and "last trial higher than first" in guess
+    (both,) = arrange([read_run(original), read_run(copied)])
+    labels = ["Agentic Transformer (agentic_transformer)", "Agentic Transformer (my_agent)"]
+    assert [series.label for series in both.series] == labels
 
 
 def test_tasks_become_sections_and_known_agents_come_first(make_run):

@@ -8,27 +8,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.reporting.statistics.estimates import (
-    Estimate,
-    References,
-    agent_statistics,
-    estimate,
-    interquartile_mean,
-    references,
-    show,
-    top_decile,
-    trend,
-    verdict,
-)
+from ringrl.agent_record import AgentRecord
+from ringrl.reporting.statistics.bootstrap import Estimate, estimate, interquartile_mean, show
 from ringrl.reporting.statistics.evaluated_run import DataSet, SourceSummary
 from ringrl.reporting.statistics.series import Series, TaskSection
+from ringrl.reporting.statistics.task_statistics import (
+    References,
+    agent_statistics,
+    references,
+    top_decile,
+    trend,
+    trends,
+    verdict,
+)
 
 TEN = np.array([[1, 2, 3, 4, 5, 6, 7, 8, 9, 100]], dtype=np.float64)
 
 
 def series(returns: np.ndarray) -> Series:
     target = np.full(returns.shape, np.nan)
-    return Series("AT", "agentic_transformer", (), tuple(range(len(returns))), returns, target)
+    return Series(
+        "AT", AgentRecord("my_at.py", "AT", across_trials=True), (), tuple(range(len(returns))), returns, target
+    )
 
 
 def dataset(returns: list[float], source: list[int] | None = None) -> DataSet:
@@ -159,11 +160,10 @@ def test_a_verdict_claims_no_more_than_the_interval_carries():
     falling = series(rising.returns[:, :, ::-1].copy())
     assert agent_statistics(falling.returns).improves is False
     assert "gets worse in context" in verdict(falling, agent_statistics(falling.returns))
-    for file in ("behavior_cloning", "decision_transformer", "mine"):
-        assert ": last trial higher than first, by +50.0 [+" in verdict(replace(rising, agent=file), statistics)
-        assert ": last trial lower than first, by" in verdict(
-            replace(falling, agent=file), agent_statistics(falling.returns)
-        )
+    alone = AgentRecord("mine", "AT", across_trials=False)
+    assert ": last trial higher than first, by +50.0 [+" in verdict(replace(rising, agent=alone), statistics)
+    losing = verdict(replace(falling, agent=alone), agent_statistics(falling.returns))
+    assert ": last trial lower than first, by" in losing
     sign = np.array([1, -1] * 5)
     level = series(np.stack([first, first + step * sign], axis=-1)[None])
     assert agent_statistics(level.returns).improves is None
@@ -195,10 +195,7 @@ def test_numbers_are_shown_with_the_decimals_that_they_deserve():
     assert show(replace(Estimate(5.0, 1.0, 9.0), low=math.nan)) == "5.00"
 
 
-def test_many_histories_are_told_of_together():
-    from ringrl.reporting.statistics.estimates import trends
-    from ringrl.reporting.statistics.evaluated_run import DataSet, SourceSummary
-
+def test_many_histories_are_summarised_together():
     def data(histories):
         returns = np.concatenate([np.arange(4.0) if each % 3 else -np.arange(4.0) for each in range(histories)])
         sources = tuple(SourceSummary(f"seed {each}", "ad_eps", 4) for each in range(histories))

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ringrl.reporting.statistics.series import SHOWN_FIRST
+
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
@@ -24,13 +26,7 @@ MARGIN = 0.47  # inches left of an axis: room for `1,000`
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "h")
 
 # These keep their colour over all figures and all reports; other labels take the remaining ones first.
-_FIXED = {
-    "Agentic Transformer": 0,
-    "Decision Transformer": 1,
-    "Algorithm Distillation": 2,
-    "Behavior Cloning": 3,
-    "TD3": 4,
-}
+_FIXED = {name: index for index, name in enumerate(SHOWN_FIRST)}
 
 
 @dataclass(frozen=True)
@@ -129,10 +125,10 @@ class Look:
 
 
 def assign_colours(groups: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Series label -> colour index, given the labels of each group that must be told apart.
+    """Series label -> colour index, given the labels of each group that must differ.
 
-    Agents under their own names have fixed colours. Any other label has a preference of its own, whatever else is in
-    the report, and gives way only within its groups. Indices from `len(SERIES_LIGHT)` on repeat the colours, with
+    Agents under their own names have fixed colours. Any other label has a preference that does not depend on the rest
+    of the report, and gives way only within its groups. Indices from `len(SERIES_LIGHT)` on repeat the colours, with
     other markers.
     """
     labels = dict.fromkeys(label for group in groups for label in group)
@@ -153,7 +149,7 @@ def page_look(narrow: bool, colours: dict[str, int]) -> Look:
 
 
 def name_axes(axes: Axes, look: Look, x: str, y: str) -> None:
-    """Both axes' names: y's stands upright above the axis, where it is read without turning the head."""
+    """Both axes' names: y's is upright above the axis, where it is read without turning the head."""
     axes.set_xlabel(x, labelpad=6)
     axes.annotate(y, (0, 1), (-72 * MARGIN, 9), xycoords="axes fraction", textcoords="offset points",
                   color=look.palette.muted, fontsize=9.5)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the page says about the context: its number of trajectories, what the agent was told to reach, and probes."""
+"""What the page says about the context: its number of trajectories, target returns, and ablations."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ringrl.reporting.figures.curve_figures import returns_by_trajectories, returns_under_probes
-from ringrl.reporting.figures.drawings import SHOWN, Drawing, target_against_achieved
-from ringrl.reporting.page.content import cell, interval_words, level_words, unbroken
+from ringrl.reporting.figures.context_figures import returns_by_trajectories, returns_under_ablations
+from ringrl.reporting.figures.drawing import Drawing
+from ringrl.reporting.figures.trial_figures import SHOWN, target_against_achieved
+from ringrl.reporting.page.task_content import cell, interval_words, level_words, unbroken
+from ringrl.reporting.statistics.context_effects import MEASURES, finding
 from ringrl.reporting.statistics.series import Series
-from ringrl.reporting.statistics.task_analysis import Analysis, SweepPoint
-from ringrl.reporting.statistics.trajectory_curves import MEASURES, finding
+from ringrl.reporting.statistics.task_statistics import Analysis, SweepPoint
 
 
 def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
@@ -40,32 +41,32 @@ def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
     }
 
 
-def probes(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
-    """The figure of the probes, and a sentence for each; None where nothing was probed."""
-    results, task = analysis.probes, analysis.section.task
+def ablations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
+    """The figure of the context ablations, and a sentence for each; None where there are none."""
+    results, task = analysis.ablations, analysis.section.task
     if not results:
         return None
     prefix = len(results) > 1
     sentences = [(f"{label}: " if prefix else "") + each.sentence for label, mine in results.items() for each in mine]
-    probed = [series for series in analysis.section.series if series.label in results]
+    ablated = [series for series in analysis.section.series if series.label in results]
     return {
         "drawing": Drawing(
-            f"probes{suffix}",
+            f"ablations{suffix}",
             "What the earlier trials are worth",
-            "Mean return at each trial, intact and with the earlier trials in the context tampered with. Truncated: "
+            "Mean return at each trial, intact and with the earlier trials in the context ablated. Truncated: "
             "removed; trials are counted on, as the agent never saw in training. Shuffled: in another order. Foreign: "
             "another environment’s. Blind: no reward anywhere, the present trial included; the return-to-go stays the "
             "target. "
-            f"{interval_words(probed, 'Bars and bands')} Differences are paired within each environment of a seed.",
-            f"{task}: return at each trial under probes. {' '.join(sentences)}",
-            partial(returns_under_probes, probes=results),
+            f"{interval_words(ablated, 'Bars and bands')} Differences are paired within each environment of a seed.",
+            f"{task}: return at each trial under context ablations. {' '.join(sentences)}",
+            partial(returns_under_ablations, ablations=results),
         ),
         "sentences": [unbroken(sentence) for sentence in sentences],
     }
 
 
 def target(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
-    """The figure of targets against returns, and the table of the sweeps; None where no agent is told a target."""
+    """The figure of targets against returns, and the table of the sweeps; None where no agent is conditioned on one."""
     section = analysis.section
     asked = [series for series in section.series if series.sweep or np.isfinite(series.target).any()]
     if not asked:
@@ -74,13 +75,13 @@ def target(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
     return {
         "drawing": Drawing(
             f"target_return{suffix}",
-            "Return asked for and return achieved",
+            "Target return and achieved return",
             f"Each small mark is one trial of one environment (at most {SHOWN} an agent); each large mark is the mean "
-            "over all trials with its 95 % interval. Around a target (dotted) the agents stand side by side, and an "
-            "agent’s trials from the first, left, to the last, right. On the dashed line an agent achieves what it is "
-            f"told. {interval_words(asked, 'Bars')}",
+            "over all trials with its 95 % interval. Around a target (dotted) the agents are side by side, and an "
+            "agent’s trials from the first, left, to the last, right. On the dashed line an agent achieves its "
+            f"target. {interval_words(asked, 'Bars')}",
             f"{section.task}: achieved against target return of {labels}.",
-            partial(target_against_achieved, told=[_told(series) for series in asked]),
+            partial(target_against_achieved, conditioned=[_with_sweep(series) for series in asked]),
             beside=True,
         ),
         "rows": [_sweep_row(label, point) for label, points in analysis.sweeps.items() for point in points],
@@ -96,7 +97,7 @@ def _sweep_row(label: str, point: SweepPoint) -> dict[str, Any]:
     }
 
 
-def _told(series: Series) -> Series:
+def _with_sweep(series: Series) -> Series:
     """A swept series as if its targets had been given in as many sets of environments."""
     if series.sweep is None:
         return series

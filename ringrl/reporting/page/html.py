@@ -1,6 +1,7 @@
 """A self-contained page from one of this folder's templates."""
 
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
@@ -8,6 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ringrl.reporting.figures.style import SERIES_DARK, SERIES_LIGHT
+
+_PACKAGES = ("ringrl", "jax", "flax", "numpy", "scipy", "dm-control", "mujoco", "matplotlib")
 
 
 def render_page(template: str, now: datetime, *, colours: dict[str, int], **content: Any) -> str:
@@ -33,3 +36,14 @@ def render_page(template: str, now: datetime, *, colours: dict[str, int], **cont
         written=f"{now:%Y-%m-%d %H:%M} UTC",
         **content,
     )
+
+
+def versions() -> list[tuple[str, str]]:
+    """(package, version) of what wrote the report, those that are installed."""
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found

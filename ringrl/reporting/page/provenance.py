@@ -1,6 +1,5 @@
 """Where the numbers come from: runs, configs, versions."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -8,8 +7,6 @@ import yaml
 
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.reporting.statistics.series import TaskSection
-
-_PACKAGES = ("ringrl", "jax", "flax", "numpy", "scipy", "dm-control", "mujoco", "matplotlib")
 
 
 def provenance(section: TaskSection) -> dict[str, Any]:
@@ -60,14 +57,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def versions() -> list[tuple[str, str]]:
-    """(package, version) of what wrote the report, those that are installed."""
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return found

@@ -13,22 +13,25 @@ from markupsafe import Markup
 
 from ringrl.errors import UserError
 from ringrl.files import write_bytes
-from ringrl.reporting.figures.drawings import Drawing, Rendered, render, returns_by_trial
+from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
-from ringrl.reporting.page import content, context_content, provenance
-from ringrl.reporting.page.aggregate_content import across_tables
-from ringrl.reporting.page.html import render_page
+from ringrl.reporting.figures.trial_figures import returns_by_trial
+from ringrl.reporting.page import context_content, task_content
+from ringrl.reporting.page.across_content import across_tables
+from ringrl.reporting.page.html import render_page, versions
+from ringrl.reporting.page.provenance import provenance
 from ringrl.reporting.page.summary import summarise
-from ringrl.reporting.statistics.aggregates import Across, compare_across
+from ringrl.reporting.statistics.across_tasks import Across, compare_across
 from ringrl.reporting.statistics.evaluated_run import read_run
 from ringrl.reporting.statistics.series import arrange
-from ringrl.reporting.statistics.task_analysis import Analysis, analyse
+from ringrl.reporting.statistics.task_statistics import Analysis, analyse
+from ringrl.run import RunDirectory
 
 
 def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = None) -> Path:
     """Write the report on `runs` and return the path of its `index.html`.
 
-    Runs of one label on one task are pooled as seeds; each task becomes a section. Beside the page stand
+    Runs of one label on one task are pooled as seeds; each task becomes a section. Beside the page are
     `summary.json`, a PNG of each figure, and `report.png`, the lead figure. `out` is by default the run's own
     `report/`, or `runs/report` for several runs. Every file replaces an older one in one step, the page last.
 
@@ -51,7 +54,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
         raise UserError("nothing to report on: give at least one run directory")
     out = Path(out) if out is not None else None
     if out is None:
-        out = paths[0] / "report" if len(paths) == 1 else Path("runs") / "report"
+        out = RunDirectory(paths[0]).report if len(paths) == 1 else Path("runs") / "report"
     analyses = [analyse(section) for section in arrange([read_run(path) for path in paths])]
     across = compare_across(analyses) if len(analyses) > 1 else None
     now = datetime.now(UTC)
@@ -88,32 +91,32 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
     sections = []
     for entry in analyses:
         suffix = "" if len(analyses) == 1 else f"-{_slug(entry.section.task)}"
-        figures = content.drawings(entry, suffix)
+        figures = task_content.drawings(entry, suffix)
         sections.append(
             {
                 "task": entry.section.task,
                 "slug": _slug(entry.section.task),
                 "notes": entry.section.notes,
-                "findings": content.findings(entry),
-                "table": content.table(entry),
-                "per_trial": content.per_trial(entry),
+                "findings": task_content.findings(entry),
+                "table": task_content.table(entry),
+                "per_trial": task_content.per_trial(entry),
                 "lead": draw(figures["lead"]),
                 "trajectories": draw_in(context_content.trajectories(entry, suffix)),
-                "probes": draw_in(context_content.probes(entry, suffix)),
+                "ablations": draw_in(context_content.ablations(entry, suffix)),
                 "target": draw_in(context_content.target(entry, suffix)),
                 "data": [
                     {"store": data["store"], "figures": [draw(data["histogram"]), draw(data["history"])]}
                     for data in figures["data"]
                 ],
                 "loss": draw(figures["loss"]) if figures["loss"] else None,
-                "provenance": provenance.provenance(entry.section),
+                "provenance": provenance(entry.section),
             }
         )
     return rendered, sections
 
 
 def _colours(analyses: Sequence[Analysis]) -> dict[str, int]:
-    """One colour a label over all tasks; labels of one task, and curves of one figure, are told apart."""
+    """One colour a label over all tasks; labels of one task, and curves of one figure, have different ones."""
     series = [list(analysis.statistics) for analysis in analyses]
     curves = [[curve.label for curve in analysis.curves] for analysis in analyses]
     return assign_colours([*series, *curves])
@@ -138,7 +141,7 @@ def _page(analyses: Sequence[Analysis], across: Across | None, sections: list[di
         byline=" · ".join(agents),
         numbers="summary.json",
         sections=sections,
-        versions=[*provenance.versions(), ("Python", platform.python_version())],
+        versions=[*versions(), ("Python", platform.python_version())],
     )
 
 

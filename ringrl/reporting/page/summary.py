@@ -7,24 +7,22 @@ from typing import Any
 import numpy as np
 
 from ringrl import __version__
-from ringrl.reporting.statistics.ablation_effects import AblationEffect
-from ringrl.reporting.statistics.aggregates import Across, AgentComparison
-from ringrl.reporting.statistics.estimates import (
-    CONFIDENCE,
-    RESAMPLES,
+from ringrl.reporting.statistics.across_tasks import Across, AgentComparison
+from ringrl.reporting.statistics.bootstrap import CONFIDENCE, RESAMPLES, Estimate
+from ringrl.reporting.statistics.context_effects import AblationEffect, TrajectoryCurve, finding
+from ringrl.reporting.statistics.evaluated_run import DataSet, TrainingCurves
+from ringrl.reporting.statistics.series import Series
+from ringrl.reporting.statistics.task_statistics import (
     AgentStatistics,
-    Estimate,
+    Analysis,
     References,
+    SweepPoint,
     normalised,
     trends,
     verdict,
 )
-from ringrl.reporting.statistics.evaluated_run import DataSet, TrainingCurves
-from ringrl.reporting.statistics.series import Series
-from ringrl.reporting.statistics.task_analysis import Analysis, SweepPoint
-from ringrl.reporting.statistics.trajectory_curves import TrajectoryCurve, finding
 
-FORMAT = 2  # raised when a key changes its meaning
+FORMAT = 3  # raised when a key changes its meaning
 
 
 def summarise(analyses: Sequence[Analysis], across: Across | None, created: str) -> dict[str, Any]:
@@ -32,9 +30,9 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
 
     {format, ringrl, created, confidence, resamples, tasks: {task: {references, agents: {label: {agent, seeds, envs,
     trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
-    training}}, by_trajectories, targets, probes, datasets, notes}}, across_tasks}; an estimate is {value, low, high}.
-    `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task: {label}}, normalised,
-    average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
+    training}}, by_trajectories, targets, ablations, datasets, notes}}, across_tasks}; an estimate is
+    {value, low, high}. `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task:
+    {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
     """
     return {
         "format": FORMAT,
@@ -65,7 +63,9 @@ def _task(analysis: Analysis) -> dict[str, Any]:
         "agents": {series.label: _agent(series, statistics[series.label], levels) for series in section.series},
         "by_trajectories": {curve.label: _curve(curve) for curve in analysis.curves},
         "targets": {label: [_sweep_point(point) for point in points] for label, points in analysis.sweeps.items()},
-        "probes": {label: {each.name: _probe(each) for each in results} for label, results in analysis.probes.items()},
+        "ablations": {
+            label: {each.name: _ablation(each) for each in effects} for label, effects in analysis.ablations.items()
+        },
         "datasets": [_dataset(data) for data in section.datasets],
         "notes": list(section.notes),
     }
@@ -73,7 +73,7 @@ def _task(analysis: Analysis) -> dict[str, Any]:
 
 def _curve(curve: TrajectoryCurve) -> dict[str, Any]:
     return {
-        "agent": curve.agent,
+        "agent": curve.agent.stem,
         "series": [series.label for series in curve.series],
         "trajectories": list(curve.trajectories),
         "n": curve.trials,
@@ -84,8 +84,8 @@ def _curve(curve: TrajectoryCurve) -> dict[str, Any]:
             "gain": _estimate(curve.gain[measure].difference),
             "rises": curve.gain[measure].above,
             "steps": [
-                {"from": step.fewer, "to": step.more, "difference": _estimate(step.difference), "verdict": step.verdict}
-                for step in curve.steps[measure]
+                {"from": pair.fewer, "to": pair.more, "difference": _estimate(pair.difference), "verdict": pair.verdict}
+                for pair in curve.neighbours[measure]
             ],
             "finding": finding(curve, measure),
         }
@@ -98,15 +98,15 @@ def _sweep_point(point: SweepPoint) -> dict[str, Any]:
     return {"target": point.target} | {measure: _estimate(getattr(point, measure)) for measure in measures}
 
 
-def _probe(result: AblationEffect) -> dict[str, Any]:
+def _ablation(effect: AblationEffect) -> dict[str, Any]:
     return {
-        "seeds": result.seeds,
-        "envs": result.envs,
-        "intact_by_trial": [_estimate(number) for number in result.intact],
-        "returns_by_trial": [_estimate(number) for number in result.tampered],
-        "cost": _estimate(result.cost),
-        "matters": result.matters,
-        "finding": result.sentence,
+        "seeds": effect.seeds,
+        "envs": effect.envs,
+        "intact_by_trial": [_estimate(number) for number in effect.intact],
+        "returns_by_trial": [_estimate(number) for number in effect.ablated],
+        "cost": _estimate(effect.cost),
+        "matters": effect.matters,
+        "finding": effect.sentence,
     }
 
 
@@ -140,7 +140,7 @@ def _agent(series: Series, statistics: AgentStatistics, levels: References) -> d
     targets = np.unique(series.target[np.isfinite(series.target)])
     scores = normalised(series, statistics, levels)
     return {
-        "agent": series.agent,
+        "agent": series.agent.stem,
         "runs": [str(run.path) for run in series.distinct_runs],
         "seeds": list(series.seeds),
         "envs": envs,

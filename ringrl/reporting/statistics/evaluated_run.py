@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from ringrl.agent_record import AgentRecord, agent_of_schema_0
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn
 from ringrl.run import TARGETS, RunDirectory, read_json
@@ -61,8 +62,10 @@ class EvaluatedRun:
     dataset: DataSet | None
     evaluation: dict[str, Any]
     targets: tuple[TrialReturn, ...]  # the evaluation repeated for several target returns; may be empty
-    probes: dict[str, tuple[TrialReturn, ...]]  # by name: the evaluation with its context tampered with
-    repetitions: dict[str, dict[str, Any]]  # by table, as `ablation-blind`: what its JSON says, as `evaluation`
+    ablations: dict[str, tuple[TrialReturn, ...]]  # by name: the evaluation with its context ablated
+    repetitions: dict[str, dict[str, Any]]  # by table, such as `ablation-blind`: its settings, as `evaluation`
+    label: str = ""  # what the tables call the run's agent
+    agent: AgentRecord | None = None  # None where the run does not say
 
     @property
     def name(self) -> str:
@@ -70,21 +73,19 @@ class EvaluatedRun:
         return self.path.resolve().name
 
     @property
-    def agent_file(self) -> str | None:
-        """The agent's file without folder and ending, as the config has it; None if that does not say."""
-        name = self._agent.get("name")
-        return PurePath(name).stem if isinstance(name, str) else None
-
-    @property
     def trajectories(self) -> int | None:
-        """Trajectories that stand in one context in training, as the config has them; None for agents without."""
-        count = self._agent.get("trajectories")
+        """Trajectories in one context in training, as the config has them; None for agents without."""
+        section = self.config.get("agent")
+        count = section.get("trajectories") if isinstance(section, dict) else None
         return count if isinstance(count, int) else None
 
-    @property
-    def _agent(self) -> dict[str, Any]:
-        section = self.config.get("agent")
-        return section if isinstance(section, dict) else {}
+    def agent_in_table(self, name: str) -> AgentRecord:
+        """The agent that the tables call `name`; where the run does not say, what the name alone says."""
+        return self.agent if self.agent is not None and name == self.label else agent_of_schema_0(name)
+
+    def shown_name(self, name: str) -> str:
+        """What a report calls the agent that the tables call `name`: the label that the user chose, or its own name."""
+        return name if name == self.config.get("label") else self.agent_in_table(name).display_name
 
 
 def read_run(path: Path) -> EvaluatedRun:
@@ -110,8 +111,10 @@ def read_run(path: Path) -> EvaluatedRun:
         dataset=read_dataset(run.dataset_file),
         evaluation=run.table_settings(),
         targets=run.read_table(TARGETS) if targets else (),
-        probes={name: run.read_table(table) for name, table in ablations.items()},
+        ablations={name: run.read_table(table) for name, table in ablations.items()},
         repetitions={table: run.table_settings(table) for table in [*ablations.values(), *targets]},
+        label=run.label(),
+        agent=run.agent(),
     )
 
 

@@ -1,4 +1,4 @@
-"""Rows of returns as full arrays, those of several seeds stacked: an evaluation, its sweep over targets, its probes."""
+"""Rows of returns as full arrays, those of several seeds stacked: an evaluation, its targets, its ablations."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.returns import TrialReturn
+from ringrl.run import TARGETS, RunDirectory
 
 
 class Replica(NamedTuple):
@@ -31,11 +32,11 @@ class Sweep:
 
 @dataclass(frozen=True)
 class AblationReturns:
-    """An evaluation with its context tampered with, beside the intact one of the same seeds and environments."""
+    """An evaluation with its context ablated, beside the intact one of the same seeds and environments."""
 
     name: str
     intact: Float64[np.ndarray, "seeds envs trials"]
-    tampered: Float64[np.ndarray, "seeds envs trials"]
+    ablated: Float64[np.ndarray, "seeds envs trials"]
 
 
 def grid(rows: Sequence[TrialReturn], file: Path) -> Float64[np.ndarray, "2 envs trials"]:
@@ -82,7 +83,7 @@ def pool_sweep(task: str, agent: str, replicas: Sequence[Replica]) -> Sweep | No
     if not targets:
         return None
     grids = [
-        grid([row for row in rows if row.target_return == target], run.path / "evaluation" / "targets.csv")
+        grid([row for row in rows if row.target_return == target], RunDirectory(run.path).table(TARGETS))
         for target in targets
         for run, rows in tables
     ]
@@ -93,24 +94,24 @@ def pool_sweep(task: str, agent: str, replicas: Sequence[Replica]) -> Sweep | No
 def pool_ablations(
     task: str, agent: str, replicas: Sequence[Replica], returns: Float64[np.ndarray, "seeds envs trials"]
 ) -> tuple[AblationReturns, ...]:
-    """The probes of an agent, by name; `returns` is the intact evaluation of the replicas."""
-    probes = []
-    for name in sorted({name for replica in replicas for name in replica.run.probes}):
+    """The context ablations of an agent, by name; `returns` is the intact evaluation of the replicas."""
+    ablations = []
+    for name in sorted({name for replica in replicas for name in replica.run.ablations}):
         grids, intact = [], []
         for (run, seed), whole in zip(replicas, returns, strict=True):
-            rows = [r for r in run.probes.get(name, ()) if (r.task, r.agent, r.seed) == (task, agent, seed)]
+            rows = [r for r in run.ablations.get(name, ()) if (r.task, r.agent, r.seed) == (task, agent, seed)]
             if rows:
-                grids.append(grid(rows, run.path / "evaluation" / f"probe-{name}.csv"))
+                grids.append(grid(rows, RunDirectory(run.path).ablation_table(name)))
                 intact.append(whole)
         if grids:
-            tampered = stack(grids)[0][0]
-            envs, trials = (min(tampered.shape[axis], returns.shape[axis]) for axis in (1, 2))
-            probes.append(AblationReturns(name, np.stack(intact)[:, :envs, :trials], tampered[:, :envs, :trials]))
-    return tuple(probes)
+            ablated = stack(grids)[0][0]
+            envs, trials = (min(ablated.shape[axis], returns.shape[axis]) for axis in (1, 2))
+            ablations.append(AblationReturns(name, np.stack(intact)[:, :envs, :trials], ablated[:, :envs, :trials]))
+    return tuple(ablations)
 
 
 def other_settings(run: EvaluatedRun) -> list[str]:
-    """A note for each of the run's tables of probes and targets that is not of the evaluation in returns.csv."""
+    """A note for each of the run's tables of ablations and targets that is not of the evaluation in returns.csv."""
     names = {"checkpoint_step": "checkpoint", "seed": "evaluation seed", "context": "context"}
     notes = []
     for table, about in run.repetitions.items():

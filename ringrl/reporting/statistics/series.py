@@ -1,13 +1,14 @@
 """Runs sorted into sections: a section a task, in it one series a label, each a full [seeds, envs, trials] array."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import numpy as np
 from jaxtyping import Float64
 
+from ringrl.agent_record import AgentRecord
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import DataSet, EvaluatedRun
 from ringrl.reporting.statistics.pooling import (
@@ -21,17 +22,12 @@ from ringrl.reporting.statistics.pooling import (
     stack,
 )
 from ringrl.returns import TrialReturn
+from ringrl.run import RunDirectory
 
 RANDOM, EXPERT = "random", "expert"  # rows of these in returns.csv are reference levels, no series
 
-# In the order in which a report shows them; others follow by name.
-_NAMES = {
-    "agentic_transformer": "Agentic Transformer",
-    "decision_transformer": "Decision Transformer",
-    "algorithm_distillation": "Algorithm Distillation",
-    "behavior_cloning": "Behavior Cloning",
-    "td3": "TD3",
-}
+SHOWN_FIRST = ("Agentic Transformer", "Decision Transformer", "Algorithm Distillation", "Behavior Cloning", "TD3")
+"""Display names of agents, in the order in which a report shows them; others follow by name."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +35,13 @@ class Series:
     """What one agent earned on one task. Several runs of one label count as seeds of the same thing."""
 
     label: str
-    agent: str  # its file without folder and ending, or, where no config names that, what the tables call it
-    runs: tuple[EvaluatedRun, ...]  # a run for each seed; one evaluated with several seeds stands here several times
+    agent: AgentRecord
+    runs: tuple[EvaluatedRun, ...]  # a run for each seed; one evaluated with several seeds is here several times
     seeds: tuple[int, ...]
     returns: Float64[np.ndarray, "seeds envs trials"]
-    target: Float64[np.ndarray, "seeds envs trials"]  # NaN where the agent was told nothing
+    target: Float64[np.ndarray, "seeds envs trials"]  # NaN without return conditioning
     sweep: Sweep | None = None
-    probes: tuple[AblationReturns, ...] = ()
+    ablations: tuple[AblationReturns, ...] = ()
 
     @property
     def trajectories(self) -> int | None:
@@ -80,50 +76,47 @@ def arrange(runs: Sequence[EvaluatedRun]) -> tuple[TaskSection, ...]:
     for run in runs:
         if all(row.agent in (RANDOM, EXPERT) for row in run.returns):
             raise UserError(f"{run.path} holds no agent's returns, only reference policies': evaluate it again")
-    return tuple(_section(task, runs) for task in sorted({row.task for run in runs for row in run.returns}))
+    labels = _labels(runs)
+    return tuple(_section(task, runs, labels) for task in sorted({row.task for run in runs for row in run.returns}))
 
 
-def display_name(name: str) -> str:
-    """What a report calls an agent's file, or the label of a run, which is shown as it is."""
-    stem = PurePath(name).stem if name.endswith(".py") else name
-    return _NAMES.get(stem, stem)
+def rank(label: str, agent: AgentRecord) -> tuple[int, str, list[str | int]]:
+    """Sort key: known agents first, labels of one agent together, the numbers in labels in order of size."""
+    name = agent.display_name
+    pieces = [int(piece) if piece.isdigit() else piece for piece in re.split(r"([0-9]+)", label)]
+    return (SHOWN_FIRST.index(name) if name in SHOWN_FIRST else len(SHOWN_FIRST), name, pieces)
 
 
-def rank(name: str, file: str) -> tuple[int, str, list[str | int]]:
-    """Known agents first, labels of one file together, the numbers in labels in order of size."""
-    known = list(_NAMES)
-    pieces = [int(piece) if piece.isdigit() else piece for piece in re.split(r"([0-9]+)", name)]
-    return (known.index(file) if file in known else len(known), file, pieces)
+def _labels(runs: Sequence[EvaluatedRun]) -> dict[str, str]:
+    """The label of each agent, by its name in the tables; agents of one display name keep their own names beside it."""
+    shown = {row.agent: run.shown_name(row.agent) for run in runs for row in run.returns}
+    several = [label for label, count in Counter(shown.values()).items() if count > 1]
+    return {name: f"{label} ({name})" if label in several else label for name, label in shown.items()}
 
 
-def _section(task: str, runs: Sequence[EvaluatedRun]) -> TaskSection:
+def _section(task: str, runs: Sequence[EvaluatedRun], labels: dict[str, str]) -> TaskSection:
     notes: list[str] = []
     series: list[Series] = []
-    held = [run for run in runs if any(row.task == task for row in run.returns)]
+    mine = [run for run in runs if any(row.task == task for row in run.returns)]
     references = (RANDOM, EXPERT)
-    names = {r.agent: run for run in held for r in run.returns if r.task == task and r.agent not in references}
-    for name in sorted(names, key=lambda name: rank(name, _file(names[name], name))):
-        series.extend(_series_of_agent(task, name, held, notes))
-    others = {run.dataset.task for run in held if run.dataset is not None and task not in _task_names(run.dataset)}
+    names = {r.agent: run for run in mine for r in run.returns if r.task == task and r.agent not in references}
+    for name in sorted(names, key=lambda name: rank(name, names[name].agent_in_table(name))):
+        series.extend(_series_of_agent(task, name, labels[name], mine, notes))
+    others = {run.dataset.task for run in mine if run.dataset is not None and task not in _task_names(run.dataset)}
     if others:
         notes.append(f"Trained on data of {', '.join(sorted(others))}; those returns say nothing about {task}.")
-    notes.extend(note for run in held for note in other_settings(run))
-    random, expert = (_reference(task, name, held) for name in references)
-    return TaskSection(task, tuple(series), random, expert, _datasets(task, held), tuple(notes))
+    notes.extend(note for run in mine for note in other_settings(run))
+    random, expert = (_reference(task, name, mine) for name in references)
+    return TaskSection(task, tuple(series), random, expert, _datasets(task, mine), tuple(notes))
 
 
-def _file(run: EvaluatedRun, name: str) -> str:
-    return run.agent_file or (PurePath(name).stem if name.endswith(".py") else name)
-
-
-def _series_of_agent(task: str, agent: str, runs: Sequence[EvaluatedRun], notes: list[str]) -> list[Series]:
+def _series_of_agent(task: str, agent: str, label: str, runs: Sequence[EvaluatedRun], notes: list[str]) -> list[Series]:
     """One series, but one for each number of trajectories in the context: those are different experiments."""
     replicas: list[Replica] = []
     for run in runs:
         seeds = {row.seed for row in run.returns if row.task == task and row.agent == agent}
         replicas.extend(Replica(run, seed) for seed in sorted(seeds))
     counts = {replica.run.trajectories for replica in replicas}
-    label = display_name(agent)
     if len(counts) == 1:
         return _repetitions(task, agent, label, replicas, notes)
     found: list[Series] = []
@@ -163,7 +156,7 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
     both, cut = stack(
         [
             grid([r for r in run.returns if (r.task, r.agent, r.seed) == (task, agent, seed)],
-                 run.path / "evaluation" / "returns.csv")
+                 RunDirectory(run.path).table())
             for run, seed in replicas
         ]
     )  # fmt: skip
@@ -178,13 +171,13 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
         notes.append(f"{label}: the runs pooled as seeds also differ in {', '.join(keys)}.")
     return Series(
         label=label,
-        agent=_file(runs[0], agent),
+        agent=runs[0].agent_in_table(agent),
         runs=runs,
         seeds=tuple(_training_seed(replica) for replica in replicas),
         returns=both[0],
         target=both[1],
         sweep=pool_sweep(task, agent, replicas),
-        probes=pool_ablations(task, agent, replicas, both[0]),
+        ablations=pool_ablations(task, agent, replicas, both[0]),
     )
 
 
@@ -196,12 +189,12 @@ def _reference(task: str, name: str, runs: Sequence[EvaluatedRun]) -> Float64[np
         evaluations += [(run, [row for row in rows if row.seed == seed]) for seed in sorted({row.seed for row in rows})]
     kept: list[np.ndarray] = []
     seen: set[tuple[int, int, float]] = set()
-    # Runs evaluated in the same environments repeat its episodes, whatever their own seed: count those once. Single
+    # Runs evaluated in the same environments repeat its episodes, for any seed of their own: count those once. Single
     # episodes may coincide by chance, so an evaluation is left out only as a whole.
     for run, rows in sorted(evaluations, key=lambda evaluation: len(evaluation[1]), reverse=True):
         episodes = {(row.env, row.trial, row.return_) for row in rows}
         if not episodes <= seen:
-            kept.append(grid(rows, run.path / "evaluation" / "returns.csv")[0])
+            kept.append(grid(rows, RunDirectory(run.path).table())[0])
         seen |= episodes
     trials = min((each.shape[1] for each in kept), default=0)
     return np.concatenate([each[:, :trials] for each in kept]) if kept else np.zeros((0, 0))

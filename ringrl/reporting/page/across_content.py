@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from ringrl.reporting.page.content import cell
-from ringrl.reporting.statistics.aggregates import MEASURES, Across, AgentComparison, Pair
-from ringrl.reporting.statistics.estimates import RESAMPLES
+from ringrl.reporting.page.task_content import cell
+from ringrl.reporting.statistics.across_tasks import MEASURES, Across, AgentComparison, Pair
+from ringrl.reporting.statistics.bootstrap import RESAMPLES
 
 
 def across_tables(across: Across) -> dict[str, Any]:

@@ -8,23 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ringrl.reporting.figures.drawings import Drawing, returns_by_trial
+from ringrl.reporting.figures.data_figures import TaskReturns, return_distribution, return_history
+from ringrl.reporting.figures.drawing import Drawing
 from ringrl.reporting.figures.loss_figures import loss_curves
-from ringrl.reporting.figures.return_figures import TaskReturns, return_distribution, return_history
-from ringrl.reporting.statistics.estimates import (
-    PAIRS_FOR_VERDICT,
-    RESAMPLES,
-    Estimate,
-    References,
-    normalised,
-    show,
-    show_number,
-    trends,
-    verdict,
-)
+from ringrl.reporting.figures.trial_figures import returns_by_trial
+from ringrl.reporting.statistics.bootstrap import PAIRS_FOR_VERDICT, RESAMPLES, Estimate, show, show_number
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES, DataSet, TrainingCurves
 from ringrl.reporting.statistics.series import Series, TaskSection
-from ringrl.reporting.statistics.task_analysis import Analysis
+from ringrl.reporting.statistics.task_statistics import Analysis, References, normalised, trends, verdict
 
 Cell = dict[str, str]
 TABLE = (

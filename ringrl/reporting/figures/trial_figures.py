@@ -1,60 +1,20 @@
-"""The figures: each a function that draws one fact for a `Look`, so that page, phone and PNG share one drawing."""
+"""The figures of returns: at each trial, and against the target return."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ringrl.reporting.figures.style import MARGIN, PAPER, Look, name_axes, page_look, thousands, to_png, to_svg
-from ringrl.reporting.statistics.estimates import Estimate, References, estimate
+from ringrl.reporting.figures.style import MARGIN, Look, name_axes, thousands
+from ringrl.reporting.statistics.bootstrap import Estimate, estimate
 from ringrl.reporting.statistics.series import Series
-from ringrl.reporting.statistics.task_analysis import Analysis
+from ringrl.reporting.statistics.task_statistics import Analysis, References
 
 SHOWN = 400  # marks an agent at most, so that the page stays small
 _LONGEST = 30  # letters of a label that still fit beside a wide figure
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure before it is drawn."""
-
-    name: str  # of its PNG file, without suffix
-    title: str
-    caption: str
-    alt: str  # what a reader who cannot see it is told
-    draw: Callable[[Look], Figure]
-    beside: bool = False  # whether the caption stands beside the figure where there is room
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A figure for the page: the same facts drawn wide, narrow, and as PNG."""
-
-    drawing: Drawing
-    wide: str
-    narrow: str
-    png: bytes
-
-
-def render(drawing: Drawing, colours: dict[str, int]) -> Rendered:
-    """Draws all three."""
-    wide, narrow, paper = page_look(False, colours), page_look(True, colours), Look(PAPER, colours=colours)
-
-    def draw(look: Look) -> Figure:
-        with matplotlib.rc_context(look.rc()):
-            return drawing.draw(look)
-
-    return Rendered(
-        drawing,
-        wide=to_svg(draw(wide), wide, f"{drawing.name}-w"),
-        narrow=to_svg(draw(narrow), narrow, f"{drawing.name}-n"),
-        png=to_png(draw(paper), paper),
-    )
 
 
 def returns_by_trial(look: Look, sections: Sequence[Analysis], named: bool = False) -> Figure:
@@ -152,28 +112,28 @@ def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
         )
 
 
-def target_against_achieved(look: Look, told: Sequence[Series]) -> Figure:
-    """Every trial's achieved return over its target return, means with intervals, and the line of perfect obedience.
+def target_against_achieved(look: Look, conditioned: Sequence[Series]) -> Figure:
+    """Every trial's achieved return over its target return, means with intervals, and the line of equality.
 
-    `told` are agents with targets.
+    `conditioned` are agents with targets.
     """
     figure, axes = look.figure(4.5 if look.narrow else 5.1, width=5.4)
     panel = axes[0, 0]
-    everything = np.concatenate([np.concatenate([s.target.ravel(), s.returns.ravel()]) for s in told])
+    everything = np.concatenate([np.concatenate([s.target.ravel(), s.returns.ravel()]) for s in conditioned])
     low, high = min(0.0, float(np.nanmin(everything))), float(np.nanmax(everything))
     high += 0.09 * (high - low)
     panel.plot([low, high], [low, high], color=look.palette.muted, linewidth=1.1, linestyle=(0, (5, 3)))
-    targets = _levels_of(*(series.target for series in told))
+    targets = _levels_of(*(series.target for series in conditioned))
     for level in targets:
         panel.axvline(level, color=look.palette.muted, linewidth=0.9, linestyle=(0, (1, 2)))
     panel.annotate("achieved = target", (low + 0.06 * (high - low),) * 2, (-1, 6), textcoords="offset points",
                    color=look.palette.muted, rotation=45, rotation_mode="anchor", transform_rotates_text=True,
                    fontsize=8.5)  # fmt: skip
-    # Agents told the same would hide each other, and so would an agent's trials: spread them around the target.
+    # Agents of one target would hide each other, and so would an agent's trials: spread them around the target.
     closest = float(np.diff(targets).min()) if len(targets) > 1 else high - low
-    width = min(0.055 * (high - low), 0.8 * closest / len(told))
-    for index, series in enumerate(told):
-        _achieved(panel, look, series, width, index - (len(told) - 1) / 2)
+    width = min(0.055 * (high - low), 0.8 * closest / len(conditioned))
+    for index, series in enumerate(conditioned):
+        _achieved(panel, look, series, width, index - (len(conditioned) - 1) / 2)
     panel.set_xlim(low, high)
     panel.set_ylim(low, high)
     panel.set_aspect("equal", adjustable="box", anchor="SW")
@@ -182,26 +142,26 @@ def target_against_achieved(look: Look, told: Sequence[Series]) -> Figure:
         axis.set_major_locator(MaxNLocator(nbins=5))
         axis.set_major_formatter(thousands())
     name_axes(panel, look, "Target return", "Achieved return")
-    width, height = figure.get_figwidth(), figure.get_figheight() + 0.23 * len(told)
+    width, height = figure.get_figwidth(), figure.get_figheight() + 0.23 * len(conditioned)
     figure.set_figheight(height)
     figure.legend(loc="upper left", bbox_to_anchor=(0, 0.99), handletextpad=0.3)
-    top = 0.42 + 0.23 * len(told)
+    top = 0.42 + 0.23 * len(conditioned)
     figure.subplots_adjust(left=MARGIN / width, right=0.985, bottom=0.6 / height, top=1 - top / height)
     return figure
 
 
-def _achieved(axes: Axes, look: Look, series: Series, width: float, place: float) -> None:
-    """One agent's marks, fanned out by trial over 0.8 of `width`; `place` is its place among the agents."""
+def _achieved(axes: Axes, look: Look, series: Series, width: float, offset: float) -> None:
+    """One agent's marks, fanned out by trial over 0.8 of `width` and moved aside by `offset` times `width`."""
     colour, marker = look.colour(series.label), look.marker(series.label)
     trials = series.target.shape[2]
     means = _mean_by_target(series.target, series.returns)
     fan = np.linspace(-0.4, 0.4, trials) * width if trials > 1 and means else np.zeros(trials)
-    x = (series.target + np.broadcast_to(fan, series.target.shape) + place * width).ravel()
+    x = (series.target + np.broadcast_to(fan, series.target.shape) + offset * width).ravel()
     shown = np.linspace(0, x.size - 1, min(x.size, SHOWN)).astype(np.int64)
     axes.plot(x[shown], series.returns.ravel()[shown], linestyle="none", marker=marker, markersize=3.6,
               markeredgewidth=0, color=colour, alpha=0.35)  # fmt: skip
     for value, mean in means:
-        centre = value + place * width
+        centre = value + offset * width
         if mean.has_interval:
             axes.vlines(centre, mean.low, mean.high, color=colour, linewidth=2.5)
         axes.plot(centre, mean.value, marker=marker, markersize=9, color=colour,

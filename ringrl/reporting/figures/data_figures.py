@@ -88,19 +88,19 @@ def return_history(look: Look, data: TaskReturns) -> Figure:
 
 
 def _folded(panel: Axes, look: Look, data: TaskReturns) -> None:
-    """Median and middle 80% over the sources, by the place of an episode in its source."""
+    """Median and middle 80% over the sources, by the position of an episode in its source."""
     counts = np.bincount(data.source)
     by_source = np.argsort(data.source, kind="stable")
-    place = np.empty(len(data.source), np.int64)
-    place[by_source] = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = np.empty(len(data.source), np.int64)
+    position[by_source] = np.arange(len(position)) - np.repeat(np.cumsum(counts) - counts, counts)
     for group in data.present:
         mine = data.group == group
-        places = np.unique(place[mine])
-        spread = [np.quantile(data.returns[mine & (place == each)], (0.1, 0.5, 0.9)) for each in places]
+        positions = np.unique(position[mine])
+        spread = [np.quantile(data.returns[mine & (position == each)], (0.1, 0.5, 0.9)) for each in positions]
         low, middle, high = np.asarray(spread).T
         colour = data.colour(look, group)
-        panel.fill_between(places + 1, low, high, color=colour, alpha=0.2, linewidth=0)
-        panel.plot(places + 1, middle, color=colour, linewidth=1.8)
+        panel.fill_between(positions + 1, low, high, color=colour, alpha=0.2, linewidth=0)
+        panel.plot(positions + 1, middle, color=colour, linewidth=1.8)
 
 
 def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
@@ -108,14 +108,14 @@ def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
     stretch = max(1, -(-len(order) // (120 if look.narrow else 240)))
     sources = np.unique(data.source).tolist()
     for source in sources:
-        place = np.flatnonzero(data.source == source)
-        group = int(data.group[place[0]])
-        _history(panel, data.colour(look, group), order[place].astype(np.float64), data.returns[place], stretch)
-        if place[0]:
-            panel.axvline(float(order[place[0]]) - 0.5, color=look.palette.line, linewidth=1)
+        position = np.flatnonzero(data.source == source)
+        group = int(data.group[position[0]])
+        _history(panel, data.colour(look, group), order[position].astype(np.float64), data.returns[position], stretch)
+        if position[0]:
+            panel.axvline(float(order[position[0]]) - 0.5, color=look.palette.line, linewidth=1)
         # Names where they fit; in file order each source follows the one before it.
-        if 1 < len(sources) <= (3 if look.narrow else 9) and 20 * len(place) >= len(order):
-            panel.annotate(data.labels[group], (float(order[place[0]]), 1), (4, -3), va="top", fontsize=8.5,
+        if 1 < len(sources) <= (3 if look.narrow else 9) and 20 * len(position) >= len(order):
+            panel.annotate(data.labels[group], (float(order[position[0]]), 1), (4, -3), va="top", fontsize=8.5,
                            xycoords=("data", "axes fraction"), textcoords="offset points",
                            color=look.palette.muted)  # fmt: skip
 

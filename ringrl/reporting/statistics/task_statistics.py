@@ -1,56 +1,22 @@
-"""Statistics of returns, each with its 95 % interval. Deterministic: every bootstrap starts from the same seed.
-
-One training seed: BCa bootstrap over environments (`scipy.stats.bootstrap`; Efron 1987). Several seeds: the pigeonhole
-bootstrap (Owen 2007), which resamples seeds and environments at once. Environments of one trained network are no
-independent evidence about training, and seeds evaluated in the same environments share their luck; treating all returns
-as independent would overlook both. IQM: Agarwal et al. 2021.
-"""
+"""Everything that a report says of one task: each agent's statistics, reference levels, scores and verdicts."""
 
 import math
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float64
 
 from ringrl.quality.return_history import monotonicity
+from ringrl.reporting.statistics.bootstrap import PAIRS_FOR_VERDICT, Estimate, estimate, interquartile_mean, show
+from ringrl.reporting.statistics.context_effects import (
+    AblationEffect,
+    TrajectoryCurve,
+    ablation_effects,
+    trajectory_curves,
+)
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES, DataSet
+from ringrl.reporting.statistics.pooling import Sweep
 from ringrl.reporting.statistics.series import Series, TaskSection
-
-CONFIDENCE = 0.95
-RESAMPLES = 4000
-# With 5 paired differences even 5 of one sign happen by chance in 1 of 16 cases; with 6 it is 1 of 32, below 5 %.
-PAIRS_FOR_VERDICT = 6
-
-# Agents that look across trials, by their files. Of others, and of files not known, a gain is not put down to context.
-ACROSS_TRIALS = ("agentic_transformer", "algorithm_distillation")
-
-Statistic = Callable[..., np.ndarray | np.floating]  # (values, axis) -> values with that axis reduced
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its confidence interval; `low` and `high` are NaN where one unit allows none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    @property
-    def has_interval(self) -> bool:
-        """Whether there is an interval."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0; False without an interval."""
-        return self.has_interval and (self.low > 0 or self.high < 0)
-
-    def scaled(self, zero: float, hundred: float) -> "Estimate":
-        """The same on the scale where `zero` is 0 and `hundred` (> zero) is 100; both are taken as exactly known."""
-        return Estimate(*(100 * (number - zero) / (hundred - zero) for number in (self.value, self.low, self.high)))
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ class References:
 
     def largest_scale(self, n: int) -> tuple[float, float] | None:
         """The scale of the largest return among `n` trials: the reference policies' own largest among as many. Without
-        an expert it is `scale`: the data's best tenth are single episodes, which no best of n stands against."""
+        an expert it is `scale`: the data's best tenth are single episodes, which no best of n compares with."""
         random, expert = self.largest(n)
         if self.scale is None or self.expert is None:
             return self.scale
@@ -134,57 +100,57 @@ class References:
         return "mean of the data’s best tenth of episodes" if self.expert is None else "mean of the expert"
 
 
-def estimate(values: Float64[np.ndarray, "seeds envs"], statistic: Statistic = np.mean) -> Estimate:
-    """`statistic` over all units, with its 95 % bootstrap interval.
+@dataclass(frozen=True)
+class SweepPoint:
+    """What an agent achieved with the target return `target`."""
 
-    One seed: BCa over environments, or percentile where BCa is undefined; constant data: the value itself. Several
-    seeds: percentiles of the pigeonhole bootstrap. A single unit has no interval.
-    """
-    value = float(statistic(values.reshape(-1), axis=-1))
-    if values.size < 2:
-        return Estimate(value)
-    if np.ptp(values) == 0:
-        return Estimate(value, value, value)
-    if len(values) > 1:
-        low, high = _pigeonhole(values, statistic)
-    else:
-        low, high = _one_stage(values[0], statistic, "BCa")
-        if not (math.isfinite(low) and math.isfinite(high)):
-            low, high = _one_stage(values[0], statistic, "percentile")
-    return Estimate(value, low, high)
+    target: float
+    first: Estimate
+    last: Estimate
+    mean: Estimate  # over all trials
+    max_of_n: Estimate
 
 
-def _one_stage(values: Float64[np.ndarray, " envs"], statistic: Statistic, method: str) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        # BCa divides by zero where resamples or jackknife values do not vary; the caller then takes percentiles.
-        warnings.simplefilter("ignore", category=scipy.stats.DegenerateDataWarning)
-        warnings.simplefilter("ignore", category=RuntimeWarning)
-        result = scipy.stats.bootstrap(
-            (values,),
-            statistic,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method=method,
-            vectorized=True,
-            rng=np.random.default_rng(0),
+@dataclass(frozen=True)
+class Analysis:
+    """A section with its numbers; dictionaries are by series label."""
+
+    section: TaskSection
+    statistics: dict[str, AgentStatistics]
+    levels: References
+    curves: tuple[TrajectoryCurve, ...]
+    ablations: dict[str, tuple[AblationEffect, ...]]  # of the series that have any
+    sweeps: dict[str, tuple[SweepPoint, ...]]  # of the series evaluated for several targets, ascending
+
+    @property
+    def trials(self) -> int:
+        """The fewest trials that any agent has."""
+        return min(series.returns.shape[2] for series in self.section.series)
+
+
+def analyse(section: TaskSection) -> Analysis:
+    """All statistics of a section."""
+    return Analysis(
+        section,
+        {series.label: agent_statistics(series.returns) for series in section.series},
+        references(section),
+        trajectory_curves(section),
+        {series.label: ablation_effects(series) for series in section.series if series.ablations},
+        {series.label: _sweep_points(series.sweep) for series in section.series if series.sweep},
+    )
+
+
+def _sweep_points(sweep: Sweep) -> tuple[SweepPoint, ...]:
+    return tuple(
+        SweepPoint(
+            target,
+            first=estimate(returns[:, :, 0]),
+            last=estimate(returns[:, :, -1]),
+            mean=estimate(returns.mean(axis=2)),
+            max_of_n=estimate(returns.max(axis=2)),
         )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _pigeonhole(values: Float64[np.ndarray, "seeds envs"], statistic: Statistic) -> tuple[float, float]:
-    rng = np.random.default_rng(0)
-    seeds, envs = values.shape
-    seed = rng.integers(seeds, size=(RESAMPLES, seeds, 1))
-    env = rng.integers(envs, size=(RESAMPLES, 1, envs))  # the same for all seeds of a resample
-    resampled = statistic(values[seed, env].reshape(RESAMPLES, -1), axis=-1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
-    return float(low), float(high)
-
-
-def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
-    """Mean of the middle half, 25 % cut from each end, along `axis`."""
-    return scipy.stats.trim_mean(values, 0.25, axis=axis)
+        for target, returns in zip(sweep.targets, sweep.returns, strict=True)
+    )
 
 
 def agent_statistics(returns: Float64[np.ndarray, "seeds envs trials"]) -> AgentStatistics:
@@ -267,29 +233,13 @@ def verdict(series: Series, statistics: AgentStatistics) -> str:
     trials = series.returns.shape[2]
     if trials == 1:
         return f"{series.label}: one trial, {show(statistics.first)}; nothing to compare it with."
-    learns = series.agent in ACROSS_TRIALS
+    in_context = series.agent.across_trials
     gain = show(statistics.gain, signed=True)
     claim = {
-        True: f"improves in context, by {gain}" if learns else f"last trial higher than first, by {gain}",
-        False: f"gets worse in context, by {gain}" if learns else f"last trial lower than first, by {gain}",
+        True: f"improves in context, by {gain}" if in_context else f"last trial higher than first, by {gain}",
+        False: f"gets worse in context, by {gain}" if in_context else f"last trial lower than first, by {gain}",
         None: f"no difference shown ({gain})",
     }[statistics.improves]
     if statistics.pairs < PAIRS_FOR_VERDICT:
         claim = f"too few environments ({statistics.pairs}) to tell; a verdict needs {PAIRS_FOR_VERDICT}"
     return f"{series.label}: last trial {show(statistics.last)} against first {show(statistics.first)}: {claim}."
-
-
-def show(number: Estimate, signed: bool = False) -> str:
-    """`812 [790, 830]`, rounded alike; `812` if there is no interval."""
-    text = show_number(number.value, number, signed)
-    if not number.has_interval:
-        return text
-    return f"{text} [{show_number(number.low, number, signed)}, {show_number(number.high, number, signed)}]"
-
-
-def show_number(value: float, like: Estimate | None = None, signed: bool = False) -> str:
-    """A number with as many decimals as the magnitude of `like` (or its own) deserves, and a true minus sign."""
-    largest = max((abs(x) for x in (like.value, like.low, like.high) if math.isfinite(x)), default=0) if like else value
-    decimals = 0 if abs(largest) >= 100 else 1 if abs(largest) >= 10 else 2
-    text = f"{round(value, decimals) + 0.0:{'+' if signed else ''},.{decimals}f}"
-    return text.replace("-", "\u2212")

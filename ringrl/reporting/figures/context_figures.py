@@ -1,4 +1,4 @@
-"""The figures of what the context is worth: returns over its number of trajectories, and under probes."""
+"""The figures of what the context is worth: returns over its number of trajectories, and under context ablations."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ringrl.reporting.figures.drawings import level_lines
 from ringrl.reporting.figures.style import MARGIN, MARKERS, Look, name_axes, thousands
-from ringrl.reporting.statistics.ablation_effects import AblationEffect
-from ringrl.reporting.statistics.estimates import Estimate, References
-from ringrl.reporting.statistics.trajectory_curves import MEASURES, TrajectoryCurve
+from ringrl.reporting.figures.trial_figures import level_lines
+from ringrl.reporting.statistics.bootstrap import Estimate
+from ringrl.reporting.statistics.context_effects import MEASURES, AblationEffect, TrajectoryCurve
+from ringrl.reporting.statistics.task_statistics import References
 
-# Each kind of probe keeps its colour over all panels, in which the intact evaluation is drawn in ink.
-_PROBE_COLOURS = {"truncated": 1, "shuffled": 0, "foreign": 2, "blind": 3}
+# Each ablation keeps its colour over all panels, in which the intact evaluation is drawn in ink.
+_ABLATION_COLOURS = {"truncated": 1, "shuffled": 0, "foreign": 2, "blind": 3}
 
 
 def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], levels: References) -> Figure:
@@ -40,21 +40,21 @@ def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], level
     return _finish(figure, axes, look)
 
 
-def returns_under_probes(look: Look, probes: dict[str, tuple[AblationEffect, ...]]) -> Figure:
-    """Return at each trial, intact and under each probe. A panel an agent, by its label."""
-    columns = 1 if look.narrow or len(probes) == 1 else 2
-    rows = -(-len(probes) // columns)
+def returns_under_ablations(look: Look, ablations: dict[str, tuple[AblationEffect, ...]]) -> Figure:
+    """Return at each trial, intact and under each ablation. A panel an agent, by its label."""
+    columns = 1 if look.narrow or len(ablations) == 1 else 2
+    rows = -(-len(ablations) // columns)
     figure, axes = look.figure(3.5 * rows, rows, columns)
-    extra = [name for name in dict.fromkeys(r.name for results in probes.values() for r in results)
-             if name not in _PROBE_COLOURS]  # fmt: skip
-    colours = _PROBE_COLOURS | {name: 4 + index for index, name in enumerate(extra)}
-    for panel, (label, results) in zip(axes.flat, probes.items(), strict=False):
+    extra = [name for name in dict.fromkeys(r.name for results in ablations.values() for r in results)
+             if name not in _ABLATION_COLOURS]  # fmt: skip
+    colours = _ABLATION_COLOURS | {name: 4 + index for index, name in enumerate(extra)}
+    for panel, (label, results) in zip(axes.flat, ablations.items(), strict=False):
         longest = max(results, key=lambda result: len(result.intact)).intact
         for result in results:
             index = colours[result.name]
             colour = look.palette.series[index % len(look.palette.series)]
-            x = np.arange(1, len(result.tampered) + 1) + 0.07 * (1 + results.index(result))  # bars side by side
-            _line(panel, colour, MARKERS[(index + 1) % len(MARKERS)], result.name.capitalize(), x, result.tampered)
+            x = np.arange(1, len(result.ablated) + 1) + 0.07 * (1 + results.index(result))  # bars side by side
+            _line(panel, colour, MARKERS[(index + 1) % len(MARKERS)], result.name.capitalize(), x, result.ablated)
         x = np.arange(1, len(longest) + 1, dtype=np.float64)
         _line(panel, look.palette.ink, "o", "Intact", x, longest)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
@@ -63,7 +63,7 @@ def returns_under_probes(look: Look, probes: dict[str, tuple[AblationEffect, ...
         name_axes(panel, look, "Trial in context", "Return")
         panel.annotate(label, (0, 1), (-72 * MARGIN, 25), xycoords="axes fraction", textcoords="offset points",
                        fontweight="bold")  # fmt: skip
-    for panel in axes.flat[len(probes) :]:
+    for panel in axes.flat[len(ablations) :]:
         panel.set_visible(False)
     return _finish(figure, axes, look, title=0.22)
 

@@ -11,10 +11,17 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float64
 
-from ringrl.reporting.statistics.estimates import Estimate, estimate, interquartile_mean, show_number
-from ringrl.reporting.statistics.resampling import from_resamples, resample_runs, shown_above
+from ringrl.reporting.statistics.bootstrap import (
+    Estimate,
+    estimate,
+    from_resamples,
+    interquartile_mean,
+    resample_runs,
+    show_number,
+    shown_above,
+)
 from ringrl.reporting.statistics.series import Series, rank
-from ringrl.reporting.statistics.task_analysis import Analysis
+from ringrl.reporting.statistics.task_statistics import Analysis
 
 MEASURES = {
     "max_of_n": "Largest return among n trials",
@@ -79,8 +86,8 @@ class _Entry:
 def compare_across(analyses: Sequence[Analysis]) -> Across:
     """The comparison of all agents over all tasks."""
     everything = [series for analysis in analyses for series in analysis.section.series]
-    files = {series.label: series.agent for series in everything}
-    labels = tuple(sorted(files, key=lambda label: rank(label, files[label])))
+    agents = {series.label: series.agent for series in everything}
+    labels = tuple(sorted(agents, key=lambda label: rank(label, agents[label])))
     scaled = [analysis for analysis in analyses if analysis.levels.scale is not None]
     trials = min([series.returns.shape[2] for series in everything] + [analysis.levels.trials for analysis in scaled])
     scaled = [analysis for analysis in scaled if _scale(analysis, "max_of_n", trials) is not None]

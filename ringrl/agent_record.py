@@ -1,0 +1,53 @@
+"""What a run or an export says of its agent, and the check that its copy of the agent's source is the recorded one."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringrl.errors import UserError
+
+# Schema 0 says no more of an agent than the name of its file: (display name, whether its context spans trials).
+_SCHEMA_0 = {
+    "agentic_transformer": ("Agentic Transformer", True),
+    "algorithm_distillation": ("Algorithm Distillation", True),
+    "behavior_cloning": ("Behavior Cloning", False),
+    "decision_transformer": ("Decision Transformer", False),
+    "td3": ("TD3", False),
+}
+
+
+@dataclass(frozen=True)
+class AgentRecord:
+    """What a run says of its agent."""
+
+    name: str  # as the configuration names it: a shipped agent, or the path of a file
+    display_name: str  # for tables and figures
+    across_trials: bool  # whether its context continues from one trial to the next
+    sha256: str | None = None  # of agent.py; None in schema 0, which has no copy
+
+    @property
+    def stem(self) -> str:
+        """The name of its file, without folder and ending."""
+        return Path(self.name).stem if self.name.endswith(".py") else self.name
+
+
+def agent_of_schema_0(name: str) -> AgentRecord:
+    """What is known of an agent by nothing but the name that a configuration or a table of returns gives."""
+    stem = AgentRecord(name, "", False).stem
+    return AgentRecord(name, *_SCHEMA_0.get(stem, (stem, False)))
+
+
+def verify_source(file: Path, agent: AgentRecord) -> Path:
+    """`file`, which must be the source that `agent` records. Raises UserError where it is not there or was changed."""
+    found = sha256(file.read_bytes()) if file.is_file() else None
+    if found != agent.sha256:
+        raise UserError(
+            f"{file}: {'is missing' if found is None else 'was changed'}; the recorded source of {agent.name} has "
+            f"SHA-256 {str(agent.sha256)[:12]}...: restore it, or train the changed agent as a new run"
+        )
+    return file
+
+
+def sha256(source: bytes) -> str:
+    """The SHA-256 of a source, in hexadecimal."""
+    return hashlib.sha256(source).hexdigest()
