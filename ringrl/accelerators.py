@@ -1,4 +1,4 @@
-"""What accelerators can do at best, by the name that JAX gives their devices. Published figures, none measured here."""
+"""Accelerators' peak figures, by JAX's names of the devices: published by their makers, none measured here."""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,22 @@
-"""What fits on which devices: the paper's closed form, and the TPU compiler's own answer."""
+"""What fits on which devices: the paper's closed form, and what the real TPU compiler assigns.
 
+`plan_training_step` compiles a config's training step for a slice, `find_max_context` searches the longest row that
+fits, `plan_exchanges` compares the ways to exchange keys, `hidden_from` is the block from which a hop is hidden.
+"""
+
+from ringrl.planner.closed_form import hidden_from
 from ringrl.planner.compiled import CompiledPlan, CompilerError, plan_training_step
+from ringrl.planner.exchanges import ExchangePlan, plan_exchanges
 from ringrl.planner.longest_context import Attempt, MaxContext, find_max_context
 
-__all__ = ["Attempt", "CompiledPlan", "CompilerError", "MaxContext", "find_max_context", "plan_training_step"]
+__all__ = [
+    "Attempt",
+    "CompiledPlan",
+    "CompilerError",
+    "ExchangePlan",
+    "MaxContext",
+    "find_max_context",
+    "hidden_from",
+    "plan_exchanges",
+    "plan_training_step",
+]

@@ -1,4 +1,4 @@
-"""A config's own training step for a slice of TPUs that is not there: shapes and shardings, and nothing computed."""
+"""A config's own training step for a slice of TPUs that this machine does not have: shapes and shardings alone."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from ringrl.training.state import TrainState, abstract_state, make_train_step
 
 @dataclass(frozen=True)
 class AbstractStep:
-    """A training step and the shapes that it takes."""
+    """A training step, and the shapes and shardings of its arguments."""
 
     config: RunConfig  # with the mesh that the slice has
     mesh_note: str | None  # how that differs from the mesh asked for; None: not at all
@@ -40,9 +40,9 @@ class AbstractStep:
         return self.config.training.row_steps * self.tokens_per_step
 
     def argument_bytes(self) -> dict[str, int]:
-        """Bytes on one device of what the step is given."""
+        """Bytes on one device of the step's arguments, by kind."""
         kinds = {"parameters": self.state.params, "optimiser state": self.state.optimizer, "batch": self.batch}
-        return {kind: sum(local_bytes(x) for x in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
+        return {kind: sum(_local_bytes(x) for x in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
 
     def layer_shapes(self) -> set[tuple[int, ...]]:
         """Shapes on one device of the matrices of all layers."""
@@ -50,12 +50,12 @@ class AbstractStep:
         return {x.sharding.shard_shape(x.shape) for x in arrays}
 
 
-def local_bytes(x: Any) -> int:
-    """Bytes of one device's part of an array."""
+def _local_bytes(x: Any) -> int:
+    """Bytes of one device's shard of an array."""
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def make_step(config: RunConfig, topology: str) -> AbstractStep:
+def make_abstract_step(config: RunConfig, topology: str) -> AbstractStep:
     """The step of `config` on the slice `topology`; see `fit_mesh` for the mesh.
 
     Raises:
@@ -100,10 +100,7 @@ def change(config: RunConfig, section: str, key: str, value: Any, where: str) ->
 
 
 def model_sizes(config: RunConfig, agent: Agent) -> dict[str, int]:
-    """Widths of observation and action: the store's where it is there already, else those of the task's environment.
-
-    Of token ids there are none.
-    """
+    """Widths of observation and action: the store's if it exists, else those of the task's environment. Token ids: {}."""
     if isinstance(agent.tokens(config.agent), TokenIds):
         return {}
     if is_url(config.data.store) or Path(config.data.store).exists():
@@ -120,7 +117,7 @@ def model_sizes(config: RunConfig, agent: Agent) -> dict[str, int]:
 def _place(config: MeshConfig, devices: list[Any], topology: str) -> Mesh:
     try:
         return make_mesh(config, devices)
-    except NotImplementedError as error:  # the axes would have to split the links of one direction of the torus
+    except NotImplementedError as error:  # the axes would split the links of one direction of the torus
         raise UserError(
             f"{topology}: JAX finds no way to lay mesh {config.model_dump(include=set(AXES))} on its links; "
             f"choose axes that are products of whole sides of the slice"

@@ -30,7 +30,9 @@ def read_traffic(transfers: list[Transfer]) -> Traffic:
 def mfu_bound(
     accelerator: Accelerator, *, useful: float, executed: float, traffic: Traffic, hbm_bytes: float
 ) -> tuple[float, str]:
-    """Model FLOPs utilisation that nothing can exceed, 0 to 1, and what sets it.
+    """Upper bound of model FLOPs utilisation, 0 to 1, and what sets it (the roofline; Williams et al. 2009).
+
+        bound = useful / peak / max(compute + waits, ring bytes / link, other bytes / links, HBM bytes / HBM bandwidth)
 
     A step takes at least as long as its matrix products at the peak and the transfers that they wait for, as the ring
     needs on one link in one direction, as all other traffic needs on all links, and as HBM needs for what must pass.
@@ -39,8 +41,8 @@ def mfu_bound(
         accelerator: the device.
         useful: model FLOPs of a device's part of a step.
         executed: FLOPs that it executes.
-        traffic: what it sends.
-        hbm_bytes: what it reads and writes at least.
+        traffic: bytes that it sends.
+        hbm_bytes: bytes that it reads and writes at least.
     """
     link, links = accelerator.link_bandwidth, accelerator.link_bandwidth * accelerator.links
     computing = executed / accelerator.flops

@@ -1,8 +1,8 @@
 """The closed form of the Ring Attention paper (Liu et al., arXiv 2310.01889): Table 1 and Table 2.
 
-It counts one layer's activations and one hop's transfers on paper, so it answers at once and for any chip. What it
+It counts one layer's activations and one hop's transfers by formula, so it takes no time and is for any chip. What it
 leaves out (parameters, optimiser state, the saved inputs of all layers, the compiler's own buffers) is most of what
-fills a device; `ringrl.planner.compiled` asks the compiler for that.
+fills a device; `ringrl.planner.compiled` has the compiler's own numbers.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from ringrl.accelerators import Accelerator
 
 Scheme = Literal["vanilla", "memory_efficient", "blockwise", "ring"]
 
-KEY_VALUE_BLOCKS = 6
-"""Blocks that a device of the ring holds: its queries, its output, a pair (key, value) in use and a pair arriving.
+_BLOCKS = 6
+"""Blocks in the memory of a device of the ring: queries, output, a pair (key, value) in use and a pair arriving.
 
 The paper counts each as b c h bytes, so 6 b c h in all, although it speaks of two bytes a number."""
 
@@ -42,7 +42,7 @@ def layer_activation_bytes(
     if scheme == "ring":
         if block is None:
             raise ValueError("the ring's activations depend on the block: give block, the tokens a device")
-        return KEY_VALUE_BLOCKS * batch * block * width
+        return _BLOCKS * batch * block * width
     feed_forward = 8 * batch * length * width
     if scheme == "vanilla":
         return max(2 * batch * heads * length**2, feed_forward)
@@ -51,7 +51,7 @@ def layer_activation_bytes(
 
 @dataclass(frozen=True)
 class Chip:
-    """What decides whether a ring hides its transfers (paper, Table 2)."""
+    """Figures of a chip by which a ring hides its transfers or not (paper, Table 2)."""
 
     name: str
     flops: float  # peak, bfloat16, 1/s
@@ -69,7 +69,7 @@ class Chip:
     @property
     def minimal_sequence(self) -> float:
         """s = 6 c, tokens a device for which the ring's six blocks have that size."""
-        return KEY_VALUE_BLOCKS * self.minimal_block
+        return _BLOCKS * self.minimal_block
 
 
 PAPER_CHIPS = (
@@ -82,7 +82,7 @@ PAPER_CHIPS = (
 # Bandwidths as in the paper: one way, all links of a chip together. TPUs: Cloud TPU's page of TPU7x (peak, HBM, and
 # half of the bandwidth that it gives for both ways). NVIDIA: data sheets of H100 SXM, H200 and HGX B200 (dense
 # bfloat16; half of NVLink's 900 and 1800 GB/s for both ways); InfiniBand NDR has 400 Gbit/s, one port a GPU.
-LATER_CHIPS = (
+_LATER_CHIPS = (
     Chip("v5p", 459e12, 95e9, 600e9),
     Chip("v6e", 918e12, 32e9, 400e9),
     Chip("tpu7x", 2307e12, 192e9, 600e9),
@@ -93,7 +93,7 @@ LATER_CHIPS = (
     Chip("B200 NVLink", 2250e12, 180e9, 900e9),
     Chip("B200 InfiniBand", 2250e12, 180e9, 50e9),
 )
-CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*PAPER_CHIPS, *LATER_CHIPS)}
+CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*PAPER_CHIPS, *_LATER_CHIPS)}
 """The paper's chips and those that came after it; TPUs under the names that topologies begin with."""
 
 
@@ -115,6 +115,8 @@ def dataset_flops_ratio(width: int, short: int, long: int) -> float:
 
 def hidden_from(chip: Chip | Accelerator, *, group: int = 1, causal: bool = True, backward: bool = False) -> float:
     """Tokens a device from which a hop of ringrl's own ring computes for longer than it sends.
+
+        c = flops bytes / (bandwidth 2 products group share)    with share = 1/2 if causal, else 1
 
     Forward, a hop of c tokens computes 2 products of 2 c^2 d FLOPs a query head (half of that where causality is
     balanced) and sends keys and values, 2 c d numbers of 2 bytes a key head. Backward it computes 5 products, with the

@@ -16,7 +16,7 @@ from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.model.flops import model_flops
 from ringrl.model.sharding import AXES
-from ringrl.planner.abstract_step import AbstractStep, make_step
+from ringrl.planner.abstract_step import AbstractStep, make_abstract_step
 from ringrl.planner.bound import Traffic, mfu_bound, read_traffic
 from ringrl.planner.memory import Memory, is_kept, kinds_of, read_memory
 from ringrl.planner.schedule import read_transfers
@@ -25,12 +25,12 @@ from ringrl.planner.work import Ring, executed_flops
 
 
 class CompilerError(UserError):
-    """The compiler cannot compile the step, whatever the memory."""
+    """The compiler cannot compile the step, for another reason than memory."""
 
 
 @dataclass(frozen=True)
 class CompiledPlan:
-    """The compiler's answer. Bytes are those of one device, FLOPs those of all in one step.
+    """What the compiler assigned. Bytes are those of one device, FLOPs those of all devices in one step.
 
     Where the step does not fit, what follows from its schedule is None; `memory` and `largest` say what it would need.
     """
@@ -70,7 +70,7 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
         UserError: no such slice, libtpu missing, or the slice, the mesh and the row do not divide.
         CompilerError: the compiler failed, but not because HBM is too small.
     """
-    abstract = make_step(config, topology)
+    abstract = make_abstract_step(config, topology)
     device = abstract.mesh.devices.flat[0]
     start = time.perf_counter()
     traced = abstract.step.trace(abstract.state, abstract.batch)
@@ -115,7 +115,7 @@ def _compile(traced: Any) -> _Compilation:
         options = compiler_options("tpu") | {"xla_dump_to": folder}
         try:
             program, reason = traced.lower().compile(compiler_options=options).as_text(), None
-        except Exception as error:  # Mosaic's is no JaxRuntimeError; whatever is raised here, the compiler raised
+        except Exception as error:  # Mosaic's is no JaxRuntimeError; all that is raised here comes from the compiler
             program, reason = None, " ".join(str(error).split())
             if "RESOURCE_EXHAUSTED" not in reason or "hbm" not in reason.lower():
                 raise CompilerError(f"the TPU compiler failed: {_first_sentence(reason)}") from error
@@ -124,7 +124,7 @@ def _compile(traced: Any) -> _Compilation:
         # Some single buffer was too large, and the compiler gave up before it assigned any.
         required = bytes_in(reason or "", r"(?:requires|required[^(]*\(|Used) ?([\d.]+)([BKMGT]?)")
         if required is None:
-            raise RuntimeError(f"libtpu says nothing of the program's memory: {reason}")
+            raise RuntimeError(f"libtpu's message has no size of the program's memory: {reason}")
         memory = Memory(required, 0, ())
     return _Compilation(memory, program, None if reason is None else _first_sentence(reason))
 
@@ -134,7 +134,7 @@ def _first_sentence(message: str) -> str:
 
 
 def _speed(abstract: AbstractStep, traced: Any, compilation: _Compilation, accelerator: Accelerator | None) -> dict:
-    """The fields of `CompiledPlan` that say what a step computes and sends."""
+    """The fields of `CompiledPlan` about what a step computes and sends."""
     c, devices = abstract.config, abstract.mesh.size
     sizes = {"rows": c.training.batch, "steps": c.training.row_steps, "tokens_per_step": abstract.tokens_per_step}
     useful = model_flops(c.model, abstract.state.params, **sizes)

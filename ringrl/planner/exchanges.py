@@ -23,7 +23,7 @@ from ringrl.planner.schedule import read_transfers
 from ringrl.planner.topology import find_devices
 from ringrl.training.mesh import make_mesh
 
-PRODUCTS = 9
+_PRODUCTS = 9
 """Matrix products of one layer's attention, forward and backward, as the TPU kernels compute them (2, 3 and 4)."""
 
 
@@ -32,8 +32,8 @@ class ExchangePlan:
     """One way to attend over all devices: one layer, forward and backward. Bytes are those of one device."""
 
     exchange: str  # ring or all_gather
-    seq: int  # stations of the ring
-    heads: int  # devices a station, which exchange heads
+    seq: int  # devices, or groups of devices, along the ring
+    heads: int  # devices in such a group, which exchange heads
     fits: bool
     sent_bytes: int | None
     waited_bytes: int | None  # of these, what no matrix product runs behind
@@ -116,7 +116,7 @@ def _compile(
         return jax.ShapeDtypeStruct(size, jnp.dtype(m.compute_dtype), sharding=NamedSharding(mesh, spec))
 
     step = jax.jit(train, compiler_options=compiler_options("tpu"))
-    flops = PRODUCTS * rows * m.width * length**2 / len(devices)  # 2 for a multiply-add, half for causality
+    flops = _PRODUCTS * rows * m.width * length**2 / len(devices)  # 2 for a multiply-add, half for causality
     computing = flops / accelerator.flops
     try:
         compiled = step.lower(shape(m.heads), shape(m.kv_heads), shape(m.kv_heads), shape(m.heads)).compile()

@@ -6,8 +6,8 @@ _HEAD = re.compile(r'^(\d+) "?([^"\n]*)"?$', re.MULTILINE)
 _LOCATION = re.compile(r"^(\d+) \{file_name_id=(\d+) function_name_id=(\d+)", re.MULTILINE)
 _FRAME = re.compile(r"^(\d+) \{file_location_id=(\d+)(?: parent_frame_id=(\d+))?", re.MULTILINE)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?(?<=[ )])[a-z][\w\-]*\((.*)$", re.MULTILINE)
-_FARTHEST = 8
-"""Operands that are followed from an instruction of which nothing is said, such as a copy."""
+_MAX_OPERANDS = 8
+"""Operands that are followed from an instruction without a source, such as a copy."""
 
 
 class Sources:
@@ -21,16 +21,16 @@ class Sources:
             for key, file, function in _LOCATION.findall(_section(hlo, "FileLocations"))
         }
         frames = _FRAME.findall(_section(hlo, "StackFrames"))
-        # A frame's parent is written one too high, so that 1 stands for none.
+        # A frame's parent is written one too high, so that 1 is none.
         self._frames = {int(key): (location, int(parent or 1) - 1) for key, location, parent in frames}
         self._instructions = dict(_INSTRUCTION.findall(hlo))
 
     def of(self, instruction: str) -> tuple[str, ...]:
-        """`file:function` of every frame, the innermost first; () where nothing is known.
+        """`file:function` of every frame, the innermost first; () where unknown.
 
         An instruction that the compiler has added comes from where its first operand does.
         """
-        for _ in range(_FARTHEST):
+        for _ in range(_MAX_OPERANDS):
             rest = self._instructions.get(instruction, "")
             if frame := re.search(r"stack_frame_id=(\d+)", rest):
                 return self._stack(int(frame[1]))

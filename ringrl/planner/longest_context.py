@@ -13,10 +13,10 @@ from ringrl.planner.abstract_step import change, fit_mesh
 from ringrl.planner.compiled import CompiledPlan, CompilerError, plan_training_step
 from ringrl.planner.topology import find_devices
 
-WHOLE_BLOCK = 1024
-"""Tokens of which a device's stretches are multiples where they are longer, so that kernels' blocks stay whole."""
+_WHOLE_BLOCK = 1024
+"""Stretches of a device's tokens that are longer are multiples of this, so that kernels' blocks stay whole."""
 
-FARTHEST = 8
+_MAX_GROWTH = 8
 """A row is tried that is at most so many times as long as the longest that fitted."""
 
 
@@ -27,7 +27,7 @@ class Attempt:
     row_steps: int
     row_tokens: int
     fits: bool
-    bytes_per_device: int | None  # None where the compiler failed before it said
+    bytes_per_device: int | None  # None where the compiler failed before that
     host_bytes_per_device: int | None
     seconds: float
     reason: str | None  # the compiler's sentence where it does not fit
@@ -69,7 +69,7 @@ def find_max_context(
 
     Memory is nearly a straight line over the row's length, so the next row to try is where the line through the
     last two sizes meets the device's memory, or its host's. A row that ends in any other error of the compiler counts
-    as too long, and so does one whose offloaded arrays are more than the host is known to hold.
+    as too long, and so does one whose offloaded arrays are more than the host's memory, where that is known.
 
     Args:
         config: whose `training.row_steps` is changed; all else stays, `training.batch` too.
@@ -105,7 +105,7 @@ class _Search:
         pieces = seq * runs_per_shard(seq, config.mesh.layout) * config.mesh.heads
         self.tokens_per_step = load_agent(config.agent.name).tokens(config.agent).tokens_per_step
         self.smallest = pieces
-        self.unit = pieces * WHOLE_BLOCK // math.gcd(WHOLE_BLOCK, self.tokens_per_step)
+        self.unit = pieces * _WHOLE_BLOCK // math.gcd(_WHOLE_BLOCK, self.tokens_per_step)
         # The first row must divide over the config's own mesh as well, until `fit_mesh` has changed that.
         first = math.lcm(
             pieces, config.mesh.seq * runs_per_shard(config.mesh.seq, config.mesh.layout) * config.mesh.heads
@@ -159,7 +159,7 @@ class _Search:
         """Steps of the row to try next; None where the search is over."""
         low, high, expected = self.longest, self.shortest, self._expected()
         if high is None:
-            farthest = FARTHEST * low
+            farthest = _MAX_GROWTH * low
             guess = min(expected or 2 * low, farthest)
             return max(self.round(guess), self.round(low * (1 + precision)), low + self._step(low))
         if high - low <= max(precision * low, self._step(low)):
@@ -177,7 +177,7 @@ class _Search:
         return self.unit if low >= self.unit else self.smallest
 
     def _missed(self) -> bool:
-        """Whether the last attempts were led astray by the line: then the interval is halved."""
+        """Whether the line has predicted badly: then the interval is halved."""
         return len(self.attempts) > 4
 
     def _expected(self) -> float | None:

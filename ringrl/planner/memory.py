@@ -1,8 +1,8 @@
 """What fills a device's memory, from the files that the TPU compiler writes about the buffers it has assigned.
 
 Asked for with the compiler option `xla_dump_to`; written whether or not the program fits. The sizes that
-`Compiled.memory_analysis` calls temporary count some buffers that are never there at once; these files are what the
-compiler decides by.
+`Compiled.memory_analysis` calls temporary count some buffers that are never there at once; these files are
+what the compiler checks against the device's memory.
 """
 
 import math
@@ -26,7 +26,7 @@ _Place = tuple[int, int]  # offset and size in the one allocation of temporaries
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer that is there when most are."""
+    """A buffer at the moment when the temporaries take most bytes."""
 
     bytes: int
     shape: str  # dtype and dimensions on one device, such as bf16[24,1,64000,1024]
@@ -53,7 +53,7 @@ class Memory:
 
 
 def read_memory(folder: Path) -> Memory | None:
-    """The memory of the one program that the compiler reported on in `folder`; None where it got not so far."""
+    """The memory of the one program that the compiler reported on in `folder`; None where it failed before that."""
     reports = [next(folder.glob(f"*.after_optimizations{end}"), None) for end in _REPORTS]
     if None in reports:
         return None
@@ -75,7 +75,7 @@ def _at_peak(assignment: str, lives: str, sources: Sources) -> list[Buffer]:
     for name, (begin, end) in spans.items():
         begins[begin].append(name)
         ends[end + 1].append(name)
-    alive: Counter[_Place] = Counter()  # values that share a place are one buffer
+    alive: Counter[_Place] = Counter()  # values at one offset are one buffer
     size, most, peak, found = 0, 0, 0, []
     for moment in sorted({*begins, *ends}):
         for name in ends[moment]:
@@ -94,11 +94,11 @@ def _at_peak(assignment: str, lives: str, sources: Sources) -> list[Buffer]:
 
 
 def _describe(place: _Place, residents: list[tuple[int, str]], values: dict, sources: Sources) -> Buffer:
-    """The buffer at a place. What a loop hands on is nobody's: then it is whose that stood or will stand here next.
+    """The buffer at an offset. A loop's carry has no maker: then it is that of the value nearest in time there.
 
     Args:
         place: offset and size.
-        residents: the values that are ever there, by their distance in time from the moment that counts.
+        residents: all values at this offset, by their distance in time from the moment of the peak.
         values: place and shape by name.
         sources: of the program.
     """
@@ -124,8 +124,8 @@ def kinds_of(memory: Memory, arguments: dict[str, int], layers: int, gradients: 
     Args:
         memory: from `read_memory`.
         arguments: bytes of parameters, optimiser state and batch on one device.
-        layers: of the model; buffers stacked so high are kept from one pass through the layers for the other.
-        gradients: shapes on one device of the parameters of all layers; what has them is a gradient or a copy.
+        layers: of the model; buffers stacked so high are saved by the forward pass for the backward.
+        gradients: shapes on one device of the parameters of all layers; buffers of them are gradients or copies.
     """
     kinds: dict[str, int] = defaultdict(int, arguments)
     for buffer in memory.temporaries:
@@ -135,7 +135,7 @@ def kinds_of(memory: Memory, arguments: dict[str, int], layers: int, gradients: 
 
 
 def is_kept(buffer: Buffer, layers: int) -> bool:
-    """Whether it holds something of every layer: what one pass through them keeps for the other, or matrices."""
+    """Whether it is stacked over the layers: saved by the forward pass for the backward, or matrices."""
     return layers > 1 and buffer.dimensions[:1] == (layers,) and math.prod(buffer.dimensions[1:]) > 1
 
 
@@ -160,4 +160,4 @@ _KINDS = (
     (r":Transformer\._features", "residual stream"),
     (r"^optax/", "optimiser"),
 )
-"""Function that makes a buffer -> what it belongs to. The innermost function that says something counts."""
+"""Function that makes a buffer -> what it belongs to. The innermost function that matches counts."""

@@ -16,20 +16,20 @@ from ringrl.planner.closed_form import (
 )
 from ringrl.planner.plan_table import format_bytes
 
-SCHEMES: dict[Scheme, str] = {
+_SCHEMES: dict[Scheme, str] = {
     "vanilla": "vanilla",
     "memory_efficient": "memory-efficient attention",
     "blockwise": "and feed-forward (BPT)",
     "ring": "Ring Attention",
 }
-CONTEXTS = (32_768, 131_072, 1_048_576, 8_388_608)
+_CONTEXTS = (32_768, 131_072, 1_048_576, 8_388_608)
 SHORT = 4_096
 """Context with which the paper compares the FLOPs of longer ones."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What Table 1 depends on; LLaMA 7B with a million tokens over 256 devices where nothing is said."""
+    """What Table 1 depends on; by default LLaMA 7B with a million tokens over 256 devices."""
 
     batch: int = 1
     width: int = 4096
@@ -45,13 +45,13 @@ def shape_of(config: RunConfig, row_tokens: int) -> Shape:
     return Shape(batch, m.width, m.heads, row_tokens, max(row_tokens // config.mesh.seq, 1), m.layers)
 
 
-def rows_of(shape: Shape) -> dict[str, list[dict]]:
+def _rows_of(shape: Shape) -> dict[str, list[dict]]:
     """The rows of the three tables, by the table's name."""
     sizes = {"batch": shape.batch, "width": shape.width, "heads": shape.heads, "length": shape.length}
     return {
         "layer_activations": [
             {"scheme": scheme, "bytes": layer_activation_bytes(scheme, **sizes, block=shape.block)}
-            for scheme in SCHEMES
+            for scheme in _SCHEMES
         ],
         "minimal_sequence": [
             {
@@ -72,23 +72,23 @@ def rows_of(shape: Shape) -> dict[str, list[dict]]:
                 "step": 3 * shape.layers * layer_flops(batch=shape.batch, width=shape.width, length=context),
                 "dataset_ratio": dataset_flops_ratio(shape.width, SHORT, context),
             }
-            for context in sorted({SHORT, *CONTEXTS, shape.length})
+            for context in sorted({SHORT, *_CONTEXTS, shape.length})
         ],
     }
 
 
 def to_json(shape: Shape) -> str:
     """One JSON object with the rows of each table."""
-    return json.dumps(rows_of(shape))
+    return json.dumps(_rows_of(shape))
 
 
 def to_tables(shape: Shape) -> list[Table]:
     """Table 1, Table 2, and the FLOPs of longer contexts."""
-    rows = rows_of(shape)
+    rows = _rows_of(shape)
     about = f"width {shape.width}, {shape.heads} heads, {shape.length:,} tokens, batch {shape.batch}"
     first = _table(f"Table 1: largest activation of a layer, bfloat16; {about}", "scheme", "bytes")
     for row in rows["layer_activations"]:
-        name = SCHEMES[row["scheme"]]
+        name = _SCHEMES[row["scheme"]]
         first.add_row(name if row["scheme"] != "ring" else f"{name}, {shape.block:,} tokens a device", _bytes(row))
     title = "Table 2: shortest block and sequence a device that hide a ring's transfers, thousands of tokens"
     second = _table(title, "chip", "TFLOP/s", "HBM, GB", "links, GB/s", "block", "sequence")

@@ -1,7 +1,7 @@
 """What a compiled program sends between devices, and what it computes meanwhile, read from its scheduled HLO text.
 
-In scheduled HLO the instructions of a computation stand in the order in which they are issued. An asynchronous transfer
-is a pair of instructions, `-start` and `-done`; what stands between them runs while the transfer is under way.
+In scheduled HLO the instructions of a computation are in the order in which they are issued. An asynchronous transfer
+is a pair of instructions, `-start` and `-done`; what is between them runs while the transfer is under way.
 """
 
 import math
@@ -22,7 +22,7 @@ class Transfer:
     kind: str  # collective-permute, all-gather, all-to-all, reduce-scatter or all-reduce
     sent_bytes: int  # by one device, each time
     times: int  # that it runs: the trip counts of the loops around it
-    hidden_by: tuple[str, ...]  # instructions that hold matrix products and run meanwhile; () where all waits for it
+    hidden_by: tuple[str, ...]  # instructions with matrix products that run meanwhile; () where all waits for it
     operation: str = ""  # what the program calls it, such as jit(f)/shard_map/ppermute; a ring's end so
 
 
@@ -43,7 +43,7 @@ def read_transfers(scheduled_hlo: str) -> list[Transfer]:
     """All collective operations of `compiled.as_text()`, in the order of the text."""
     program = _parse(scheduled_hlo)
     works = {name: False for name in program}
-    while (found := {name for name in program if not works[name] and _holds_product(program[name], works)}) != set():
+    while (found := {name for name in program if not works[name] and _has_product(program[name], works)}) != set():
         works |= dict.fromkeys(found, True)
     times = _times(program)
     partitions = re.search(r"num_partitions=(\d+)", scheduled_hlo)
@@ -67,12 +67,12 @@ def _parse(text: str) -> dict[str, list[_Instruction]]:
     return program
 
 
-def _holds_product(body: list[_Instruction], works: dict[str, bool]) -> bool:
+def _has_product(body: list[_Instruction], works: dict[str, bool]) -> bool:
     return any(_is_product(instruction, works) for instruction in body)
 
 
 def _is_product(instruction: _Instruction, works: dict[str, bool]) -> bool:
-    """Whether it is a matrix product, a Pallas kernel, or runs a computation that holds one."""
+    """Whether it is a matrix product, a Pallas kernel, or runs a computation that contains one."""
     if instruction.op in ("convolution", "dot") or 'custom_call_target="tpu_custom_call"' in instruction.rest:
         return True
     return any(works.get(name, False) for name in instruction.called())
@@ -120,7 +120,11 @@ def _takes(instruction: _Instruction, operand: _Instruction) -> bool:
 
 
 def _sent(kind: str, instruction: _Instruction, devices: int) -> int:
-    """Bytes that a device gives away (Chan et al. 2007, the bandwidth-optimal algorithms)."""
+    """Bytes that a device sends (Chan et al. 2007, the bandwidth-optimal algorithms).
+
+    Of n devices, for a result of b bytes: b (n - 1) / n for all-gather and all-to-all, b (n - 1) for reduce-scatter,
+    2 b (n - 1) / n for all-reduce.
+    """
     sizes = _sizes(instruction.type)
     if instruction.op == "collective-permute-start":  # (operand, result, two numbers of the runtime's)
         sizes = sizes[1:2]
@@ -146,7 +150,7 @@ def _sizes(type_: str) -> list[int]:
 
 
 def _group(attributes: str) -> int | None:
-    """Devices that take part together; None where it does not say, and all do."""
+    """Devices that take part together; None where it is not written, and all do."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):

@@ -1,4 +1,4 @@
-"""Slices of TPUs by name, as libtpu's compiler describes them: no TPU is needed, and none is touched."""
+"""Slices of TPUs by name, as libtpu's compiler describes them; no TPU is needed or used."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from ringrl.errors import UserError
 
 _FLAT = ("4x4", "4x8", "8x8", "8x16", "16x16")
-SLICES: dict[str, tuple[str, ...]] = {
+_SLICES: dict[str, tuple[str, ...]] = {
     "v2": ("2x2", *_FLAT),
     "v3": ("2x2", *_FLAT, "16x32", "32x32"),
     "v5e": ("1x1", "2x2", "2x4", *_FLAT),
@@ -21,7 +21,7 @@ SLICES: dict[str, tuple[str, ...]] = {
 }
 """Slices of the generations whose chips lie in a plane (Cloud TPU's documentation); libtpu would take any rectangle."""
 
-MOST_CHIPS = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
+_MOST_CHIPS = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
 """Chips in the largest slice of the generations whose chips fill a box."""
 
 _SMALL_BOXES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
@@ -30,7 +30,7 @@ _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",  # ask no cloud metadata server what machine this is
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of this machine, which has none; the topology is named apart
-    # The lock keeps two processes from driving one TPU. Compiling drives none, and any JAX process may hold the lock.
+    # The lock keeps two processes from driving one TPU. Compiling drives none, and any JAX process may have the lock.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -60,15 +60,10 @@ def find_devices(name: str) -> list[Any]:
         raise UserError(f"topology {name}: libtpu does not know it: {' '.join(str(error).split())[:200]}") from error
 
 
-def generation_of(name: str) -> str:
-    """`v5e` of `v5e:2x4`."""
-    return name.partition(":")[0]
-
-
 def device_hbm_bytes(device: Any) -> int:
     """HBM that the compiler may fill on a device, bytes; some is kept for the runtime (15.75 GiB of a v5e's 16).
 
-    Asked of the compiler itself, with a program that fits nowhere: topology devices have no memory statistics.
+    Read from the compiler's error for a program that fits nowhere: topology devices have no memory statistics.
     """
     too_much = jax.ShapeDtypeStruct((2**20, 2**20), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
@@ -78,7 +73,7 @@ def device_hbm_bytes(device: Any) -> int:
         if available is not None:
             return available
         raise
-    raise RuntimeError(f"{device.device_kind}: the compiler put 4 TiB on one device, so its HBM cannot be told")
+    raise RuntimeError(f"{device.device_kind}: the compiler put 4 TiB on one device, so its HBM is unknown")
 
 
 def bytes_in(message: str, pattern: str) -> int | None:
@@ -92,15 +87,15 @@ def _check(name: str) -> str:
     if not re.fullmatch(r"\w+:\d+(x\d+)+", name):
         raise UserError(f"topology `{name}`: write generation:chips, for example {_EXAMPLES}")
     generation, _, shape = name.partition(":")
-    if generation in SLICES and shape not in SLICES[generation]:
-        raise UserError(f"topology {name} does not exist; {generation} has {', '.join(SLICES[generation])}")
-    if generation in MOST_CHIPS and not _is_box(shape, MOST_CHIPS[generation]):
+    if generation in _SLICES and shape not in _SLICES[generation]:
+        raise UserError(f"topology {name} does not exist; {generation} has {', '.join(_SLICES[generation])}")
+    if generation in _MOST_CHIPS and not _is_box(shape, _MOST_CHIPS[generation]):
         raise UserError(
             f"topology {name} does not exist; {generation} has {', '.join(_SMALL_BOXES)} and boxes of multiples of 4 "
-            f"in ascending order, such as 4x4x4 or 4x4x8, up to {MOST_CHIPS[generation]} chips"
+            f"in ascending order, such as 4x4x4 or 4x4x8, up to {_MOST_CHIPS[generation]} chips"
         )
-    if generation not in SLICES and generation not in MOST_CHIPS:
-        known = ", ".join([*SLICES, *MOST_CHIPS])
+    if generation not in _SLICES and generation not in _MOST_CHIPS:
+        known = ", ".join([*_SLICES, *_MOST_CHIPS])
         raise UserError(f"topology {name}: no TPU generation {generation} (known: {known}); for example {_EXAMPLES}")
     return generation
 

@@ -1,7 +1,7 @@
 """FLOPs that a training step executes, counted on its jaxpr: every matrix product as often as it runs, on every device.
 
-Recomputation is written out in a jaxpr, and so counts; what the compiler makes of it (a product computed twice to save
-memory) does not. Attention's kernels compute the pairs of blocks in which something is visible; those are counted too.
+Recomputation is part of a jaxpr, so it is counted; a product that the compiler computes twice to save memory is not.
+Attention's kernels compute the pairs of blocks in which something is visible, and only those are counted.
 """
 
 import math
@@ -17,15 +17,15 @@ _KERNELS = {"attention_forward": 2, "attention_backward_dq": 3, "attention_backw
 
 @dataclass(frozen=True)
 class Ring:
-    """What decides which pairs of blocks the devices of a ring see."""
+    """A ring's sizes, from which follows which pairs of blocks its devices compute."""
 
     tokens: int  # of a row
     size: int
-    runs: int  # equal stretches of neighbouring tokens that a device holds: 2 in the zigzag layout
+    runs: int  # equal stretches of neighbouring tokens in a shard: 2 in the zigzag layout
     halves: bool  # the backward pass takes a device's own keys twice, half of them each time (`ringrl.attention.ring`)
 
     def share(self, block_q: int, block_k: int, *, backward: bool) -> float:
-        """Pairs of blocks with something visible, of all pairs of all calls of a kernel; one segment a row."""
+        """Pairs of blocks with a visible pair of tokens over all pairs of all calls of a kernel; one segment a row."""
         starts = np.arange(self.size * self.runs) * self.run
         high = np.concatenate([starts + min(end, self.run) - 1 for end in _ends(self.run, block_q)])
         low = np.sort(np.concatenate([starts + end - block_k for end in _ends(self.run, block_k)]))
@@ -51,8 +51,8 @@ def executed_flops(jaxpr: Any, ring: Ring) -> float | None:
         ring: over which attention runs.
 
     Returns:
-        None where a matrix product stands in a loop whose number of turns is not in the program, as in the attention
-        of platforms without a kernel.
+        None where a matrix product is in a loop whose number of turns is not in the program, as in the attention of
+        platforms without a kernel.
     """
     total = 0.0
     for equation in jaxpr.eqns:
