@@ -5,12 +5,12 @@
     python -m benchmarks.attention --lengths 8192 --rounds 15  # more rounds, one length
 
 Peers: PyPI's `ringattention` 0.1.2 (the authors' package) on 8 simulated devices; on one device PyTorch's flash
-`scaled_dot_product_attention` and `jax.nn.dot_product_attention`. Every subject lives in a process of its own, which
+`scaled_dot_product_attention` and `jax.nn.dot_product_attention`. Every subject is a process of its own, which
 compiles, warms up and waits for its turn. Every round has its own order, so that a slow moment of the machine, or what
 a neighbour leaves behind, meets all alike. A turn is an untimed forward, which wakes the process, a timed one, and a
 timed forward and backward.
 All processes are bound to the same cores. A figure is the median over the rounds; `times faster` is the peer's median
-divided by ours. Inputs lie ready in each one's own layout: [batch, length, heads, head_dim], PyTorch's [batch, heads,
+divided by ours. Inputs are ready in each one's own layout: [batch, length, heads, head_dim], PyTorch's [batch, heads,
 length, head_dim], and ring order for the ring, as a training step finds them.
 
 The last line is one JSON object: how many times faster ringrl is than the peer, at the first length.
@@ -18,17 +18,15 @@ The last line is one JSON object: how many times faster ringrl is than the peer,
 
 import json
 import os
-import random
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tyro
+
+from benchmarks._workers import Worker, check_subjects, medians, orders, seconds_of, serve
 
 HEADS, HEAD_DIM, RING = 4, 64, 8
 PASSES = ("forward", "train")
@@ -42,7 +40,7 @@ SUBJECTS = {
     "one_jax_nn": "jax.nn, one device",
 }
 QUADRATIC = {"one_jax_nn": 8192}
-"""Longest length for those that hold all scores in memory: 17 GB of them at 32768."""
+"""Longest length for those that keep all scores in memory: 17 GB of them at 32768."""
 
 
 @dataclass(frozen=True)
@@ -65,79 +63,55 @@ def main(args: Args) -> None:
     """Print a table for each length, then the ratios as JSON."""
     if args.worker:
         return work(args.worker, args.lengths[0], args.cores)
-    if unknown := set(args.subjects) - set(SUBJECTS):
-        raise SystemExit(f"{', '.join(sorted(unknown))}: no such subject; there are {', '.join(SUBJECTS)}")
+    check_subjects(args.subjects, SUBJECTS)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     ratios = {}
     for index, length in enumerate(args.lengths):
         subjects = [name for name in args.subjects if length <= QUADRATIC.get(name, length)]
-        medians = measure(subjects, length, args.rounds if index == 0 else max(args.rounds // 3, 1), args.cores)
-        print_table(length, args.cores, medians)
-        ratios = ratios or compare(medians)
+        found = measure(subjects, length, args.rounds if index == 0 else max(args.rounds // 3, 1), args.cores)
+        print_table(length, args.cores, found)
+        ratios = ratios or compare(found)
     print(json.dumps(ratios))
 
 
 def measure(subjects: list[str], length: int, rounds: int, cores: int) -> dict[tuple[str, str], float]:
     """Median seconds of (subject, pass), the subjects taking turns."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.attention",
-        "--lengths",
-        str(length),
-        "--cores",
-        str(cores),
-        "--worker",
-    ]
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = {}
+    options = ["--lengths", str(length), "--cores", str(cores), "--worker"]
+    hint = ". Is the extra there? pip install -e '.[bench]'"
     seconds: dict[tuple[str, str], list[float]] = {(name, which): [] for name in subjects for which in PASSES}
-    try:
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
         for name in subjects:  # one after the other: compiling together would only take turns on the cores
-            workers[name] = subprocess.Popen([*command, name], **pipes)
-            expect(workers[name], name)
-        order = random.Random(0)
-        for _ in range(rounds):
-            for name in order.sample(subjects, len(subjects)):
+            worker = Worker(SUBJECTS[name], "benchmarks.attention", [*options, name], hint=hint)
+            workers[name] = stack.enter_context(worker)
+            worker.receive()
+        for order in orders(subjects, rounds):
+            for name in order:
                 for which in PASSES:
-                    print(which, file=workers[name].stdin, flush=True)
-                    seconds[name, which].append(float(expect(workers[name], name)))
-    finally:
-        for worker in workers.values():
-            worker.terminate()
-    return {key: statistics.median(values) for key, values in seconds.items()}
+                    seconds[name, which].append(float(workers[name].ask(which)))
+    return medians(seconds)
 
 
-def expect(worker: subprocess.Popen, name: str) -> str:
-    """The worker's next line; SystemExit if it has died."""
-    line = worker.stdout.readline() if worker.stdout else ""
-    if not line:
-        raise SystemExit(
-            f"{SUBJECTS[name]} stopped: see its error above. Is the extra there? pip install -e '.[bench]'"
-        )
-    return line
-
-
-def print_table(length: int, cores: int, medians: dict[tuple[str, str], float]) -> None:
+def print_table(length: int, cores: int, seconds: dict[tuple[str, str], float]) -> None:
     """Seconds, and the rate of the products that causality needs: 2 forward, 5 more backward, each half of S x S."""
     product = 2 * HEADS * HEAD_DIM * length**2 / 2 / 1e9
     print(f"\nlength {length}, float32, causal, {HEADS} heads of {HEAD_DIM}, {cores} cores; medians")
     print(f"{'':<34}{'forward s':>10}{'GFLOP/s':>9}{'+ backward s':>14}{'GFLOP/s':>9}")
-    for name in dict.fromkeys(name for name, _ in medians):
-        forward, train = (medians[name, which] for which in PASSES)
+    for name in dict.fromkeys(name for name, _ in seconds):
+        forward, train = (seconds[name, which] for which in PASSES)
         rates = f"{forward:>10.3f}{2 * product / forward:>9.0f}{train:>14.3f}{7 * product / train:>9.0f}"
         print(f"{SUBJECTS[name]:<34}{rates}", flush=True)
 
 
-def compare(medians: dict[tuple[str, str], float]) -> dict[str, float]:
+def compare(seconds: dict[tuple[str, str], float]) -> dict[str, float]:
     """Times faster than the peer, for the pairs that ran."""
     pairs = {"ring8_{}_vs_ringattention": ("ring8_ringattention", "ring8_ringrl")}
     pairs |= {"one_{}_vs_torch": ("one_torch", "one_ringrl"), "one_{}_vs_jax_nn": ("one_jax_nn", "one_ringrl")}
     return {
-        key.format(which): round(medians[peer, which] / medians[ours, which], 3)
+        key.format(which): round(seconds[peer, which] / seconds[ours, which], 3)
         for key, (peer, ours) in pairs.items()
         for which in PASSES
-        if (peer, which) in medians and (ours, which) in medians
+        if (peer, which) in seconds and (ours, which) in seconds
     }
 
 
@@ -149,13 +123,13 @@ def work(name: str, length: int, cores: int) -> None:
     for call in passes.values():
         call()
         call()
-    print("ready", flush=True)
-    for line in sys.stdin:
-        if (which := line.strip()) == "forward":
+
+    def answer(which: str) -> float:
+        if which == "forward":
             passes[which]()  # wakes what the system has put aside while the others had their turns
-        start = time.perf_counter()
-        passes[which]()
-        print(time.perf_counter() - start, flush=True)
+        return seconds_of(passes[which])
+
+    serve("ready", answer)
 
 
 def torch_passes(arrays: list[np.ndarray], cores: int) -> dict[str, Callable[[], Any]]:

@@ -19,18 +19,17 @@ float32 of every task was the same.
 
 import json
 import os
-import random
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+
+from benchmarks._workers import Worker, medians, orders, seconds_of, serve
 
 SUBJECTS = {"peer": "plain loop", "ringrl": "ringrl"}
 ONE_TASK = "run"
@@ -96,37 +95,23 @@ def physical_cores() -> list[int]:
 
 def measure(args: Args, domain: str, cores: list[int], which: str) -> tuple[dict[str, float], bool, int]:
     """Median seconds of each subject; whether the rewards were equal; the number of tasks."""
-    command = [sys.executable, "-m", "benchmarks.relabel", "--worker", domain, "--rows", str(args.rows)]
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    arguments = ["--worker", domain, "--rows", str(args.rows)]
     seconds: dict[str, list[float]] = {name: [] for name in SUBJECTS}
-    workers = []
-    try:
+    with ExitStack() as stack:
+        workers = []
         for core in cores:
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CORE": str(core)}
-            workers.append(subprocess.Popen([*command], env=environment, **pipes))
-        ready = [json.loads(tell(worker, which)) for worker in workers]
-        order = random.Random(0)
-        for _ in range(args.rounds):
-            for name in order.sample(list(SUBJECTS), len(SUBJECTS)):
-                for worker in workers:
-                    print(name, file=worker.stdin, flush=True)
-                seconds[name].append(max(float(tell(worker)) for worker in workers))
-    finally:
+            environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "CORE": str(core)}
+            worker = Worker(f"{domain} on core {core}", "benchmarks.relabel", arguments, environment)
+            workers.append(stack.enter_context(worker))
         for worker in workers:
-            worker.terminate()
-            worker.wait()
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    return medians, all(each["equal"] for each in ready), ready[0]["tasks"]
-
-
-def tell(worker: subprocess.Popen, line: str | None = None) -> str:
-    """The worker's next line, perhaps in answer to one; SystemExit if it has died."""
-    if line is not None:
-        print(line, file=worker.stdin, flush=True)
-    answer = worker.stdout.readline() if worker.stdout else ""
-    if not answer:
-        raise SystemExit("a process stopped: see its error above")
-    return answer
+            worker.send(which)
+        ready = [json.loads(worker.receive()) for worker in workers]
+        for order in orders(list(SUBJECTS), args.rounds):
+            for name in order:
+                for worker in workers:
+                    worker.send(name)
+                seconds[name].append(max(float(worker.receive()) for worker in workers))
+    return medians(seconds), all(each["equal"] for each in ready), ready[0]["tasks"]
 
 
 def work(domain: str, rows: int) -> None:
@@ -139,11 +124,8 @@ def work(domain: str, rows: int) -> None:
     tasks = possible if sys.stdin.readline().strip() == "all" else (f"{domain}_{ONE_TASK}",)
     calls = {"peer": plain_loop(tasks), "ringrl": fast(tasks)}
     equal = np.array_equal(calls["peer"](episode), calls["ringrl"](episode))
-    print(json.dumps({"equal": equal, "tasks": len(tasks)}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        calls[line.strip()](episode)
-        print(time.perf_counter() - start, flush=True)
+    ready = json.dumps({"equal": equal, "tasks": len(tasks)})
+    serve(ready, lambda name: seconds_of(lambda: calls[name](episode)))
 
 
 def rollout(task: str, rows: int) -> Any:
