@@ -16,7 +16,7 @@ fastest. Parameters agree within 1 %: PyTorch's layers have biases and its norms
 rotates queries and keys. PyTorch's products come from MKL, which on AMD's processors reaches less than half of what
 XLA's do; on other processors expect other ratios.
 
-Every subject lives in a process of its own, which compiles, warms up and waits for its turn; every round has its own
+Every subject is a process of its own, which compiles, warms up and waits for its turn; every round has its own
 order. A turn is an untimed step, which wakes the process, and a timed one. All processes are bound to the same cores. A
 figure is the median over the rounds; where the fastest step is far below it, other work was running, from which
 PyTorch's spinning threads suffer most: measure again. A ratio is tokens/s of ringrl over tokens/s of PyTorch. Memory is
@@ -29,27 +29,26 @@ subject tokens/s, seconds a step (median, fastest) and MiB by length.
 import importlib.util
 import json
 import os
-import random
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tyro
 
-from ringrl.batch import BATCH_SCHEMA, link_previous
+from benchmarks._train_step_subjects import (
+    LAYERS,
+    TOKENS_PER_STEP,
+    WIDTH,
+    resident,
+    ringrl_step,
+    rows,
+    synthetic_steps,
+    torch_step,
+)
+from benchmarks._workers import Worker, check_subjects, medians, orders, seconds_of, serve
 
-LAYERS, WIDTH, HEADS, FEED_FORWARD = 4, 256, 4, 4  # the last in widths, ringrl's default
-OBSERVATION, ACTION, TOKENS_PER_STEP = 24, 6, 4
-MAX_STEPS, MAX_TRIALS = 1000, 128
-LEARNING_RATE, WEIGHT_DECAY, BETA2, CLIP_NORM = 1e-4, 1e-4, 0.99, 1.0
-BATCH = {1024: 4}  # rows by tokens of context; one row of any other
 SUBJECTS = {
     "ringrl": "ringrl",
     "torch": "PyTorch",
@@ -78,8 +77,7 @@ def main(args: Args) -> None:
     """Print a table for each length, how cost grows, and the ratios as JSON."""
     if args.worker:
         return work(args.worker, args.lengths[0], args.cores)
-    if unknown := set(args.subjects) - set(SUBJECTS):
-        raise SystemExit(f"{', '.join(sorted(unknown))}: no such subject; there are {', '.join(SUBJECTS)}")
+    check_subjects(args.subjects, SUBJECTS)
     if odd := [length for length in args.lengths if length % TOKENS_PER_STEP or length < TOKENS_PER_STEP]:
         raise SystemExit(f"--lengths {odd[0]}: not a multiple of the {TOKENS_PER_STEP} tokens of a step")
     if any(name.startswith("torch") for name in args.subjects) and importlib.util.find_spec("torch") is None:
@@ -104,50 +102,27 @@ class Figures:
         return rows(length) * length / self.seconds
 
 
-def rows(length: int) -> int:
-    """Rows of the batch at a context of this many tokens."""
-    return BATCH.get(length, 1)
-
-
 def measure(subjects: tuple[str, ...], length: int, rounds: int, cores: int) -> dict[str, Figures]:
     """Figures of every subject at one length, the subjects taking turns; printed as they are known."""
     options = ["--lengths", str(length), "--cores", str(cores), "--worker"]
-    command = [sys.executable, "-m", "benchmarks.train_step", *options]
-    workers: dict[str, subprocess.Popen] = {}
     parameters: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    memory: dict[str, float] = {}
-    try:
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
         for name in subjects:  # one after the other: compiling together would only take turns on the cores
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            workers[name] = subprocess.Popen([*command, name], **pipes)
-            parameters[name] = int(expect(workers[name], name))
-        order = random.Random(0)
-        for _ in range(rounds):
-            for name in order.sample(subjects, len(subjects)):
-                print("step", file=workers[name].stdin, flush=True)
-                seconds[name].append(float(expect(workers[name], name)))
-        for name in subjects:
-            print("memory", file=workers[name].stdin, flush=True)
-            memory[name] = float(expect(workers[name], name))
-    finally:
-        for worker in workers.values():
-            worker.terminate()
-            worker.wait()
+            worker = Worker(SUBJECTS[name], "benchmarks.train_step", [*options, name])
+            workers[name] = stack.enter_context(worker)
+            parameters[name] = int(worker.receive())
+        for order in orders(subjects, rounds):
+            for name in order:
+                seconds[name].append(float(workers[name].ask("step")))
+        memory = {name: float(worker.ask("memory")) for name, worker in workers.items()}
     found = {
-        name: Figures(parameters[name], statistics.median(values), min(values), memory[name])
-        for name, values in seconds.items()
+        name: Figures(parameters[name], median, min(seconds[name]), memory[name])
+        for name, median in medians(seconds).items()
     }
     print_table(length, cores, found)
     return found
-
-
-def expect(worker: subprocess.Popen, name: str) -> str:
-    """The worker's next line; SystemExit if it has died."""
-    line = worker.stdout.readline() if worker.stdout else ""
-    if not line:
-        raise SystemExit(f"{SUBJECTS[name]} stopped: see its error above")
-    return line
 
 
 def print_table(length: int, cores: int, figures: dict[str, Figures]) -> None:
@@ -201,131 +176,14 @@ def work(name: str, length: int, cores: int) -> None:
     step()
     step()
     Path("/proc/self/clear_refs").write_text("5")  # the peak of what is resident starts anew
-    print(parameters, flush=True)
-    for line in sys.stdin:
-        if line.strip() == "memory":
-            print((resident("VmHWM") - before) / 2**20, flush=True)
-            continue
+
+    def answer(line: str) -> float:
+        if line == "memory":
+            return (resident("VmHWM") - before) / 2**20
         step()  # wakes what the system has put aside while the others had their turns
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
+        return seconds_of(step)
 
-
-def resident(field: str) -> int:
-    """Bytes of this process in memory: now (`VmRSS`), or at most (`VmHWM`)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def synthetic_steps(length: int) -> dict[str, np.ndarray]:
-    """The arrays of `ringrl.batch.Batch`: one segment a row, trials of up to MAX_STEPS steps."""
-    rng, shape = np.random.default_rng(0), (rows(length), length // TOKENS_PER_STEP)
-    sizes = {"observation": OBSERVATION, "action": ACTION}
-    steps = {name: field.zeros(shape, sizes) for name, field in BATCH_SCHEMA.items()}
-    for name in ("observation", "action", "reward", "return_to_go"):
-        steps[name] = rng.standard_normal(steps[name].shape, np.float32)
-    steps["action"] = np.tanh(steps["action"])
-    steps["position"] += np.arange(shape[1], dtype=np.int32)
-    steps["step"], steps["trial"] = steps["position"] % MAX_STEPS, steps["position"] // MAX_STEPS
-    steps["segment_ids"] += 1
-    steps["weight"] += 1
-    return link_previous(steps)
-
-
-def ringrl_step(batch: dict[str, np.ndarray], length: int, dtype: str) -> tuple[Callable[[], Any], int, int]:
-    """A step of `ringrl train`, the number of parameters, and bytes resident before the model was there."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import jax
-
-    from ringrl.agent import load_agent
-    from ringrl.training.mesh import make_mesh, place_batch
-    from ringrl.training.state import init_state, make_train_step
-
-    config = ringrl_config(length, dtype)
-    agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
-    before = resident("VmRSS")
-    graph, state = init_state(config, agent, {"observation": OBSERVATION, "action": ACTION}, mesh)
-    train_step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
-    placed = place_batch(batch, mesh)
-
-    def step() -> None:
-        nonlocal state
-        state, metrics = train_step(state, placed)
-        jax.block_until_ready((state, metrics))
-
-    return step, sum(x.size for x in jax.tree.leaves(state.params)), before
-
-
-def ringrl_config(length: int, dtype: str) -> Any:
-    """A run's configuration as a user writes it."""
-    from ringrl.config import parse_config
-
-    model = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "kv_heads": HEADS, "remat": "block"}
-    model |= {"max_steps": MAX_STEPS, "max_trials": MAX_TRIALS, "compute_dtype": dtype}
-    rates = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "beta2": BETA2, "clip_norm": CLIP_NORM}
-    return parse_config(
-        {
-            "data": {"store": "none", "task": "walker_run"},
-            "agent": {"name": "agentic_transformer", "completion": False},
-            "model": model,
-            "optimizer": rates,
-            "training": {"batch": rows(length), "row_steps": length // TOKENS_PER_STEP},
-        },
-        "benchmarks.train_step",
-    )
-
-
-def torch_step(
-    batch: dict[str, np.ndarray], length: int, cores: int, compiled: bool
-) -> tuple[Callable[[], Any], int, int]:
-    """A step of the peer, the number of parameters, and bytes resident before the model was there."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch import nn  # pyright: ignore[reportMissingImports]
-    from torch.nn.attention import SDPBackend, sdpa_kernel  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(cores)
-    torch.manual_seed(0)
-    before = resident("VmRSS")
-    sizes = {"return_to_go": 1, "observation": OBSERVATION, "action": ACTION, "reward": 1}
-    tensors = {name: torch.from_numpy(x) for name, x in batch.items()}
-    inputs = [tensors[name].reshape(*tensors["step"].shape, size) for name, size in sizes.items()]
-    # Never read, for the flash kernel knows what is causal: but a layer wants one, and this takes no memory.
-    mask = torch.zeros(1, 1).expand(length, length)
-
-    class DecisionTransformer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.modalities = nn.ModuleList(nn.Linear(size, WIDTH) for size in sizes.values())
-            self.step, self.trial = nn.Embedding(MAX_STEPS, WIDTH), nn.Embedding(MAX_TRIALS, WIDTH)
-            self.norm = nn.LayerNorm(WIDTH)
-            options: Any = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-            layer = nn.TransformerEncoderLayer(WIDTH, HEADS, FEED_FORWARD * WIDTH, **options)
-            last = nn.LayerNorm(WIDTH)
-            self.layers = nn.TransformerEncoder(layer, LAYERS, norm=last, enable_nested_tensor=False)
-            self.output = nn.Linear(WIDTH, ACTION)
-
-        def forward(self) -> Any:
-            when = self.step(tensors["step"]) + self.trial(tensors["trial"])
-            tokens = [self.norm(embed(x) + when) for embed, x in zip(self.modalities, inputs, strict=True)]
-            y = self.layers(torch.stack(tokens, dim=2).flatten(1, 2), mask=mask, is_causal=True)
-            return torch.tanh(self.output(y[:, 1::TOKENS_PER_STEP]))
-
-    model = DecisionTransformer()
-    forward = torch.compile(model) if compiled else model
-    settings: Any = {"lr": LEARNING_RATE, "betas": (0.9, BETA2), "weight_decay": WEIGHT_DECAY, "fused": True}
-    optimizer = torch.optim.AdamW(model.parameters(), **settings)
-
-    def step() -> float:
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            loss = nn.functional.mse_loss(forward(), tensors["action"])
-            loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step, sum(x.numel() for x in model.parameters()), before
+    serve(parameters, answer)
 
 
 if __name__ == "__main__":
