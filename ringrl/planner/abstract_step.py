@@ -100,7 +100,7 @@ def change(config: RunConfig, section: str, key: str, value: Any, where: str) ->
 
 
 def model_sizes(config: RunConfig, agent: Agent) -> dict[str, int]:
-    """Widths of observation and action: the store's if it exists, else those of the task's environment. Token ids: {}."""
+    """Widths of observation and action: the store's if it exists, else the environment's. Of token ids: {}."""
     if isinstance(agent.tokens(config.agent), TokenIds):
         return {}
     if is_url(config.data.store) or Path(config.data.store).exists():
