@@ -133,7 +133,7 @@ def rollout(task: str, rows: int) -> Any:
     from ringrl import envs
     from ringrl.episode import Episode
 
-    env = envs.make(task, seed=0)
+    env = envs.make_env(task, seed=0)
     rng = np.random.default_rng(0)
     _, info = env.reset()
     states, actions = [info["physics"]], [np.zeros(env.action_space.shape or (), np.float32)]
@@ -160,7 +160,7 @@ def plain_loop(tasks: tuple[str, ...]) -> Callable:
     """The peer: episode -> float32 [rows, tasks]. One physics serves all, though floors differ."""
     from ringrl import envs
 
-    environments = [envs.make(task) for task in tasks]
+    environments = [envs.make_env(task) for task in tasks]
     for environment in environments:
         environment.reset()
     physics = environments[0].physics

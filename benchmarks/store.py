@@ -160,7 +160,7 @@ def report(what: str, seconds: float) -> None:
 
 def roll_out(count: int, path: Path) -> None:
     """Save the rows of walker's episodes under uniformly random actions."""
-    env, rng, episodes = envs.make(TASK), np.random.default_rng(0), []
+    env, rng, episodes = envs.make_env(TASK), np.random.default_rng(0), []
     for seed in range(count):
         first, info = env.reset(seed=seed)
         rows = [(first, np.zeros(6, np.float32), 0.0, info["physics"])]

@@ -97,7 +97,7 @@ def _check(args: Args) -> None:
         raise UserError(
             f"seeds {args.seed} to {args.seed + args.histories - 1}: training tasks are 0 to {HELD_OUT - 1}"
         )
-    if not hasattr(envs.make(args.task).task, "expert"):
+    if not hasattr(envs.make_env(args.task).task, "expert"):
         raise UserError(f"{args.task} has no expert to add noise to; collect learners' histories: --policy td3")
 
 

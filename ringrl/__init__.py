@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ringrl import attention
-    from ringrl.envs import make as make_env
+    from ringrl.envs import make_env
     from ringrl.episode import Episode
     from ringrl.relabelling.relabel_source import relabel
     from ringrl.reporting import write_report as report
@@ -49,7 +49,7 @@ _DEFINED: dict[str, tuple[str, str | None]] = {
     "attention": ("ringrl.attention", None),
     "build_store": ("ringrl.store.episode_store", "build"),
     "evaluate": ("ringrl.rollout.evaluate", "evaluate"),
-    "make_env": ("ringrl.envs", "make"),
+    "make_env": ("ringrl.envs", "make_env"),
     "open_store": ("ringrl.store.episode_store", "open_store"),
     "relabel": ("ringrl.relabelling.relabel_source", "relabel"),
     "report": ("ringrl.reporting", "write_report"),

@@ -59,12 +59,13 @@ def tiny_store(tmp_path_factory) -> Path:
     collect = recipes.load("data", "collect")
     tasks = ("cartpole_balance", "cartpole_swingup")
     relabel = Relabeler(tasks)
-    env = envs.make(tasks[0], seed=0, action_repeat=4)
     policy = collect.RandomCollector(1, seed=0)
 
     def episodes():
         for index in range(8):
-            env._env._step_limit = 36 + index
+            env = envs.make_env(tasks[0], seed=0, action_repeat=4, time_limit=36 + index)
+            for _ in range(index):  # each episode starts at another of the states that one seed draws
+                env.reset()
             episode, _ = record_episode(env, policy.act)
             yield dataclasses.replace(episode, reward=relabel(episode)), index // 4
 

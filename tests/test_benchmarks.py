@@ -57,7 +57,7 @@ def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
     assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])
     said = dict(pairwise(shlex.split(" ".join(data.command for data in job.data))))  # --name to its value
     held, trajectories = int(said["--action-repeat"]), getattr(config.agent, "trajectories", 1)
-    decisions = -(-envs.make(config.data.task).time_limit_steps // held)
+    decisions = -(-envs.make_env(config.data.task).time_limit_steps // held)
     assert config.data.action_repeat == held
     if config.agent.name != "td3":
         assert decisions <= config.model.max_steps and trajectories <= config.model.max_trials

@@ -182,8 +182,7 @@ def test_one_truncated_file_is_named_and_leaves_no_store(tmp_path):
     from ringrl.collect.record import record_episode
 
     collect = recipes.load("data", "collect")
-    env = envs.make("cartpole_swingup", seed=0)
-    env._env._step_limit = 20
+    env = envs.make_env("cartpole_swingup", seed=0, time_limit=20)
     for index in range(3):
         episode, _ = record_episode(env, collect.RandomCollector(1, seed=index).act)
         path = write_episode(tmp_path / "cartpole" / "mine" / "buffer", index, episode)

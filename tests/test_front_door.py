@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ringrl
+from tests.builders import limit_evaluation
 
 HEAVY = {"jax", "flax", "optax", "orbax", "mujoco", "dm_control", "gymnasium", "numpy", "tensorstore", "matplotlib"}
 
@@ -17,16 +18,8 @@ HEAVY = {"jax", "flax", "optax", "orbax", "mujoco", "dm_control", "gymnasium", "
 @pytest.fixture(scope="module")
 def short_episodes():
     """Episodes of 24 control steps, so that evaluations take no time."""
-    from ringrl.envs.suite import DMControlEnv
-
-    made = DMControlEnv.__init__
-
-    def short(self, *arguments, **options):
-        made(self, *arguments, **options)
-        self._env._step_limit = self.time_limit_steps = 24
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DMControlEnv, "__init__", short)
+        limit_evaluation(patch, 24)
         yield
 
 
@@ -44,7 +37,7 @@ def workplace(tmp_path_factory, tiny_store, tiny_config, short_episodes):
     return folder
 
 
-@pytest.mark.parametrize("name", sorted({*ringrl.__all__} - {"Episode", "build_store", "make_env"}))
+@pytest.mark.parametrize("name", sorted({*ringrl.__all__} - {"Episode", "build_store"}))
 def test_every_name_has_an_example_that_runs(name, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     found = getattr(ringrl, name)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ringrl.collect.record import record_episode
-from ringrl.envs import DMControlEnv, make
+from ringrl.envs import DMControlEnv, make_env
 from ringrl.episode import Episode
 
 
@@ -45,7 +45,7 @@ def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: 
         action_repeat: environment steps per agent step.
         noise: how it fades.
     """
-    env = make(task, seed=seed, action_repeat=action_repeat)
+    env = make_env(task, seed=seed, action_repeat=action_repeat)
     rng = np.random.default_rng([seed, 1])
     episodes = []
     for trial in range(trials):

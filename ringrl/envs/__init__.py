@@ -1,7 +1,7 @@
 """dm_control's suite and ExoRL's own tasks, and families of hidden tasks, under Gymnasium's API."""
 
 from ringrl.envs.custom.hidden import HELD_OUT
-from ringrl.envs.suite import DMControlEnv, make
+from ringrl.envs.suite import DMControlEnv, make_env
 from ringrl.envs.tasks import domains, is_hidden, split_task, tasks
 from ringrl.envs.vector import VectorEnv, make_vector
 
@@ -11,7 +11,7 @@ __all__ = [
     "VectorEnv",
     "domains",
     "is_hidden",
-    "make",
+    "make_env",
     "make_vector",
     "split_task",
     "tasks",

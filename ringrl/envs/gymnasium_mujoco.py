@@ -40,8 +40,8 @@ class GymnasiumMujoco(dm_env.Environment):
             states before and after a step, which one state does not tell.
     """
 
-    def __init__(self, task_id: str, seed: int):
-        """Load `task_id` of `gymnasium_tasks()`.
+    def __init__(self, task_id: str, seed: int, time_limit: int | None = None):
+        """Load `task_id` of `gymnasium_tasks()`; `time_limit` in steps, None for the environment's own.
 
         Raises:
             UserError: if Gymnasium cannot make it here.
@@ -50,7 +50,7 @@ class GymnasiumMujoco(dm_env.Environment):
             with warnings.catch_warnings():
                 # Data sets of v4 environments are evaluated in v4, whatever is newer.
                 warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-                self._env = gymnasium.make(task_id, disable_env_checker=True)
+                self._env = gymnasium.make(task_id, max_episode_steps=time_limit, disable_env_checker=True)
         except (ImportError, gymnasium.error.Error) as error:
             missing = isinstance(error, (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled))
             advice = "pip install 'gymnasium[mujoco]'" if missing else "choose another version"
@@ -61,13 +61,13 @@ class GymnasiumMujoco(dm_env.Environment):
         self.task = SimpleNamespace(random=SimpleNamespace(seed=self._seed_next), get_reward=_refuse_reward(task_id))
         self._seed: int | None = seed
         self._timestep = float(core.dt)
-        self._step_limit = float(gymnasium.spec(task_id).max_episode_steps or np.inf)
+        self._step_limit = float(time_limit or gymnasium.spec(task_id).max_episode_steps or np.inf)
 
     def _seed_next(self, seed: int) -> None:
         self._seed = seed
 
     def control_timestep(self) -> float:
-        """Seconds a control step."""
+        """Seconds per step."""
         return self._timestep
 
     def reset(self) -> dm_env.TimeStep:
@@ -77,7 +77,7 @@ class GymnasiumMujoco(dm_env.Environment):
         return dm_env.restart({"observation": observation})
 
     def step(self, action: np.ndarray) -> dm_env.TimeStep:
-        """One control step; `action` float [A] within the bounds of `action_spec`."""
+        """One step; `action` float [A] within the bounds of `action_spec`."""
         # Gymnasium prices the action in the dtype that it is given, so it gets the one that its space names.
         action = action.astype(self._env.action_space.dtype)
         observation, reward, terminated, truncated, _ = self._env.step(action)

@@ -22,35 +22,44 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     The observation is float32 [O], the parts of dm_control's observation in its own order, as ExoRL stores them. The
     action is float32 [A] in [-1, 1], clipped and mapped linearly onto the actuators' bounds, as by dm_control's
-    `action_scale` wrapper. It is held for `action_repeat` control steps, whose rewards are summed, or until the episode
-    ends. `terminated` means that the discount reached 0; `truncated` that the time limit was reached.
+    `action_scale` wrapper. It is repeated for `action_repeat` environment steps, whose rewards are summed, or until the
+    episode ends. `terminated` means that the discount reached 0; `truncated` that the time limit was reached.
 
-    `info` holds `physics` (float64 [S], MuJoCo's [qpos, qvel, act]) and, after a step, `discount` (float) and `rows`:
-    the k control steps done, as `observation` float32 [k, O], `reward` float32 [k], `discount` float32 [k] and
+    `info` has `physics` (float64 [S], MuJoCo's [qpos, qvel, act]) and, after a step, `discount` (float) and `rows`:
+    the k environment steps done, as `observation` float32 [k, O], `reward` float32 [k], `discount` float32 [k] and
     `physics` float64 [k, S], k = `action_repeat` except at the end of an episode.
 
     Attributes:
         task_id: such as `cartpole_swingup`.
         domain: such as `cartpole`.
         task_name: such as `swingup`.
-        time_limit_steps: control steps in a whole episode, whatever the action repeat.
-        action_repeat: control steps for which an action is held.
-        control_timestep: seconds a control step.
+        time_limit_steps: environment steps in a whole episode, regardless of the action repeat.
+        action_repeat: environment steps per agent step.
+        control_timestep: seconds per environment step (one control step of dm_control).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, task_id: str, *, seed: int = 0, action_repeat: int = 1, render_mode: str | None = None):
-        """Load the task; see `make`."""
-        if action_repeat < 1:
-            raise UserError(f"action_repeat is {action_repeat}: give a whole number of control steps, 1 or more")
+    def __init__(
+        self,
+        task_id: str,
+        *,
+        seed: int = 0,
+        action_repeat: int = 1,
+        time_limit: int | None = None,
+        render_mode: str | None = None,
+    ):
+        """Load the task; arguments and errors are those of `make_env`."""
+        for name, steps in (("action_repeat", action_repeat), ("time_limit", time_limit)):
+            if steps is not None and steps < 1:
+                raise UserError(f"{name} is {steps}: give a whole number of environment steps, 1 or more")
         if render_mode not in (None, "rgb_array"):
             raise UserError(f"render_mode is {render_mode!r}: give 'rgb_array' or none")
         self.task_id = task_id
         self.domain, self.task_name = split_task(task_id)
         self.action_repeat = action_repeat
         self.render_mode = render_mode
-        self._env = load(task_id, seed)
+        self._env = load(task_id, seed, time_limit)
         self.control_timestep = float(self._env.control_timestep())
         # dm_control ends an episode at the first step whose count is not below this, possibly fractional, number.
         self.time_limit_steps = math.ceil(self._env._step_limit)
@@ -81,11 +90,11 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return self._low + (self._high - self._low) * (unit + 1.0) / 2.0
 
     def set_state(self, state: Float64[np.ndarray, " state"], action: Float32[np.ndarray, " action"]) -> None:
-        """Put the physics where a stored row says that it was.
+        """Set the physics to a stored state and the action that led to it.
 
         As after a step, all that follows from positions, velocities and controls is that of `state` and `action`, but
         the sensors of MuJoCo's acceleration stage (forces, torques, touch, accelerometers) are not computed again: a
-        step leaves in them what held at the start of its last substep, which a state does not tell.
+        step leaves in them the values at the start of its last substep, which do not follow from the state.
 
         Raises:
             UserError: if the state is of another width, or MuJoCo rejects it.
@@ -126,7 +135,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def step(
         self, action: Float32[np.ndarray, " action"]
     ) -> tuple[Float32[np.ndarray, " observation"], float, bool, bool, dict[str, Any]]:
-        """Hold `action` for `action_repeat` control steps; the class docstring tells what comes back.
+        """Repeat `action` for `action_repeat` environment steps; the class docstring describes what is returned.
 
         Raises:
             gymnasium.error.ResetNeeded: if the episode has ended.
@@ -173,16 +182,35 @@ def _flatten(observation: Any) -> Float32[np.ndarray, " observation"]:
     return np.concatenate([np.asarray(part, np.float32).ravel() for part in observation.values()])
 
 
-def make(task: str, *, seed: int = 0, action_repeat: int = 1, render_mode: str | None = None) -> DMControlEnv:
-    """The environment of a task id such as `cartpole_swingup`.
+def make_env(
+    task: str,
+    *,
+    seed: int = 0,
+    action_repeat: int = 1,
+    time_limit: int | None = None,
+    render_mode: str | None = None,
+) -> DMControlEnv:
+    """The environment of a task id such as `cartpole_swingup`, under Gymnasium's API.
+
+    Observations are float32 [O], actions float32 [A] in [-1, 1]; `DMControlEnv` describes what `step` returns.
+
+    >>> import ringrl
+    >>> env = ringrl.make_env("cartpole_swingup", action_repeat=4, time_limit=10)
+    >>> observation, info = env.reset(seed=1)
+    >>> [len(env.step(env.action_space.sample())[4]["rows"]["reward"]) for _ in range(3)]
+    [4, 4, 2]
 
     Args:
         task: one of `tasks(domain)`: `{domain}_{task}`, or the id of one of Gymnasium's MuJoCo environments.
         seed: of the initial states; `reset(seed=...)` overrides it.
-        action_repeat: control steps for which an action is held.
+        action_repeat: environment steps per agent step: each action is repeated, and the rewards are summed.
+        time_limit: environment steps after which an episode is truncated, regardless of `action_repeat` (Gymnasium's
+            `max_episode_steps`; dm_control's `time_limit` is this times `control_timestep` seconds). None: the task's
+            own limit.
         render_mode: `rgb_array` or none. Nothing is loaded for rendering before the first `render()`.
 
     Raises:
         UserError: for an unknown task, with the nearest names, or an argument out of range.
     """
-    return DMControlEnv(task, seed=seed, action_repeat=action_repeat, render_mode=render_mode)
+    options = {"action_repeat": action_repeat, "time_limit": time_limit, "render_mode": render_mode}
+    return DMControlEnv(task, seed=seed, **options)

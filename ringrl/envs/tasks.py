@@ -73,12 +73,13 @@ def _suggest(name: str, known: tuple[str, ...]) -> str:
     return f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
-def load(task_id: str, seed: int) -> Environment | GymnasiumMujoco:
+def load(task_id: str, seed: int, time_limit: int | None = None) -> Environment | GymnasiumMujoco:
     """The environment of a task with dm_control's interface; its episodes end.
 
     Args:
         task_id: such as `cartpole_swingup`.
         seed: of the initial states; of hidden tasks, of what is hidden too.
+        time_limit: control steps in an episode; None for the task's own number.
 
     Raises:
         UserError: if there is no such task, or Gymnasium cannot make it here; and if the seed of a hidden task is
@@ -95,13 +96,11 @@ def load(task_id: str, seed: int) -> Environment | GymnasiumMujoco:
     log.setLevel(logging.ERROR)
     try:
         if task_id in _GYMNASIUM:
-            return GymnasiumMujoco(task_id, seed)
-        if custom is not None:
-            return custom(seed)
-        environment = suite.load(domain, name, task_kwargs={"random": seed})
-        if math.isfinite(environment._step_limit):
-            return environment
-        limit = _UNLIMITED_TASK_STEPS * environment.control_timestep()
-        return suite.load(domain, name, task_kwargs={"random": seed, "time_limit": limit})
+            return GymnasiumMujoco(task_id, seed, time_limit)
+        environment = suite.load(domain, name, task_kwargs={"random": seed}) if custom is None else custom(seed)
     finally:
         log.setLevel(level)
+    # dm_control takes seconds, and divides them by a control step's: the number of steps itself is not rounded.
+    if time_limit is not None or not math.isfinite(environment._step_limit):
+        environment._step_limit = float(time_limit or _UNLIMITED_TASK_STEPS)
+    return environment

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64
 
-from ringrl.envs import DMControlEnv, domains, make, split_task, tasks
+from ringrl.envs import DMControlEnv, domains, make_env, split_task, tasks
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.envs.suite import UNBOUNDED
 from ringrl.episode import Episode
@@ -204,7 +204,7 @@ def write_dataset(
         namespace, _, _ = parse_dataset_id(dataset_id)
     except (ValueError, TypeError) as error:
         raise UserError(f"{dataset_id}: not a name for a Minari data set; write it as walker/rnd-v0") from error
-    env = make(task) if task in gymnasium_tasks() else None
+    env = make_env(task) if task in gymnasium_tasks() else None
     episodes = iter(episodes)
     first = next(episodes, None)
     if first is None:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from ringrl.agent import Agent, load_agent
 from ringrl.batch import BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
 from ringrl.config import MeshConfig, RunConfig, parse_config
-from ringrl.envs import make
+from ringrl.envs import make_env
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS
 from ringrl.model.token_ids import TokenIds
@@ -106,7 +106,7 @@ def model_sizes(config: RunConfig, agent: Agent) -> dict[str, int]:
     if is_url(config.data.store) or Path(config.data.store).exists():
         dims = open_store(config.data.store).dims
         return {"observation": dims.observation, "action": dims.action}
-    env = make(config.data.task)
+    env = make_env(config.data.task)
     try:
         first, _ = env.reset(seed=0)
         return {"observation": len(first), "action": len(env.action_space.sample())}

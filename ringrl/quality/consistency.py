@@ -12,7 +12,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.envs import DMControlEnv, make, split_task, tasks
+from ringrl.envs import DMControlEnv, make_env, split_task, tasks
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats.exorl import Dims
@@ -103,7 +103,7 @@ def _find_environment(task_ids: Iterable[str], dims: Dims) -> tuple[DMControlEnv
     """The first of these tasks that has the files' widths, started; and the widths that there are."""
     known: list[str] = []
     for task_id in task_ids:
-        env = make(task_id)
+        env = make_env(task_id)
         if not hasattr(env.task, "get_observation"):
             raise UserError(f"states of {task_id} cannot be checked: it is not an environment of dm_control")
         observation, action = (math.prod(space.shape or ()) for space in (env.observation_space, env.action_space))
@@ -235,7 +235,7 @@ def _late_columns(env: DMControlEnv) -> Bool[np.ndarray, " observation"]:
 
 def _drawn_columns(env: DMControlEnv) -> Bool[np.ndarray, " observation"]:
     """Those that differ between two episodes in the same state; those of `_late_columns` may."""
-    other = make(env.task_id, seed=1)
+    other = make_env(env.task_id, seed=1)
     other.reset()
     state, action = env.physics.get_state(), np.zeros(env.action_space.shape or (), np.float32)
     for each in (env, other):

@@ -18,7 +18,7 @@ import numpy as np
 from dm_control.rl.control import PhysicsError
 from jaxtyping import Float32
 
-from ringrl.envs import DMControlEnv, make, split_task, tasks
+from ringrl.envs import DMControlEnv, make_env, split_task, tasks
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling.reward_physics import Mode, Needs, Recorder, RowByRow, needs_of
@@ -208,14 +208,14 @@ def _load_for_relabelling(task_id: str, mode: Mode) -> DMControlEnv:
     obstacle = _examine(task_id, mode).obstacle
     if obstacle is not None:
         raise UserError(f"cannot relabel with {task_id}: {obstacle}; keep its recorded rewards instead")
-    environment = make(task_id)
+    environment = make_env(task_id)
     environment.reset()
     return environment
 
 
 @functools.cache
 def _examine(task_id: str, mode: Mode) -> Examined:
-    environment, other = make(task_id), make(task_id, seed=1)
+    environment, other = make_env(task_id), make_env(task_id, seed=1)
     environment.reset(seed=0)
     other.reset(seed=1)
     obstacle = None

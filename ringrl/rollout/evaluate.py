@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from ringrl.agent import RolloutSpec, find_learner, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section
-from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make, make_vector, split_task
+from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.model.transformer import Transformer
 from ringrl.returns import TrialReturn
@@ -215,7 +215,7 @@ def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
         raise UserError(
             f"{run}: there is no environment {task!r} to evaluate in; the run can only be resumed and exported"
         ) from error
-    env = make(task)
+    env = make_env(task)
     spaces = {"observation": env.observation_space, "action": env.action_space}
     widths = {name: math.prod(space.shape or ()) for name, space in spaces.items()}
     env.close()
@@ -230,7 +230,7 @@ def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
 
 def _references(task: str, setting: EvaluationConfig) -> dict[str, MakePolicy]:
     """By name, who acts in the same environments for comparison: `random` and, where the task has one, `expert`."""
-    env = make(task)
+    env = make_env(task)
     width, knows = math.prod(env.action_space.shape or ()), ExpertPolicy.knows(env)
     env.close()
     chance: dict[str, MakePolicy] = {"random": lambda _: RandomPolicy(setting.envs, width, setting.seed)}

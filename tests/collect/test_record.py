@@ -7,7 +7,7 @@ from ringrl.collect.record import record_episode
 
 
 def test_decisions_and_control_steps():
-    env = envs.make("cartpole_swingup", seed=3, action_repeat=3)  # 1000 = 333 * 3 + 1
+    env = envs.make_env("cartpole_swingup", seed=3, action_repeat=3)  # 1000 = 333 * 3 + 1
     rng, seen = np.random.default_rng(0), []
 
     def act(observation):
@@ -26,7 +26,7 @@ def test_decisions_and_control_steps():
 
 
 def test_the_first_row_is_the_state_after_the_reset():
-    env, twin = (envs.make("hidden_reacher_target", seed=4, action_repeat=5) for _ in range(2))
+    env, twin = (envs.make_env("hidden_reacher_target", seed=4, action_repeat=5) for _ in range(2))
     episode, _ = record_episode(env, lambda _: np.ones(2, np.float32))
     observation, info = twin.reset()
     np.testing.assert_array_equal(episode.observation[0], observation)
@@ -36,7 +36,7 @@ def test_the_first_row_is_the_state_after_the_reset():
 
 
 def test_an_end_before_the_time_limit_stops_the_episode():
-    env = envs.make("Hopper-v5", seed=0, action_repeat=4)  # it falls
+    env = envs.make_env("Hopper-v5", seed=0, action_repeat=4)  # it falls
     episode, decisions = record_episode(env, lambda _: np.ones(3, np.float32))
     assert episode.length < 1000 and decisions.discount[-1] == 0 == episode.discount[-1]
     assert (decisions.discount[:-1] == 1).all() and len(decisions.action) == -(-episode.length // 4)

@@ -34,7 +34,7 @@ step = load_step(STEP)
 
 
 def collect(folder, task, count=3, steps=20, note=True, **written):
-    env = envs.make(task, seed=0)
+    env = envs.make_env(task, seed=0)
     rng = np.random.default_rng(0)
     for index in range(count):
         observation, info = env.reset()

@@ -99,7 +99,7 @@ def test_learners_write_the_tasks_reward_and_the_seed_determines_all(tmp_path, p
 
 def test_gradient_steps_follow_the_agent_steps_after_the_warm_up():
     learner = collect.TD3Collector(replace(SMALL, update_to_data=0.5), 5, 1, seed=0)
-    env = envs.make("cartpole_swingup", action_repeat=10)  # 100 agent steps an episode
+    env = envs.make_env("cartpole_swingup", action_repeat=10)  # 100 agent steps an episode
     steps = []
     for _ in range(4):
         learner.learn(record_episode(env, learner.act)[1])
@@ -170,7 +170,7 @@ def test_bad_arguments_are_named(tmp_path, changes, message):
 @pytest.mark.parametrize("policy", ["random", "td3"])
 def test_the_actions_do_not_tell_what_is_hidden(tmp_path, policy):
     collect.main(args(tmp_path / "out", task="hidden_cheetah_velocity", policy=policy, seed=7, episodes=1))
-    hidden = envs.make("hidden_cheetah_velocity", seed=7).task.hidden
+    hidden = envs.make_env("hidden_cheetah_velocity", seed=7).task.hidden
     assert not np.isclose(read(tmp_path / "out")[0].action[1:] * 4, hidden, atol=1e-4).any(axis=1)[0]
 
 

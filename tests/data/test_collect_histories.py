@@ -31,7 +31,7 @@ def held(episode, repeat=REPEAT):
 
 def experts(task, seed, episode):
     """What the expert does in the states of an episode's decisions."""
-    env = envs.make(task, seed=seed)
+    env = envs.make_env(task, seed=seed)
     env.reset()
     actions = []
     for state in episode.physics[:-1:REPEAT]:
@@ -81,7 +81,7 @@ def test_the_rewards_are_those_of_the_histories_own_task(path):
     np.testing.assert_allclose(
         store.returns(GOAL)[TRIALS : 2 * TRIALS], [each.reward.sum() for each in episodes], rtol=1e-5
     )
-    env = envs.make(GOAL, seed=1)
+    env = envs.make_env(GOAL, seed=1)
     env.reset()
     for row in (1, 100, 250):
         env.set_state(episodes[2].physics[row], episodes[2].action[row])
@@ -114,7 +114,7 @@ def test_noise_fades_from_all_to_nothing(mix, task, monkeypatch):
     returns = [episode.reward.sum() for episode in history]
     assert returns[-1] > returns[0]
     # The first trial does not depend on the expert, so nothing in it tells what is hidden.
-    monkeypatch.setattr(type(envs.make(task).task), "expert", lambda *_: np.full(2, 0.123))
+    monkeypatch.setattr(type(envs.make_env(task).task), "expert", lambda *_: np.full(2, 0.123))
     (blind, *_) = noisy_history(task, 4, TRIALS, REPEAT, Noise(mix=mix))
     np.testing.assert_array_equal(blind.action, history[0].action)
 
@@ -126,7 +126,7 @@ def test_every_trial_of_a_shorter_anneal_is_the_experts():
 
 
 def test_a_blend_of_noise_and_expert(monkeypatch):
-    monkeypatch.setattr(type(envs.make(GOAL).task), "expert", lambda *_: np.array([0.5, -0.5]))
+    monkeypatch.setattr(type(envs.make_env(GOAL).task), "expert", lambda *_: np.array([0.5, -0.5]))
     still = Noise(correlation=0.0, scale=1e-9)  # nothing but the expert's share is left
     shares = [held(episode).mean(axis=0) for episode in noisy_history(GOAL, 0, 5, REPEAT, still)]
     np.testing.assert_allclose(shares, np.outer([0, 0.25, 0.5, 0.75, 1], [0.5, -0.5]), atol=1e-6)

@@ -95,7 +95,7 @@ def test_import_keeps_what_minari_has(root, tmp_path, capsys):
 
 def test_the_stored_states_are_those_of_our_environment(root):
     dataset = minari.load_dataset("hopper/a-v0")
-    env = envs.make("Hopper-v5")
+    env = envs.make_env("Hopper-v5")
     for seed, episode in enumerate(read_episodes(dataset)):
         observation, info = env.reset(seed=seed)
         for row in range(1, episode.length + 1):

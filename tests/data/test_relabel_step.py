@@ -30,7 +30,7 @@ def step():
 def folder(tmp_path):
     """Two episodes of cartpole swingup, 15 steps each, under ExoRL's path."""
     path = tmp_path / "cartpole" / "proto"
-    env = envs.make("cartpole_swingup", seed=0)
+    env = envs.make_env("cartpole_swingup", seed=0)
     for index in range(2):
         observation, info = env.reset()
         rows = [(observation, np.zeros(1, np.float32), 0.0, info["physics"])]

@@ -126,7 +126,7 @@ REWARDS = {
 
 @pytest.mark.parametrize("task", REWARDS)
 def test_rewards_are_what_the_formulas_say(task, rng):
-    env, seen = envs.make(task), []
+    env, seen = envs.make_env(task), []
     for state, action in random_states(env, rng):
         env.set_state(state, action)
         seen.append(env.task.get_reward(env.physics))
@@ -139,7 +139,7 @@ CORNERS = {"top_left": (-1, 1), "top_right": (1, 1), "bottom_left": (-1, -1), "b
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_rewards_of_the_maze(corner, rng):
-    env, goal = envs.make(f"point_mass_maze_reach_{corner}"), 0.15 * np.array(CORNERS[corner])
+    env, goal = envs.make_env(f"point_mass_maze_reach_{corner}"), 0.15 * np.array(CORNERS[corner])
     for _ in range(STATES):
         action = rng.uniform(-1, 1, 2).astype(np.float32)
         env.set_state(np.concatenate([goal + rng.uniform(-0.03, 0.03, 2), rng.normal(size=2)]), action)
@@ -150,7 +150,7 @@ def test_rewards_of_the_maze(corner, rng):
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_rewards_of_jaco(corner, rng):
-    env, goal = envs.make(f"jaco_reach_{corner}"), np.array([*(0.09 * np.array(CORNERS[corner])), 0.001])
+    env, goal = envs.make_env(f"jaco_reach_{corner}"), np.array([*(0.09 * np.array(CORNERS[corner])), 0.001])
     between_fingers = slice(30, 33)  # of the observation
     env.reset(seed=1)
     for action in rng.uniform(-1, 1, (20, 9)).astype(np.float32):
@@ -160,7 +160,7 @@ def test_rewards_of_jaco(corner, rng):
 
 
 def test_jaco_is_dm_controls_own_reach_without_its_target(rng):
-    ours = envs.make("jaco_reach_top_left", seed=5)
+    ours = envs.make_env("jaco_reach_top_left", seed=5)
     theirs = manipulation.load("reach_site_features", seed=5)
     observation, info = ours.reset()
     timestep = theirs.reset()
@@ -175,7 +175,7 @@ def test_jaco_is_dm_controls_own_reach_without_its_target(rng):
 
 
 def test_jaco_starts_with_the_hand_over_the_table():
-    env = envs.make("jaco_reach_top_left")
+    env = envs.make_env("jaco_reach_top_left")
     for seed in range(5):
         hand, direction = np.split(env.reset(seed=seed)[0][30:], [3])
         assert (np.abs(hand[:2]) <= 0.2 + 1e-3).all() and 0.02 - 1e-3 <= hand[2] <= 0.4 + 1e-3
@@ -183,7 +183,7 @@ def test_jaco_starts_with_the_hand_over_the_table():
 
 
 def test_the_maze_starts_at_the_top_left_and_at_rest():
-    env = envs.make("point_mass_maze_reach_bottom_right")
+    env = envs.make_env("point_mass_maze_reach_bottom_right")
     starts = np.stack([env.reset(seed=seed)[0] for seed in range(50)])
     assert (starts[:, 0] >= -0.29).all() and (starts[:, 0] <= -0.15).all()
     assert (starts[:, 1] >= 0.15).all() and (starts[:, 1] <= 0.29).all() and not starts[:, 2:].any()
@@ -198,7 +198,7 @@ def drive(env, start, action, steps=400):
 
 
 def test_the_maze_has_a_cross_with_gaps_at_its_ends():
-    env = envs.make("point_mass_maze_reach_top_left")
+    env = envs.make_env("point_mass_maze_reach_top_left")
     ball = 0.01
     for along in (-0.15, -0.1, 0.1, 0.15):  # against the arms: from the left, the right, below and above
         assert drive(env, (-0.1, along), (1, 0))[0] == pytest.approx(-0.02 - ball, abs=2e-3)
@@ -211,7 +211,7 @@ def test_the_maze_has_a_cross_with_gaps_at_its_ends():
 
 
 def test_without_walls_the_maze_is_the_suites_point_mass(rng):
-    ours, theirs = envs.make("point_mass_maze_reach_top_left"), suite.load("point_mass", "easy", {"random": 0})
+    ours, theirs = envs.make_env("point_mass_maze_reach_top_left"), suite.load("point_mass", "easy", {"random": 0})
     ours.reset(seed=0)
     theirs.reset()
     ours.physics.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT

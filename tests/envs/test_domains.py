@@ -1,13 +1,14 @@
 """Every task of ExoRL's six domains, and of hopper, from end to end: collected, written, read, relabelled, stored and
 rolled out. Of each domain one task in whole episodes, as users would do it; of the others the first 40 steps."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from dm_control.suite import quadruped
 
 from ringrl import envs, recipes
 from ringrl.batch import ContextPlan
-from ringrl.envs import suite
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
 from ringrl.formats.exorl import Dims, read_folder
@@ -43,14 +44,8 @@ CUT = 40
 @pytest.fixture
 def cut(monkeypatch):
     """Every environment ends after `CUT` steps; quadruped_escape looks for no renderer to upload its terrain to."""
-    load = suite.load
-
-    def load_cut(task, seed):
-        environment = load(task, seed)
-        environment._step_limit = CUT
-        return environment
-
-    monkeypatch.setattr(suite, "load", load_cut)
+    for name in ("make_env", "make_vector"):
+        monkeypatch.setattr(envs, name, partial(getattr(envs, name), time_limit=CUT))
     monkeypatch.setattr(quadruped.Physics, "contexts", None)
 
 

@@ -26,7 +26,7 @@ def actions_for(env, count, seed=0):
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m")
 def test_passes_gymnasiums_checker():
-    check_env(envs.make("Hopper-v5"), skip_render_check=True)
+    check_env(envs.make_env("Hopper-v5"), skip_render_check=True)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_passes_gymnasiums_checker():
     ],
 )
 def test_matches_gymnasium_step_by_step(task, bound, sizes):
-    env, plain = envs.make(task, seed=3), make_plain(task)
+    env, plain = envs.make_env(task, seed=3), make_plain(task)
     observation, info = env.reset()
     expected, _ = plain.reset(seed=3)
     assert (observation.size, env.action_space.shape[0], info["physics"].size) == sizes
@@ -60,7 +60,7 @@ def test_matches_gymnasium_step_by_step(task, bound, sizes):
 
 
 def test_a_fall_terminates_with_discount_zero_and_a_short_last_hold():
-    env = envs.make("Hopper-v5", action_repeat=7)
+    env = envs.make_env("Hopper-v5", action_repeat=7)
     env.reset(seed=0)
     ended = False
     while not ended:
@@ -76,7 +76,7 @@ def test_a_fall_terminates_with_discount_zero_and_a_short_last_hold():
 
 
 def test_truncates_at_the_time_limit():
-    env = envs.make("Reacher-v5", action_repeat=20)
+    env = envs.make_env("Reacher-v5", action_repeat=20)
     env.reset()
     steps = [env.step(np.zeros(2, np.float32)) for _ in range(3)]
     assert [step[3] for step in steps] == [False, False, True] and not any(step[2] for step in steps)
@@ -88,12 +88,12 @@ def test_reset_seed_decides_all_later_episodes():
     def starts(env, seed):
         return np.stack([env.reset(seed=seed)[0], env.reset()[0]])
 
-    used = envs.make("Hopper-v5", seed=9)
+    used = envs.make_env("Hopper-v5", seed=9)
     used.reset()
     used.step(np.ones(3, np.float32))
-    np.testing.assert_array_equal(starts(used, 5), starts(envs.make("Hopper-v5", seed=0), 5))
+    np.testing.assert_array_equal(starts(used, 5), starts(envs.make_env("Hopper-v5", seed=0), 5))
     assert not np.array_equal(starts(used, 5), starts(used, 6))
-    np.testing.assert_array_equal(envs.make("Hopper-v5", seed=5).reset()[0], used.reset(seed=5)[0])
+    np.testing.assert_array_equal(envs.make_env("Hopper-v5", seed=5).reset()[0], used.reset(seed=5)[0])
 
 
 def test_a_batch_resets_only_those_that_fell():
@@ -116,7 +116,7 @@ def test_names():
     assert envs.split_task("Ant-v5") == ("Ant", "v5")
     assert {"HalfCheetah", "Hopper", "Walker2d", "walker"} <= set(envs.domains())
     assert set(gymnasium_tasks().values()) == {envs.split_task(task) for task in gymnasium_tasks()}
-    env = envs.make("Walker2d-v5")
+    env = envs.make_env("Walker2d-v5")
     assert (env.domain, env.task_name, env.task_id) == ("Walker2d", "v5", "Walker2d-v5")
     assert (env.time_limit_steps, env.control_timestep, env.metadata["render_fps"]) == (1000, 0.008, 125)
 
@@ -124,10 +124,10 @@ def test_names():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: envs.make("Hoper-v5"), "unknown task 'Hoper-v5': did you mean Hopper-v5"),
+        (lambda: envs.make_env("Hoper-v5"), "unknown task 'Hoper-v5': did you mean Hopper-v5"),
         (lambda: envs.tasks("HalfCheeta"), "unknown domain 'HalfCheeta': did you mean HalfCheetah"),
-        (lambda: envs.make("Pusher-v4"), "Pusher-v4: Gymnasium says: .*mujoco<3.*; choose another version"),
-        (lambda: envs.make("Hopper-v5", action_repeat=0), "action_repeat is 0"),
+        (lambda: envs.make_env("Pusher-v4"), "Pusher-v4: Gymnasium says: .*mujoco<3.*; choose another version"),
+        (lambda: envs.make_env("Hopper-v5", action_repeat=0), "action_repeat is 0"),
         (lambda: relabelable_tasks("Hopper", 12), "Hopper-v5 do not follow from stored states"),
         (lambda: Relabeler(["Hopper-v5"]), "Hopper-v5 do not follow from stored states"),
     ],
@@ -143,11 +143,11 @@ def test_a_package_that_gymnasium_misses_is_named(monkeypatch):
 
     monkeypatch.setattr(gymnasium, "make", miss)
     with pytest.raises(UserError, match=r"imageio.*pip install 'gymnasium\[mujoco\]'"):
-        envs.make("Hopper-v5")
+        envs.make_env("Hopper-v5")
 
 
 def test_rendering_without_a_backend_says_what_to_do():
-    env = envs.make("Hopper-v5", render_mode="rgb_array")
+    env = envs.make_env("Hopper-v5", render_mode="rgb_array")
     env.reset()
     with pytest.raises(UserError, match="cannot render Hopper-v5.*EGL"):
         env.render()
@@ -159,7 +159,7 @@ for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"):
     os.environ.pop(name, None)
 from ringrl import envs
 from ringrl.envs.graphics import has_egl
-env = envs.make("HalfCheetah-v5", render_mode="rgb_array")  # of the models that MuJoCo finds fault with
+env = envs.make_env("HalfCheetah-v5", render_mode="rgb_array")  # of the models that MuJoCo finds fault with
 env.reset()
 if has_egl():
     picture = env.render()

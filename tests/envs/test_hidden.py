@@ -29,7 +29,7 @@ REPEAT = {"point_mass_goal": 10, "point_mass_actuators": 10, "reacher_target": 5
 
 @functools.cache
 def make(task, seed=0, visible=False):
-    return envs.make(f"{'visible' if visible else 'hidden'}_{task}", seed=seed, action_repeat=REPEAT.get(task, 10))
+    return envs.make_env(f"{'visible' if visible else 'hidden'}_{task}", seed=seed, action_repeat=REPEAT.get(task, 10))
 
 
 def hidden(task, seed):
@@ -76,7 +76,7 @@ def test_sizes_and_episodes(task, visible):
 
 @pytest.mark.parametrize("task", FAMILIES)
 def test_what_is_hidden_follows_from_the_seed_alone_and_stays(task):
-    first, again = make(task, 3), envs.make(f"hidden_{task}", seed=3, action_repeat=1)
+    first, again = make(task, 3), envs.make_env(f"hidden_{task}", seed=3, action_repeat=1)
     drawn = first.task.hidden.copy()
     for seed in (None, 0, 3):  # a reset's seed is of the initial state, not of the task
         first.reset(seed=seed)
@@ -93,10 +93,10 @@ def test_training_and_held_out_seeds_are_of_different_tasks(task):
 
 @pytest.mark.parametrize("task", ["hidden_reacher_target", "visible_point_mass_goal"])
 def test_no_held_out_seed_wraps_into_the_training_tasks(task):
-    assert envs.make(task, seed=2**32 - 1).task_id == task
+    assert envs.make_env(task, seed=2**32 - 1).task_id == task
     for seed in (2**32, 2**32 + 3, -1):
         with pytest.raises(UserError, match=f"seed {seed}: the seeds of {task} go from 0 to 4294967295"):
-            envs.make(task, seed=seed)
+            envs.make_env(task, seed=seed)
 
 
 def test_what_is_drawn_is_within_the_families_bounds():

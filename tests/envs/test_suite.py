@@ -19,12 +19,12 @@ def actions_for(env, count, seed=0):
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m")
 def test_passes_gymnasiums_checker():
-    check_env(envs.make("cartpole_swingup"), skip_render_check=True)
+    check_env(envs.make_env("cartpole_swingup"), skip_render_check=True)
 
 
 @pytest.mark.parametrize("task, sizes", [("cartpole_swingup", (5, 1, 4)), ("walker_walk", (24, 6, 18))])
 def test_matches_dm_control_step_by_step(task, sizes):
-    env = envs.make(task, seed=3)
+    env = envs.make_env(task, seed=3)
     reference = action_scale.Wrapper(suite.load(*envs.split_task(task), task_kwargs={"random": 3}), -1.0, 1.0)
     assert (env.observation_space.shape[0], env.action_space.shape[0], env.physics.get_state().size) == sizes
     observation, info = env.reset()
@@ -41,20 +41,39 @@ def test_matches_dm_control_step_by_step(task, sizes):
 
 
 def test_actions_are_mapped_onto_bounds_that_are_not_one():
-    env = envs.make("quadruped_walk")
+    env = envs.make_env("quadruped_walk")
     spec = suite.load("quadruped", "walk").action_spec()
     ends = env.control(np.stack([-np.ones(12), np.ones(12), 5 * np.ones(12)]).astype(np.float32))
     np.testing.assert_allclose(ends, np.stack([spec.minimum, spec.maximum, spec.maximum]))
 
 
 def test_actuators_without_bounds_take_the_action_itself():
-    env = envs.make("lqr_lqr_2_1")
+    env = envs.make_env("lqr_lqr_2_1")
     np.testing.assert_allclose(env.control(np.array([0.25], np.float32)), [0.25])
     assert env.time_limit_steps == 1000
 
 
+@pytest.mark.parametrize("task", ["cartpole_swingup", "lqr_lqr_2_1", "walker_flip", "Reacher-v5"])
+@pytest.mark.parametrize("time_limit, action_repeat", [(7, 3), (60, 1)])
+def test_a_time_limit_counts_environment_steps(task, time_limit, action_repeat):
+    env = envs.make_env(task, time_limit=time_limit, action_repeat=action_repeat)
+    assert env.time_limit_steps == time_limit  # Reacher's own limit is 50
+    for _ in range(2):
+        env.reset()
+        rows, ends = [], [False]
+        while not ends[-1]:
+            _, _, terminated, truncated, info = env.step(np.zeros(env.action_space.shape, np.float32))
+            assert not terminated
+            rows.append(len(info["rows"]["reward"]))
+            ends.append(truncated)
+        assert sum(rows) == time_limit and len(rows) == -(-time_limit // action_repeat)
+    vector = envs.make_vector(task, 2, time_limit=time_limit)
+    assert vector.time_limit_steps == time_limit
+    vector.close()
+
+
 def test_held_action_sums_rewards_and_gives_every_row():
-    held, native = envs.make("cartpole_swingup", seed=1, action_repeat=4), envs.make("cartpole_swingup", seed=1)
+    held, native = envs.make_env("cartpole_swingup", seed=1, action_repeat=4), envs.make_env("cartpole_swingup", seed=1)
     held.reset(), native.reset()
     for action in actions_for(native, 5):
         observation, reward, _, _, info = held.step(action)
@@ -68,7 +87,7 @@ def test_held_action_sums_rewards_and_gives_every_row():
 
 
 def test_truncates_at_the_time_limit_with_a_short_last_hold():
-    env = envs.make("cartpole_swingup", action_repeat=300)
+    env = envs.make_env("cartpole_swingup", action_repeat=300)
     env.reset()
     action = np.zeros(1, np.float32)
     lengths = []
@@ -83,7 +102,7 @@ def test_truncates_at_the_time_limit_with_a_short_last_hold():
 
 
 def test_terminates_where_the_discount_is_zero(monkeypatch):
-    env = envs.make("cartpole_swingup", action_repeat=5)
+    env = envs.make_env("cartpole_swingup", action_repeat=5)
     env.reset()
     monkeypatch.setattr(env.task, "get_termination", lambda physics: 0.0 if physics.time() > 0.025 else None)
     _, _, terminated, truncated, info = env.step(np.zeros(1, np.float32))
@@ -96,13 +115,13 @@ def test_reset_seed_decides_all_later_episodes():
         first = env.reset(seed=seed)[0]
         return np.stack([first, env.reset()[0]])
 
-    used = envs.make("walker_run", seed=9)
+    used = envs.make_env("walker_run", seed=9)
     used.reset()
     used.step(np.ones(6, np.float32))
-    np.testing.assert_array_equal(starts(used, 5), starts(envs.make("walker_run", seed=0), 5))
+    np.testing.assert_array_equal(starts(used, 5), starts(envs.make_env("walker_run", seed=0), 5))
     assert not np.array_equal(starts(used, 5), starts(used, 6))
     # The seed given to make is that of a first reset with the same seed.
-    np.testing.assert_array_equal(envs.make("walker_run", seed=5).reset()[0], used.reset(seed=5)[0])
+    np.testing.assert_array_equal(envs.make_env("walker_run", seed=5).reset()[0], used.reset(seed=5)[0])
 
 
 def test_names():
@@ -117,11 +136,12 @@ def test_names():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: envs.make("cartpole_swing"), "cartpole_swing.*cartpole_swingup"),
-        (lambda: envs.make("zzz"), "choose one of acrobot_swingup"),
+        (lambda: envs.make_env("cartpole_swing"), "cartpole_swing.*cartpole_swingup"),
+        (lambda: envs.make_env("zzz"), "choose one of acrobot_swingup"),
         (lambda: envs.tasks("wolker"), "wolker.*walker"),
-        (lambda: envs.make("cartpole_swingup", action_repeat=0), "action_repeat is 0"),
-        (lambda: envs.make("cartpole_swingup", render_mode="human"), "render_mode is 'human'"),
+        (lambda: envs.make_env("cartpole_swingup", action_repeat=0), "action_repeat is 0"),
+        (lambda: envs.make_env("cartpole_swingup", time_limit=0), "time_limit is 0"),
+        (lambda: envs.make_env("cartpole_swingup", render_mode="human"), "render_mode is 'human'"),
         (lambda: envs.make_vector("cartpole_swingup", 0), "count is 0"),
     ],
 )
@@ -131,14 +151,14 @@ def test_bad_arguments_are_named(call, message):
 
 
 def test_observation_order_is_that_of_the_spec(monkeypatch):
-    env = envs.make("walker_walk")
+    env = envs.make_env("walker_walk")
     parts = OrderedDict(z=np.array([1.0]), a=np.array([[2.0, 3.0]]), m=np.float64(4.0))
     monkeypatch.setattr(env.task, "get_observation", lambda physics: parts)
     np.testing.assert_array_equal(env.reset()[0], np.array([1, 2, 3, 4], np.float32))
 
 
 def test_rendering_without_a_backend_says_what_to_do():
-    env = envs.make("cartpole_swingup", render_mode="rgb_array")
+    env = envs.make_env("cartpole_swingup", render_mode="rgb_array")
     env.reset()
     with pytest.raises(UserError, match="cannot render cartpole_swingup.*EGL"):
         env.render()
@@ -152,7 +172,7 @@ from ringrl import envs
 from ringrl.envs.graphics import has_egl
 assert os.environ["MUJOCO_GL"] == ("egl" if has_egl() else "disabled"), os.environ["MUJOCO_GL"]
 if has_egl():
-    env = envs.make("cartpole_swingup", render_mode="rgb_array")
+    env = envs.make_env("cartpole_swingup", render_mode="rgb_array")
     env.reset()
     picture = env.render()
     assert picture.shape == (240, 320, 3) and picture.std() > 0

@@ -50,7 +50,7 @@ def episode_of(env, seed, steps=25):
 
 @functools.cache
 def make(task):
-    return envs.make(task)
+    return envs.make_env(task)
 
 
 @pytest.mark.parametrize("domain, task", EVERY)
@@ -66,7 +66,7 @@ def test_sizes_rewards_and_seeds(domain, task):
         np.testing.assert_array_equal(getattr(again, name), getattr(episode, name))
     assert not np.array_equal(other.physics[0], episode.physics[0])
     # The seed given to make is that of a first reset with the same seed.
-    np.testing.assert_array_equal(envs.make(task, seed=3).reset()[0], episode.observation[0])
+    np.testing.assert_array_equal(envs.make_env(task, seed=3).reset()[0], episode.observation[0])
 
 
 @pytest.mark.parametrize("domain, task", EVERY)
@@ -91,13 +91,13 @@ def test_the_refused_are_the_two_that_need_more_than_such_a_state():
     with pytest.raises(UserError, match="quadruped_escape"):
         Relabeler(["quadruped_escape"])
     # It has a ball, so its states are wider than the other tasks'; from its own they do follow.
-    assert envs.make("quadruped_fetch").physics.get_state().size == 57 + 13
+    assert envs.make_env("quadruped_fetch").physics.get_state().size == 57 + 13
     Relabeler(["quadruped_fetch"])
 
 
 @pytest.mark.parametrize("domain", SIZES)
 def test_a_stored_state_gives_its_observation_again(domain):
-    env = envs.make(envs.tasks(domain)[0])
+    env = envs.make_env(envs.tasks(domain)[0])
     episode = episode_of(env, seed=7)
     env.set_state(episode.physics[9], episode.action[9])
     parts = env.parts()
@@ -112,7 +112,7 @@ def test_a_stored_state_gives_its_observation_again(domain):
 
 
 def test_states_that_cannot_be_set_are_named():
-    env = envs.make("walker_flip")
+    env = envs.make_env("walker_flip")
     action = np.zeros(6, np.float32)
     with pytest.raises(UserError, match="a state of walker_flip has width 18, not 4"):
         env.set_state(np.zeros(4), action)
@@ -126,7 +126,7 @@ def test_names_of_exorls_own_tasks():
     assert envs.split_task("point_mass_maze_reach_top_left") == ("point_mass_maze", "reach_top_left")
     assert envs.split_task("point_mass_easy") == ("point_mass", "easy")
     with pytest.raises(UserError, match="jaco_reach_top_lef.*jaco_reach_top_left"):
-        envs.make("jaco_reach_top_lef")
+        envs.make_env("jaco_reach_top_lef")
 
 
 def test_exorls_own_tasks_are_stepped_as_one_batch():

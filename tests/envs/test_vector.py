@@ -6,7 +6,7 @@ from ringrl import envs
 def test_environments_are_seeded_one_by_one():
     vector = envs.make_vector("walker_walk", 3, seed=7)
     observation, infos = vector.reset()
-    singles = [envs.make("walker_walk", seed=7 + index) for index in range(3)]
+    singles = [envs.make_env("walker_walk", seed=7 + index) for index in range(3)]
     np.testing.assert_array_equal(observation, np.stack([env.reset()[0] for env in singles]))
     actions = np.random.default_rng(0).uniform(-1, 1, (3, 6)).astype(np.float32)
     observation, reward, terminated, truncated, infos = vector.step(actions)

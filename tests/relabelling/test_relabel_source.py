@@ -15,7 +15,7 @@ from ringrl.relabelling.rewards import relabel_episode
 def source(tmp_path_factory):
     """Two episodes of cartpole, under ExoRL's path."""
     path = tmp_path_factory.mktemp("data") / "cartpole" / "zeros"
-    env = envs.make("cartpole_swingup", seed=0, action_repeat=20)
+    env = envs.make_env("cartpole_swingup", seed=0, action_repeat=20)
     for index in range(2):
         write_episode(path / "buffer", index, record_episode(env, lambda _: np.zeros(1, np.float32))[0])
     return path

@@ -24,7 +24,7 @@ ALONE = Workers()
 
 def write_files(folder, steps, count):
     """One episode of cartpole under `count` names; the copies are links."""
-    env = envs.make("cartpole_swingup", seed=0)
+    env = envs.make_env("cartpole_swingup", seed=0)
     observation, info = env.reset()
     rows = [(observation, np.zeros(1, np.float32), 0.0, info["physics"])]
     for action in np.random.default_rng(0).uniform(-1, 1, (steps, 1)).astype(np.float32):

@@ -17,7 +17,7 @@ from ringrl.relabelling.rewards import Relabeler, relabel_episode, relabelable_t
 
 
 def collect(task, steps=60, seed=0):
-    env = envs.make(task, seed=seed)
+    env = envs.make_env(task, seed=seed)
     rng = np.random.default_rng(seed)
     observation, info = env.reset()
     rows = [(observation, np.zeros(env.action_space.shape, np.float32), 0.0, info["physics"])]
@@ -36,7 +36,7 @@ def relabeler(task, mode="exact"):
 
 def plain_loop(task, episode, mode="exact"):
     """ExoRL's procedure through dm_control's public methods alone; in exact mode with the action set as the control."""
-    env = envs.make(task)
+    env = envs.make_env(task)
     env.reset()
     rewards = [0.0]
     for state, control in zip(episode.physics[1:], env.control(episode.action[1:]), strict=True):
@@ -110,7 +110,7 @@ def test_states_are_computed_once_for_tasks_that_move_alike():
 
 
 def test_a_task_reads_the_constants_of_its_own_model():
-    environments = [envs.make(task) for task in ("quadruped_walk", "quadruped_run")]
+    environments = [envs.make_env(task) for task in ("quadruped_walk", "quadruped_run")]
     for environment in environments:
         environment.task.get_reward = lambda physics: physics.data.qpos[0] + physics.named.model.geom_size["floor", 0]
     states, controls = np.zeros((2, 57)), np.zeros((2, 12))
@@ -145,14 +145,14 @@ def vertical(physics):
 
 @pytest.mark.parametrize("get_reward", [branching, timed, vertical])
 def test_code_that_is_not_for_arrays_runs_row_by_row(get_reward):
-    env = envs.make("walker_run")
+    env = envs.make_env("walker_run")
     env.reset()
     env.task.get_reward = get_reward
     assert needs_of(env, "exact") is None
 
 
 def test_a_reward_that_comes_out_different_is_computed_row_by_row_with_a_warning(caplog):
-    env = envs.make("walker_run")
+    env = envs.make_env("walker_run")
     env.reset()
     env.task.get_reward = lambda physics: physics.torso_height() * (1 + 1e-6 * next(calls))
     calls = itertools.count()

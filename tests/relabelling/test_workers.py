@@ -20,7 +20,7 @@ TASKS = ("cartpole_balance", "cartpole_swingup")
 def files(tmp_path_factory):
     """Seven episodes of cartpole, 5 to 11 steps."""
     folder = tmp_path_factory.mktemp("buffer")
-    env = envs.make("cartpole_swingup", seed=0)
+    env = envs.make_env("cartpole_swingup", seed=0)
     for index in range(7):
         observation, info = env.reset()
         observations, states, rewards = [observation], [info["physics"]], []

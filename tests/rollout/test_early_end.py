@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 from ringrl.agent import RolloutSpec
 from ringrl.config import ModelConfig
-from ringrl.envs import VectorEnv, make
+from ringrl.envs import VectorEnv, make_env
 from ringrl.model.output_heads import Gaussian
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer
@@ -39,7 +39,7 @@ def make_policy(acting: RolloutSpec, envs: int, model: Transformer | None = None
 
 
 def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
-    builders = [lambda seed=seed: make(TASK, seed=seed, action_repeat=action_repeat) for seed in seeds]
+    builders = [lambda seed=seed: make_env(TASK, seed=seed, action_repeat=action_repeat) for seed in seeds]
     return VectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
 
 

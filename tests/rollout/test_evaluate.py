@@ -9,27 +9,21 @@ from dm_control.suite import cartpole
 
 from ringrl.cli.run_verbs import EvaluateVerb
 from ringrl.config import parse_config
-from ringrl.envs import HELD_OUT, make
-from ringrl.envs.suite import DMControlEnv
+from ringrl.envs import HELD_OUT, make_env
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate, repeat
 from ringrl.run import RunDirectory
 from ringrl.training.loop import train
+from tests.builders import limit_evaluation
 
 LABEL = "AT, two in context"
-LIMIT = 22  # control steps of an episode: 6 decisions of up to 4
+LIMIT = 22  # environment steps of an episode: 6 agent steps of up to 4
 
 
 @pytest.fixture(scope="module", autouse=True)
 def short_episodes():
-    made = DMControlEnv.__init__
-
-    def short(self, *arguments, **options):
-        made(self, *arguments, **options)
-        self._env._step_limit = self.time_limit_steps = LIMIT
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DMControlEnv, "__init__", short)
+        limit_evaluation(patch, LIMIT)
         yield
 
 
@@ -67,7 +61,7 @@ def test_an_expert_is_rolled_out_where_the_task_has_one(run, monkeypatch):
     assert [row["agent"] for row in rows] == [LABEL] * 4 + ["random"] * 4 + ["expert"] * 4
     assert {row["target_return"] for row in rows[4:]} == {""}
     for env in range(2):  # in environments of the same seeds, an episode after the other
-        alone = make("cartpole_balance", seed=1000 + env, action_repeat=4)
+        alone = make_env("cartpole_balance", seed=1000 + env, action_repeat=4, time_limit=LIMIT)
         for trial in range(2):
             alone.reset()
             earned, done = 0.0, False

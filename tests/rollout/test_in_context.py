@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from gymnasium.vector import VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from ringrl.agent import RolloutSpec
 from ringrl.batch import Batch, Chain, ContextPlan
 from ringrl.config import ModelConfig
-from ringrl.envs import make_vector
+from ringrl.envs import VectorEnv, make_env
 from ringrl.episode import Episode
 from ringrl.model.output_heads import Gaussian, TanhMSE
 from ringrl.model.tokens import ORDER, TokenLayout
@@ -75,10 +75,11 @@ class Recorder(VectorWrapper):
 
 def roll_out(tmp_path, model: Transformer, acting: RolloutSpec, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
     """(store of all trials, environment by environment; results)."""
-    envs = make_vector(TASK, len(limits), seed=5, action_repeat=REPEAT)
-    for env, limit in zip(envs.envs, limits, strict=True):
-        env._env._step_limit = limit
-    recorder = Recorder(envs)
+    made = [
+        lambda seed=seed, limit=limit: make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
+        for seed, limit in enumerate(limits, 5)
+    ]
+    recorder = Recorder(VectorEnv(made, autoreset_mode=AutoresetMode.DISABLED))
     policy = SequencePolicy(
         model, NORMALIZER, acting, envs=len(limits), episode_steps=AGENT_STEPS, trials=trials, sizes=SIZES, seed=0
     )

@@ -8,7 +8,6 @@ import pytest
 
 from ringrl.agent import find_learner, load_agent
 from ringrl.config import parse_config
-from ringrl.envs.suite import DMControlEnv
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
@@ -17,6 +16,7 @@ from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.loop import resume, train
 from ringrl.training.training_data import EpisodeData
 from ringrl.training.transitions import calls, fill_replay, pack
+from tests.builders import limit_evaluation
 
 AGENT = {"name": "td3", "hidden": [8, 8], "batch": 8, "n_step": 2, "actor_lr": 3e-3, "critic_lr": 3e-3}
 
@@ -69,13 +69,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(finished, offline_conf
 
 def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch):
     _, run = finished
-    made = DMControlEnv.__init__
-
-    def short(self, *arguments, **options):
-        made(self, *arguments, **options)
-        self._env._step_limit = self.time_limit_steps = 22
-
-    monkeypatch.setattr(DMControlEnv, "__init__", short)
+    limit_evaluation(monkeypatch, 22)
     header, *rows = evaluate(run, trials=2).read_text().splitlines()
     assert header == "agent,task,seed,env,trial,return,length,target_return"
     assert [row.split(",")[0] for row in rows].count("td3") == 4 and len(rows) == 8

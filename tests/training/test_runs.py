@@ -15,7 +15,6 @@ import pytest
 
 from ringrl.agent import load_agent
 from ringrl.config import dump_config
-from ringrl.envs.suite import DMControlEnv
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate, load_model
@@ -26,6 +25,7 @@ from ringrl.training.mesh import make_mesh
 from ringrl.training.processes import local_shard
 from ringrl.training.state import init_state, split_model
 from ringrl.training.training_data import open_data
+from tests.builders import limit_evaluation
 
 SIZES = {"observation": 5, "action": 1}
 INTERLEAVED = {"name": "agentic_transformer", "trajectories": 2}
@@ -236,13 +236,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tiny_config, tm
 
 def test_evaluation_reads_the_run_and_leaves_its_checkpoints_alone(finished, monkeypatch, tmp_path):
     run, config = finished
-    made = DMControlEnv.__init__
-
-    def short(self, *arguments, **options):
-        made(self, *arguments, **options)
-        self._env._step_limit = self.time_limit_steps = 22
-
-    monkeypatch.setattr(DMControlEnv, "__init__", short)
+    limit_evaluation(monkeypatch, 22)
     before = sorted((run / "checkpoints").iterdir())
     path = evaluate(run, trials=2, target=12.5)
     header, *rows = path.read_text().splitlines()
