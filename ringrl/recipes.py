@@ -24,7 +24,7 @@ SUFFIXES = {"agents": ".py", "data": ".py", "configs": ".yaml"}
 
 
 def root() -> Path:
-    """The folder that contains `agents/`, `data/` and `configs/`: the checkout if there is one, else the wheel's copy."""
+    """The folder of `agents/`, `data/` and `configs/`: the checkout if there is one, else the wheel's copy."""
     package = Path(__file__).resolve().parent
     checkout = package.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "agents").is_dir():
