@@ -16,25 +16,18 @@ HEAVY = {"jax", "flax", "optax", "orbax", "mujoco", "dm_control", "gymnasium", "
 
 
 @pytest.fixture(scope="module")
-def short_episodes():
-    """Episodes of 24 control steps, so that evaluations take no time."""
-    with pytest.MonkeyPatch.context() as patch:
-        limit_evaluation(patch, 24)
-        yield
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory, tiny_store, tiny_config, short_episodes):
+def workplace(tmp_path_factory, tiny_store, tiny_config):
     """A folder with the store and the run that the examples name."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "stores").mkdir()
     (folder / "stores" / "cartpole").symlink_to(tiny_store)
     config = tiny_config({"name": "agentic_transformer", "trajectories": 2}, training={"steps": 1})
     with pytest.MonkeyPatch.context() as patch:
+        limit_evaluation(patch, 24)
         patch.chdir(folder)
         run = ringrl.train(config, "data.store=stores/cartpole", out="runs/cartpole")
         ringrl.evaluate(run, trials=2, envs=2)
-    return folder
+        yield folder
 
 
 @pytest.mark.parametrize("name", sorted({*ringrl.__all__} - {"Episode", "build_store"}))
