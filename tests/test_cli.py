@@ -84,7 +84,7 @@ def test_debug_shows_the_traceback(arguments, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), RuntimeError("out of memory"), OSError("disk full")])
-def test_what_nobody_foresaw_is_one_line_too(error, ringrl, monkeypatch):
+def test_an_unforeseen_error_is_one_line_too(error, ringrl, monkeypatch):
     def fail() -> None:
         raise error
 
@@ -129,7 +129,7 @@ def test_ls_imports_neither_jax_nor_mujoco():
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_usage_error_is_one_line_whatever_the_terminal_can_draw(encoding):
+def test_a_usage_error_is_one_line_in_any_encoding(encoding):
     command = [sys.executable, "-m", "ringrl.cli", "cp"]
     environment = os.environ | {"PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -139,7 +139,7 @@ def test_a_usage_error_is_one_line_whatever_the_terminal_can_draw(encoding):
 
 @pytest.mark.parametrize("arguments", [["ls"], ["--help"], ["data", "--help"]])
 @pytest.mark.parametrize("buffered", ["", "1"])
-def test_a_reader_that_goes_away_is_no_error(arguments, buffered):
+def test_a_closed_output_is_no_error(arguments, buffered):
     reading, writing = os.pipe()
     os.close(reading)
     command, environment = [sys.executable, "-m", "ringrl.cli", *arguments], os.environ | {"PYTHONUNBUFFERED": buffered}
