@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.store.episode_store import DataSource, build
-from ringrl.training import heartbeat, processes
+from ringrl.training import processes
 from ringrl.training.mesh import _within
 
 STEPS, EVERY, TRAJECTORIES, LENGTH = 4, 2, 32, 4
@@ -279,27 +278,3 @@ def test_one_process_joins_nobody():
     with processes.joined(processes=1):
         assert processes.is_first()
         assert processes.from_first("anything", lambda: 3) == 3
-
-
-def test_a_coordinator_that_does_not_answer_is_named():
-    with pytest.raises(UserError, match="nothing answers at --coordinator 127.0.0.1:.*is process 0 running"):
-        heartbeat.wait_for_host(f"127.0.0.1:{free_port()}", 0.3)
-
-
-def test_strangers_are_not_let_in_and_the_missing_are_named():
-    address, accept = heartbeat.listen("127.0.0.1", 2, seconds=1.5)
-    host, port, _ = address.split("|")
-
-    def visit():
-        with socket.create_connection((host, int(port))) as stranger:
-            stranger.sendall(b"hello 2\n")
-            stranger.recv(1)
-
-    visitor = threading.Thread(target=visit, daemon=True)
-    visitor.start()
-    friend = heartbeat.connect(address, 1, seconds=5.0)
-    with pytest.raises(UserError, match=r"processes \[2\] did not reach process 0 within 2 s"):
-        accept()
-    visitor.join()
-    for peer in friend:
-        peer.close()
