@@ -44,31 +44,34 @@ def parameter_shardings(tree: object, mesh: Mesh) -> object:
     return jax.tree.map(place, partitions(tree, mesh), is_leaf=lambda x: isinstance(x, P))
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, held: LocalShard | None = None) -> dict[str, jax.Array]:
-    """Host arrays [batch, steps, ...] onto the mesh: batch over data and fsdp, steps over the ring and its stations.
+def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, shard: LocalShard | None = None) -> dict[str, jax.Array]:
+    """Put host arrays [batch, steps, ...] on the mesh: batch over data and fsdp, steps over seq and heads.
 
-    With many processes, `batch` is what `held` says that this one holds; None: all of it.
+    Args:
+        batch: with many processes only this process's shard of it.
+        mesh: of all processes' devices.
+        shard: the rows and columns that `batch` consists of; None: all.
     """
     sharding = NamedSharding(mesh, TOKENS)
 
     def place(x: np.ndarray) -> jax.Array:
-        if held is None or sharding.is_fully_addressable:
+        if shard is None or sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
 
-        rows, places = held.rows, held.places
+        rows, columns = shard.rows, shard.columns
 
         def piece(index: Any) -> np.ndarray:
-            # A device's piece is one run of the whole batch, and so of what is held here.
-            return x[(_within(rows, index[0]), _within(places, index[1]), *index[2:])]
+            # A device's piece is one run of the whole batch, and so of the shard.
+            return x[(_within(rows, index[0]), _within(columns, index[1]), *index[2:])]
 
-        return jax.make_array_from_callback((*held.shape, *x.shape[2:]), sharding, piece)
+        return jax.make_array_from_callback((*shard.shape, *x.shape[2:]), sharding, piece)
 
     return {name: place(x) for name, x in batch.items()}
 
 
-def _within(held: np.ndarray, part: slice) -> slice:
-    """Where in `held`, an ascending list of indices, stands the run `part`; all of which is there."""
+def _within(indices: np.ndarray, part: slice) -> slice:
+    """Where the run `part`, all of which is in the ascending `indices`, lies among them."""
     first = part.start or 0
-    start = int(np.searchsorted(held, first))
-    last = held[-1] + 1 if part.stop is None else part.stop
+    start = int(np.searchsorted(indices, first))
+    last = indices[-1] + 1 if part.stop is None else part.stop
     return slice(start, start + int(last) - first)

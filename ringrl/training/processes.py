@@ -91,14 +91,14 @@ def from_first(name: str, compute: Callable[[], T]) -> T:
 
 @dataclass(frozen=True, eq=False)
 class LocalShard:
-    """The part of every batch that this process's devices store: these rows, and of each row these positions.
+    """The part of every batch that this process's devices store: these rows, and of each row these columns.
 
-    Positions are counted in ring order. On a slice of TPUs a host's chips are neighbours, but not on the ring, so its
-    positions may be several runs.
+    A column is a step of the row, counted in ring order. On a slice of TPUs a host's chips are neighbours, but not on
+    the ring, so its columns may be several runs.
     """
 
     rows: Int64[np.ndarray, " rows"]  # ascending
-    places: Int64[np.ndarray, " places"]  # ascending
+    columns: Int64[np.ndarray, " columns"]  # ascending
     shape: tuple[int, int]  # rows and steps of the whole batch
 
 
@@ -106,7 +106,7 @@ def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
     """This process's shard of a batch of so many rows and steps.
 
     Raises:
-        UserError: it is empty, or has other positions of one row than of another.
+        UserError: it is empty, or has other columns of one row than of another.
     """
     me = jax.process_index()
     owners = np.vectorize(lambda device: device.process_index, otypes=[np.int64])(mesh.devices)
@@ -119,7 +119,7 @@ def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
     parts = find_parts(owners, me)
     if parts is None:
         raise UserError(
-            f"mesh {sizes}: process {me} needs other positions of one row than of another; choose "
+            f"mesh {sizes}: process {me} needs other columns of one row than of another; choose "
             f"data x fsdp a multiple of the number of processes ({jax.process_count()}), or else a divisor of it"
         )
     shape = owners.shape[0] * owners.shape[1], owners.shape[3] * owners.shape[4]
@@ -129,7 +129,7 @@ def local_shard(mesh: Mesh, rows: int, steps: int) -> LocalShard:
 
 def find_parts(
     owners: Int64[np.ndarray, "data fsdp tensor seq heads"], me: int
-) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " places"]] | None:
+) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " steps"]] | None:
     """Which parts of the rows and of the steps are process `me`'s.
 
     Args:

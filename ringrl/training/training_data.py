@@ -99,7 +99,7 @@ class EpisodeData:
             raise RuntimeError("there is no agent to draw chains")
         config, data, training = self._config, self._config.data, self._config.training
         # Where processes share a row, each reads its slice of it and keeps nothing, not even of a store that would fit.
-        store = self._store if len(held.places) == training.row_steps else open_store(data.store, memory_limit=0)
+        store = self._store if len(held.columns) == training.row_steps else open_store(data.store, memory_limit=0)
         loader = make_loader(
             store,
             self._agent.planner(config.agent, self._store, data.task, data.action_repeat),
@@ -167,7 +167,7 @@ class TokenData:
 def local_positions(config: RunConfig, held: LocalShard) -> Int64[np.ndarray, " local"]:
     """The positions of a row whose steps are on this process's devices, in the order in which they are stored there."""
     steps, mesh = config.training.row_steps, config.mesh
-    return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[held.places]
+    return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[held.columns]
 
 
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:
