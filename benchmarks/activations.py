@@ -7,16 +7,16 @@
 A layer of ringrl's transformer in bfloat16 (float32 parameters), batch 1, rematerialised, differentiated with respect
 to its parameters and its input. Nothing runs: the figures are `temp_size_in_bytes` of the compiled program on one
 device, which leaves out what goes in and out (input, parameters, their gradients), and seemingly also what a TPU's
-compiler keeps in vector memory (for v5e up to 112 MiB, enough for the shortest lengths here). Beside them stands the
+compiler keeps in vector memory (for v5e up to 112 MiB, enough for the shortest lengths here). Beside them is the
 paper's closed form (arXiv 2310.01889, Table 1), which counts the largest activation of the forward pass; the backward
-pass holds gradients and float32 sums beside it, and XLA's CPU backend float32 copies of what is bfloat16. The schemes:
+pass also needs gradients and float32 sums, and XLA's CPU backend float32 copies of what is bfloat16. The schemes:
 
     vanilla           jax.nn.dot_product_attention (all scores in memory), feed-forward over all tokens
     memory_efficient  blockwise attention, feed-forward over all tokens
     blockwise         blockwise attention and feed-forward (BPT)
     ring              ring attention on 8 devices, the sequence spread over them, and blockwise feed-forward
 
-The second table holds the tokens of a device and lets the ring grow: what a device needs must not.
+The second table keeps the tokens of a device constant and lets the ring grow: what a device needs must not grow.
 The last line is one JSON object: compiler -> scheme -> length -> bytes a device (null: more than the device has).
 """
 
@@ -58,7 +58,7 @@ class Args:
     heads: int = 8
     """Attention heads, and key heads. Heads narrower than 128 are padded to it in a TPU's memory."""
     feed_forward_block: int = 1024
-    """Tokens a device that the blockwise feed-forward holds at once."""
+    """Tokens a device that the blockwise MLP computes at once."""
     topology: str = "v5e:2x4"
     """Slice for the TPU compiler; `none`: the CPU backend alone."""
 
@@ -127,7 +127,7 @@ def _temporaries(lowered: jax.stages.Lowered) -> int | None:
 
 
 def _dense(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Attention that holds all scores, as JAX has it; one segment."""
+    """Attention with all scores in memory, as JAX has it; one segment."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
 
 
@@ -142,7 +142,7 @@ def by_length(args: Args) -> list[Case]:
 
 
 def by_ring(args: Args) -> list[Case]:
-    """The longest case of the ring, and rings of 2 and 4 whose devices hold as many tokens."""
+    """The longest case of the ring, and rings of 2 and 4 with as many tokens a device."""
     longest = by_length(args)[-1]
     return [replace(longest, ring=ring, length=longest.length * ring // 8) for ring in (2, 4, 8)]
 

@@ -55,11 +55,11 @@ class Args:
     slices: tuple[str, ...] = (*PAPER, "rl")
     """Slices of Table 3, and `rl` for the reinforcement-learning model."""
     out: Path | None = None
-    """Also write the JSON to this file; what it holds of other slices stays."""
+    """Also write the JSON to this file; what it contains of other slices stays."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class SlicePlan:
     """One model on one slice, under one policy. Bytes are those of one device."""
 
     slice: str
@@ -83,7 +83,7 @@ class Cell:
 def configure(slice_: str, model: str, remat: str, tokens: int) -> RunConfig:
     """The training run of one cell."""
     devices = {"v4:8x8x8": 512, "v3:16x16": 512, "v5e:16x16": 256}[slice_]
-    # 3,200 numbers of width divide by 128: the rest of the devices share stations, so that all hold parameters.
+    # 3,200 numbers of width divide by 128: the rest of the devices exchange heads, so that all store parameters.
     heads = devices // 128 if model == "3b" else 1
     mesh = f"mesh={{seq: {devices // heads}, heads: {heads}}}"
     groups = HEAD_GROUPS[model]
@@ -93,7 +93,7 @@ def configure(slice_: str, model: str, remat: str, tokens: int) -> RunConfig:
     return load_config("llama_7b", (*shape, f"training.row_steps={tokens}"))
 
 
-def longest(slice_: str, model: str, remat: str, console: Console) -> Cell:
+def longest(slice_: str, model: str, remat: str, console: Console) -> SlicePlan:
     """Climb the ladder from 16 times the paper's context (offloaded) or from 4 times, up or else down."""
     paper, best, failed = PAPER[slice_][model] * 1024, None, None
     rung = LADDER.index(16 if remat == "offload" else 4)
@@ -111,7 +111,7 @@ def longest(slice_: str, model: str, remat: str, console: Console) -> Cell:
                 break
     config = configure(slice_, model, remat, paper)
     found = best.row_tokens if best else 0
-    cell = Cell(slice_, model, remat, paper, found, found / paper, failed, *[None] * 9)  # pyright: ignore
+    cell = SlicePlan(slice_, model, remat, paper, found, found / paper, failed, *[None] * 9)  # pyright: ignore
     cell = replace(cell, head_groups=config.model.head_groups)
     if best is None:
         return cell

@@ -55,7 +55,7 @@ class Job:
     reference: bool = True  # whether random and expert are rolled out beside it; once for each seed is enough
 
 
-# Of each family of hidden tasks, how long an action is held, how strong the noise is, and how long is trained.
+# Of each family of hidden tasks, the action repeat, the scale of the noise, and the training steps.
 FAMILIES = {
     "goal": ("hidden_point_mass_goal", 10, 1.0, 6000),
     "target": ("hidden_reacher_target", 5, 0.3, 3000),
@@ -79,8 +79,8 @@ def _hidden(family: str) -> tuple[Job, ...]:
     )
 
 
-def _told(family: str) -> tuple[Job, ...]:
-    """The agents that are told a return, with and without earlier trials."""
+def _conditioned(family: str) -> tuple[Job, ...]:
+    """The agents with return conditioning, with and without earlier trials."""
     data, targets = (_histories(family, 8),), (40, 70, 104, 125)
     return (
         Job(f"{family}_at", "results_hidden_at", data, ablations=ABLATIONS, targets=targets),
@@ -101,8 +101,8 @@ class Domain:
 
     collected: str  # the task under which the collector ran, whose reward it does not see
     tasks: tuple[str, ...]
-    action_repeat: int  # an action is held for about a tenth of a second
-    decisions: int  # in a trial
+    action_repeat: int  # environment steps an agent step, for about ten agent steps a second
+    trial_steps: int  # agent steps in a trial
 
 
 DOMAINS = {
@@ -117,11 +117,11 @@ SWEPT = {"cheetah_run": (40, 80, 130, 200)}  # its data's median is 42, their be
 
 
 def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
-    """A step sees about 2,000 decisions of the Agentic Transformer's rows of 8 trajectories."""
+    """A training step reads about 2,000 agent steps, in the Agentic Transformer's rows of 8 trajectories."""
     files, store, trajectories = DATA / name / "rnd", DATA / f"{name}.store", 8
     collect = f"collect --task {domain.collected} --action-repeat {domain.action_repeat} {COLLECT}"
     data = (Data(files, collect), Data(store, f"build_store {files} --tasks {' '.join(domain.tasks)}"))
-    steps, row = {"model.max_steps": domain.decisions}, trajectories * domain.decisions
+    steps, row = {"model.max_steps": domain.trial_steps}, trajectories * domain.trial_steps
     rows = {"training.row_steps": row, "training.batch": max(2000 // row, 1)}
     jobs = []
     for task in domain.tasks:
@@ -138,7 +138,7 @@ def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
 
 ROWS = {
     "small": _hidden("goal")[:1],
-    "hidden": (*_hidden("goal"), *_hidden("target"), *_told("target")),
+    "hidden": (*_hidden("goal"), *_hidden("target"), *_conditioned("target")),
     "exorl": tuple(job for each in DOMAINS.items() for job in _exorl(*each)),
     "context": tuple(_context(trials) for trials in (1, 2, 4, 8, 16)),
 }
@@ -155,7 +155,7 @@ class Args:
     jobs: int = 1
     """Data sets, then trainings, made at once, each on its share of the cores."""
     only: str = ""
-    """Only the runs whose names hold this, and no report."""
+    """Only the runs whose names contain this, and no report."""
     fresh: bool = False
     """Do again what is finished, the data too."""
 

@@ -6,7 +6,7 @@
 
 The data are `--rollouts` real episodes of dm_control's walker under random actions (24 observations, 6 actions, 18
 states), over and over as they are: no format compresses beyond one episode, so repeated ones take the place that new
-ones would. All formats hold the same episodes, 10,000 of them by default:
+ones would. All formats contain the same episodes, 10,000 of them by default:
 
   ringrl       the store: arrays of what training reads, of rewards and of physics states, Zarr v3 in files of 32 MB
   npz          one `np.savez_compressed` an episode, as ExoRL publishes its data
@@ -29,29 +29,22 @@ those of the npz files.
 
 import json
 import os
-import random
 import resource
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
 
-from ringrl import envs
-from ringrl.episode import Episode
-from ringrl.formats.exorl import write_episode
+from benchmarks._store_formats import LENGTH, TASK, episodes_of, readers, roll_out, write_minari, write_npz
+from benchmarks._workers import medians, orders, run_once, seconds_of
 from ringrl.store.episode_store import DataSource, build, open_store
 
-TASK, LENGTH, CHAIN = "walker_run", 1000, 128
+CHAIN = 128
+"""Episodes that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -110,29 +103,21 @@ def measure(folder: Path, count: int, args: Args) -> None:
     print("opening: " + ", ".join(f"{ms:.1f} ms of {number:,} episodes" for number, ms in opening.items()))
     os.sync()  # else what was written is brought to the disk while it is read
     warn_of_cache(sum(sizes.values()))
-    medians = read_in_turn(folder, count, args.rounds)
-    print_table(medians, sizes, count, len(os.sched_getaffinity(0)))
+    found = read_in_turn(folder, count, args.rounds)
+    print_table(found, sizes, count, len(os.sched_getaffinity(0)))
     alone = run_alone("--read", folder, count, args, cpus={min(os.sched_getaffinity(0))})
     print_table(alone, sizes, count, 1)
-    ratios = {f"vs_{name}": round(medians[name] / medians["ringrl"], 2) for name in ("npz", "h5py", "minari")}
-    ratios |= {"chain128_ms": round(medians["ringrl"] * 1e3, 2), "build_peak_mb": round(built["peak_mb"])}
+    ratios = {f"vs_{name}": round(found[name] / found["ringrl"], 2) for name in ("npz", "h5py", "minari")}
+    ratios |= {"chain128_ms": round(found["ringrl"] * 1e3, 2), "build_peak_mb": round(built["peak_mb"])}
     ratios |= {"open_ms": round(opening[count], 2), "size_vs_npz": round(sizes["ringrl"] / sizes["npz"], 3)}
     ratios |= {"vs_npz_1_cpu": round(alone["npz"] / alone["ringrl"], 2)}
     print(json.dumps(ratios | {"chain128_ms_1_cpu": round(alone["ringrl"] * 1e3, 2)}))
 
 
 def run_alone(step: str, folder: Path, count: int, args: Args, cpus: set[int] | None = None) -> dict[str, float]:
-    """What a process of its own, bound to `cpus` before it starts a thread, prints as JSON."""
-    command = [sys.executable, "-m", "benchmarks.store", "--transitions", str(count * LENGTH)]
-    command += ["--rounds", str(args.rounds), step, str(folder)]
-    mine = os.sched_getaffinity(0)
-    # This thread's, which the process inherits; TensorStore's threads here keep theirs.
-    os.sched_setaffinity(0, cpus or mine)
-    try:
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    finally:
-        os.sched_setaffinity(0, mine)
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a process that does `step` alone prints."""
+    options = ["--transitions", str(count * LENGTH), "--rounds", str(args.rounds), step, str(folder)]
+    return run_once("benchmarks.store", options, cpus)
 
 
 def warn_of_cache(written: int) -> None:
@@ -143,48 +128,19 @@ def warn_of_cache(written: int) -> None:
         print(f"warning: {written / 1e9:.1f} GB written, {available / 1e9:.1f} GB of memory: the disk is measured too")
 
 
-def print_table(medians: dict[str, float], sizes: dict[str, int], count: int, cpus: int) -> None:
+def print_table(found: dict[str, float], sizes: dict[str, int], count: int, cpus: int) -> None:
     """Print the median seconds, and what each format takes of the disk."""
     where = f"on {cpus} CPU{'s' if cpus > 1 else ''}"
     print(f"\n{where:<16}{'GB':>8}{'B/transition':>14}{'chain of 128, ms':>18}{'times ringrl':>14}")
-    for name, seconds in medians.items():
+    for name, seconds in found.items():
         size = sizes["h5py" if name == "minari" else name]
         columns = f"{size / 1e9:>8.2f}{size / count / LENGTH:>14.0f}{seconds * 1e3:>18.1f}"
-        print(f"{name:<16}{columns}{seconds / medians['ringrl']:>14.1f}", flush=True)
+        print(f"{name:<16}{columns}{seconds / found['ringrl']:>14.1f}", flush=True)
 
 
 def report(what: str, seconds: float) -> None:
     """Print what took how long."""
     print(f"{what} ({seconds:.1f} s)", flush=True)
-
-
-def roll_out(count: int, path: Path) -> None:
-    """Save the rows of walker's episodes under uniformly random actions."""
-    env, rng, episodes = envs.make_env(TASK), np.random.default_rng(0), []
-    for seed in range(count):
-        first, info = env.reset(seed=seed)
-        rows = [(first, np.zeros(6, np.float32), 0.0, info["physics"])]
-        for _ in range(LENGTH):
-            action = rng.uniform(-1, 1, 6).astype(np.float32)
-            observation, reward, _, _, info = env.step(action)
-            rows.append((observation, action, float(reward), info["physics"]))
-        episodes.append([np.stack(column) for column in zip(*rows, strict=True)])
-    env.close()
-    names = ("observation", "action", "reward", "physics")
-    arrays: dict[str, Any] = {}
-    for name, values in zip(names, zip(*episodes, strict=True), strict=True):
-        arrays[name] = np.stack(values)
-    np.savez(path, **arrays)
-
-
-def episodes_of(folder: Path, count: int) -> Iterator[Episode]:
-    """The rollouts, again and again."""
-    with np.load(folder / "rollouts.npz") as file:
-        rows = {name: file[name] for name in file.files}
-    for index in range(count):
-        each = {name: values[index % len(values)] for name, values in rows.items()}
-        reward, ones = each.pop("reward").astype(np.float32)[:, None], np.ones(LENGTH + 1, np.float32)
-        yield Episode(**each, reward=reward, discount=ones)
 
 
 def build_here(folder: Path, count: int) -> None:
@@ -203,43 +159,8 @@ def build_here(folder: Path, count: int) -> None:
 
 
 def peak_mb() -> float:
-    """The most memory that this process ever held, in MB."""
+    """The peak memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def write_npz(folder: Path, count: int) -> None:
-    """One file an episode; different ones are compressed once and copied, as compressing all would take minutes."""
-    names = [f"episode_{index:06d}_{LENGTH}.npz" for index in range(count)]
-    with np.load(folder / "rollouts.npz") as file:
-        different = min(len(file["reward"]), count)
-    for index, episode in enumerate(episodes_of(folder, different)):
-        write_episode(folder / "npz", index, episode)
-    for index in range(different, count):
-        shutil.copyfile(folder / "npz" / names[index % different], folder / "npz" / names[index])
-
-
-def write_minari(folder: Path, count: int) -> None:
-    """Minari's own file, `main_data.hdf5`, through its own classes."""
-    from gymnasium.spaces import Box
-    from minari.data_collector import EpisodeBuffer
-    from minari.dataset.minari_storage import MinariStorage
-
-    observation, action = Box(-np.inf, np.inf, (24,), np.float32), Box(-1, 1, (6,), np.float32)
-    storage = MinariStorage.new(folder / "h5py", observation_space=observation, action_space=action)
-
-    def buffers() -> Iterator[Any]:
-        for index, episode in enumerate(episodes_of(folder, count)):
-            columns: dict[str, Any] = {
-                "observations": episode.observation,
-                "actions": episode.action[1:],
-                "rewards": episode.reward[1:, 0],
-                "terminations": episode.discount[1:] == 0,
-                "truncations": np.arange(LENGTH) == LENGTH - 1,
-            }
-            yield EpisodeBuffer(id=index, **columns)
-
-    storage.update_episodes(buffers())
-    storage.update_metadata({"dataset_id": "walker/random-v0", "minari_version": version("minari")})
 
 
 def size_of(folder: Path) -> int:
@@ -255,57 +176,20 @@ def open_ms(folder: Path, count: int) -> float:
         sources = [DataSource("random", "random")]
         episodes = ((episode, 0) for episode in episodes_of(folder, count))
         build(path, episodes, domain="walker", tasks=[TASK], sources=sources, provenance={})
-    seconds = []
-    for _ in range(9):
-        began = time.perf_counter()
-        open_store(path)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds) * 1e3
+    seconds = [seconds_of(lambda: open_store(path)) for _ in range(9)]
+    return medians({"open": seconds})["open"] * 1e3
 
 
 def read_in_turn(folder: Path, count: int, rounds: int) -> dict[str, float]:
     """Median seconds of a chain, by subject."""
     subjects = readers(folder, count)
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    rng, names = np.random.default_rng(1), list(subjects)
-    for turn in range(rounds + 1):  # the first is not counted
+    rng = np.random.default_rng(1)
+    for order in orders(list(subjects), rounds + 1):  # the first round is not counted
         chain = rng.choice(count, CHAIN, replace=False).tolist()
-        random.Random(turn).shuffle(names)
-        for name in names:
-            began = time.perf_counter()
-            found = subjects[name](chain)
-            seconds[name].append(time.perf_counter() - began)
-            del found
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
-def readers(folder: Path, count: int) -> dict[str, Callable[[list[int]], list[Any]]]:
-    """Subject -> (episodes) -> their arrays."""
-    import h5py
-    from minari import MinariDataset
-
-    store = open_store(folder / "store", memory_limit=count * (LENGTH + 1) * 4)
-    assert store.lengths[0] == LENGTH  # the offsets are read now, as training has when it reads its first chain
-    file, minari = h5py.File(folder / "h5py" / "main_data.hdf5"), MinariDataset(folder / "h5py")
-
-    def npz(chain: list[int]) -> list[Any]:
-        found = []
-        for episode in chain:
-            with np.load(folder / "npz" / f"episode_{episode:06d}_{LENGTH}.npz") as archive:
-                found.append([archive[name] for name in ("observation", "action", "reward", "discount")])
-        return found
-
-    def hdf5(chain: list[int]) -> list[Any]:
-        names = ("observations", "actions", "rewards", "terminations")
-        groups: list[Any] = [file[f"episode_{episode}"] for episode in chain]
-        return [[group[name][()] for name in names] for group in groups]
-
-    return {
-        "ringrl": lambda chain: store.read_many([(episode, 0, LENGTH) for episode in chain], TASK),
-        "npz": npz,
-        "h5py": hdf5,
-        "minari": lambda chain: list(minari.iterate_episodes(chain)),
-    }
+        for name in order:
+            seconds[name].append(seconds_of(lambda name=name, chain=chain: subjects[name](chain)))
+    return medians({name: values[1:] for name, values in seconds.items()})
 
 
 if __name__ == "__main__":

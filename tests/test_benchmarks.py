@@ -56,12 +56,12 @@ def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
     arguments = made[Path(config.data.store)]  # what is trained on is made before
     assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])
     said = dict(pairwise(shlex.split(" ".join(data.command for data in job.data))))  # --name to its value
-    held, trajectories = int(said["--action-repeat"]), getattr(config.agent, "trajectories", 1)
-    decisions = -(-envs.make_env(config.data.task).time_limit_steps // held)
-    assert config.data.action_repeat == held
+    repeat, trajectories = int(said["--action-repeat"]), getattr(config.agent, "trajectories", 1)
+    steps = -(-envs.make_env(config.data.task).time_limit_steps // repeat)
+    assert config.data.action_repeat == repeat
     if config.agent.name != "td3":
-        assert decisions <= config.model.max_steps and trajectories <= config.model.max_trials
-        assert config.training.row_steps == trajectories * decisions or hasattr(config.agent, "window")
+        assert steps <= config.model.max_steps and trajectories <= config.model.max_trials
+        assert config.training.row_steps == trajectories * steps or hasattr(config.agent, "window")
     if arguments[0] == "collect_histories":
         assert config.evaluation.seed >= envs.HELD_OUT and trajectories <= int(said["--trials"])
 
