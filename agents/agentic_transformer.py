@@ -1,19 +1,23 @@
 """Agentic Transformer (Liu & Abbeel 2023, "chain of hindsight"): trials in one context, each better than the last.
 
-- chain: n whole trajectories in ascending order of return, every one told to reach the best one's return
+- context: n whole trajectories in ascending order of return, all conditioned on the best one's return
 - tokens: return-to-go, observation, action, reward, and a completion token that is 1 where a trial reached the target
 - loss: the head's, at every step of every trajectory
-- acts: n trials in one context, each told the same high target; the context is never cleared between them
+- acts: n trials in one context, each with the same high target return; the context is never cleared between them
 """
 
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float64
 from pydantic import Field, model_validator
 
-from ringrl.agent import RolloutSpec
+from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
 from ringrl.sampling.samplers import HindsightSampler, top_fraction
+from ringrl.sequence_agent import SequenceAgent
+from ringrl.store.episode_store import Store
 
 
 class Config(AgentConfig):
@@ -24,31 +28,35 @@ class Config(AgentConfig):
     # how they are drawn: "uniform" among all, or "stratified": one from each n-th part of the episodes by return
     draw: Literal["uniform", "stratified"] = "uniform"
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
-    within_source: bool = False  # whether a chain is of one source only, as where each source is another hidden task
-    completion: bool = True  # whether the completion token is there
+    within_source: bool = False  # whether a chain is of one source only: for stores where a source is a hidden task
+    completion: bool = True  # whether a step has a completion token
 
     @model_validator(mode="after")
-    def _check_fraction(self):
+    def _check_fraction(self) -> "Config":
         if self.within_source and self.fraction < 1:
             raise ValueError("fraction ranks the episodes of all sources together; with within_source leave it at 1")
         return self
 
 
-def planner(config: Config, store, task, action_repeat):
-    options = {"draw": config.draw, "target_jitter": config.target_jitter}
-    options["source"] = store.source if config.within_source else None
-    best = top_fraction(store.lengths, store.returns(task), config.fraction) if config.fraction < 1 else None
-    return HindsightSampler(store.lengths, store.returns(task), config.trajectories, best, **options)
+class Agent(SequenceAgent[Config]):
+    """Each trial of a context is conditioned on the best return, and the next is to come closer to it."""
 
+    description = AgentDescription("Agentic Transformer", across_trials=True)
 
-def tokens(config: Config):
-    extra = ("completion",) if config.completion else ()
-    return TokenLayout(("return_to_go", "observation", "action", "reward", *extra), fused=config.fused)
+    def context_sampler(self, store: Store, task: str, action_repeat: int) -> HindsightSampler:
+        """Chains of hindsight (the paper's section 3)."""
+        c, returns = self.config, store.returns(task)
+        best = top_fraction(store.lengths, returns, c.fraction) if c.fraction < 1 else None
+        source = store.source if c.within_source else None
+        return HindsightSampler(
+            store.lengths, returns, c.trajectories, best, draw=c.draw, target_jitter=c.target_jitter, source=source
+        )
 
+    def tokens(self) -> TokenLayout:
+        """All five modalities; four without the completion token."""
+        extra = ("completion",) if self.config.completion else ()
+        return TokenLayout(("return_to_go", "observation", "action", "reward", *extra), fused=self.config.fused)
 
-def loss(config: Config, head, prediction, batch):
-    return head.loss(prediction, batch["action"])
-
-
-def acting(config: Config, row_steps, returns):
-    return RolloutSpec(context_steps=row_steps, across_trials=True, target=float(returns.max()), sample=config.sample)
+    def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
+        """Every trial has the best return of the data as its target."""
+        return RolloutSpec(row_steps, across_trials=True, target=float(returns.max()), sample=self.config.sample)

@@ -1,6 +1,6 @@
 """Algorithm Distillation (Laskin et al. 2022): imitate not an expert but the *learning* of one.
 
-- chain: n episodes from one source learner's history, every k-th, in the order of learning; never across sources
+- context: n episodes from one source learner's history, every k-th, in the order of learning; never across sources
 - tokens: observation, action, reward; no returns
 - loss: the head's, at every step (the paper: negative log-likelihood)
 - acts: n trials in one context with sampled actions and no weight update; improvement must come from the context
@@ -8,12 +8,16 @@
 
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float64
 from pydantic import Field
 
-from ringrl.agent import RolloutSpec
+from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
 from ringrl.sampling.samplers import HistorySampler
+from ringrl.sequence_agent import SequenceAgent
+from ringrl.store.episode_store import Store
 
 
 class Config(AgentConfig):
@@ -28,19 +32,20 @@ class Config(AgentConfig):
     sample: bool = True  # act by drawing from the head's distribution
 
 
-def planner(config: Config, store, task, action_repeat):
-    return HistorySampler(
-        store.lengths, store.returns(task), store.source, config.trajectories, config.every, config.order
-    )
+class Agent(SequenceAgent[Config]):
+    """A learning history in the context predicts what its learner would do next."""
 
+    description = AgentDescription("Algorithm Distillation", across_trials=True)
 
-def tokens(config: Config):
-    return TokenLayout(("observation", "action", "reward"), fused=config.fused)
+    def context_sampler(self, store: Store, task: str, action_repeat: int) -> HistorySampler:
+        """Stretches of one source's history (the paper's section 3)."""
+        c = self.config
+        return HistorySampler(store.lengths, store.returns(task), store.source, c.trajectories, c.every, c.order)
 
+    def tokens(self) -> TokenLayout:
+        """Observation, action, reward."""
+        return TokenLayout(("observation", "action", "reward"), fused=self.config.fused)
 
-def loss(config: Config, head, prediction, batch):
-    return head.loss(prediction, batch["action"])
-
-
-def acting(config: Config, row_steps, returns):
-    return RolloutSpec(context_steps=row_steps, across_trials=True, sample=config.sample)
+    def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
+        """Without a target; improvement must come from the context."""
+        return RolloutSpec(row_steps, across_trials=True, sample=self.config.sample)

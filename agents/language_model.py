@@ -2,17 +2,18 @@
 
 - data: a file of token ids (`.npy`, whole numbers); `data: {store: text.npy, task: next_token}`
 - tokens: one an id; the next one is predicted
-- loss: cross-entropy, computed block by block so that the logits of a long row never stand whole
-- acts: not at all; `ringrl evaluate` rolls out agents
+- loss: cross-entropy, computed block by block so that the logits of a long row are never stored at once
+- acts: not at all: it has no policy
 """
 
 from typing import Literal
 
 from pydantic import Field
 
+from ringrl.agent import AgentDescription
 from ringrl.config import AgentConfig
-from ringrl.errors import UserError
 from ringrl.model.token_ids import TokenIds
+from ringrl.sequence_agent import TokenAgent
 
 
 class Config(AgentConfig):
@@ -22,17 +23,11 @@ class Config(AgentConfig):
     bins: int = Field(default=32_000, ge=2)  # token ids: the vocabulary (LLaMA: 32,000)
 
 
-def planner(config: Config, store, task, action_repeat):
-    raise UserError("language_model reads a file of token ids, not episodes: data: {store: text.npy, task: next_token}")
+class Agent(TokenAgent[Config]):
+    """Next-token prediction."""
 
+    description = AgentDescription("Language model", across_trials=False)
 
-def tokens(config: Config):
-    return TokenIds(config.bins)
-
-
-def loss(config: Config, head, prediction, batch):
-    return head.loss(prediction, batch["target"])
-
-
-def acting(config: Config, row_steps, returns):
-    raise UserError("language_model is no agent: it cannot be rolled out")
+    def tokens(self) -> TokenIds:
+        """Ids below the vocabulary's size."""
+        return TokenIds(self.config.bins)

@@ -6,7 +6,7 @@
 - acts: the actor's action, without noise, every trial alike
 
 Offline it is a baseline: `ringrl train` with `agent: {name: td3}`, where `training.steps` are gradient steps. Online it
-is `data/collect.py`'s source learner, on the task's reward or on curiosity alone, as ExoRL's `rnd` data were collected.
+is `data/collect.py`'s source learner, on the task's reward or on the RND reward alone, as ExoRL's `rnd` data were.
 The paper is arXiv:1802.09477. `bc_weight` adds behaviour cloning to the actor (TD3+BC, Fujimoto & Gu 2021).
 """
 
@@ -22,10 +22,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, Key
 from pydantic import Field
 
+from ringrl.agent import AgentDescription
 from ringrl.collect.networks import MLP, Critics, descend, optimizer_state, polyak
 from ringrl.collect.replay import Replay, Transitions
 from ringrl.collect.rnd import RNDState, init_rnd, rnd_reward
 from ringrl.config import AgentConfig
+from ringrl.transition_agent import TransitionAgent
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,13 +36,13 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Learning:
-    """How it learns. A decision is one action chosen, however long the environment then holds it."""
+    """How it learns."""
 
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)  # widths of the actor's and critics' layers
     actor_lr: Positive = 1e-3  # Adam's step size for the actor
     critic_lr: Positive = 1e-3  # Adam's step size for both critics
     batch: Count = 256  # transitions in a minibatch
-    gamma: Share = 0.99  # discount factor of one decision
+    gamma: Share = 0.99  # discount factor of one agent step
     n_step: Count = 1  # rewards summed before the bootstrap; 1 is TD3's own target
     tau: Share = 0.01  # share of the online weights that enters the target weights at every actor update
     policy_delay: Count = 2  # critic updates for one update of the actor and the targets (section 5.2)
@@ -58,14 +60,14 @@ class Config(AgentConfig, Learning):  # pyright: ignore[reportGeneralTypeIssues]
 class Collecting(Learning):
     """And how it explores while `data/collect.py` collects."""
 
-    warmup: int = 1000  # decisions taken uniformly at random before the actor takes over
-    noise_start: float = 1.0  # standard deviation of the exploration noise at the first decision
+    warmup: int = 1000  # agent steps whose actions are uniformly random, before the actor takes over
+    noise_start: float = 1.0  # standard deviation of the exploration noise at the first agent step
     noise_end: float = 0.1  # and after `noise_decisions`
-    noise_decisions: int = 8_000  # decisions over which the noise falls, linearly
-    update_to_data: float = 1.0  # gradient steps a decision
+    noise_decisions: int = 8_000  # agent steps over which the noise falls, linearly
+    update_to_data: float = 1.0  # gradient steps per agent step
     updates_per_call: int = 50  # gradient steps fused into one compiled call; changes speed, not results
     capacity: int = 1_000_000  # transitions that the replay keeps; the oldest leave first
-    reward: Literal["task", "rnd"] = "task"  # learn from the task's reward, or from curiosity alone
+    reward: Literal["task", "rnd"] = "task"  # learn from the task's reward, or from the RND reward alone
     rnd_features: int = 64  # width of the random features that the predictor has to guess
     rnd_lr: float = 1e-3  # Adam's step size for the predictor
     rnd_clip: float = 5.0  # normalised observations are clipped to +- this before the features (Burda et al., 2.4)
@@ -80,7 +82,7 @@ class State(NamedTuple):
     target_critics: Critics
     actor_optimizer: optax.OptState
     critic_optimizer: optax.OptState
-    curiosity: RNDState | None  # None unless `reward == "rnd"`
+    rnd: RNDState | None  # None unless `reward == "rnd"`
     step: Int32[Array, ""]  # gradient steps taken
     key: Key[Array, ""]  # of the target noise
 
@@ -91,9 +93,9 @@ def init(config: Learning, observation_size: int, action_size: int, seed: int) -
     rngs = nnx.Rngs(jax.random.key(seed))
     actor = MLP((observation_size, *config.hidden, action_size), rngs)
     critics = Critics(observation_size, action_size, config.hidden, rngs)
-    curiosity = None
+    rnd = None
     if isinstance(config, Collecting) and config.reward == "rnd":
-        curiosity = init_rnd(observation_size, config.hidden, config.rnd_features, rngs)
+        rnd = init_rnd(observation_size, config.hidden, config.rnd_features, rngs)
     return State(
         actor=actor,
         critics=critics,
@@ -101,7 +103,7 @@ def init(config: Learning, observation_size: int, action_size: int, seed: int) -
         target_critics=critics,
         actor_optimizer=optimizer_state(actor),
         critic_optimizer=optimizer_state(critics),
-        curiosity=curiosity,
+        rnd=rnd,
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key(seed),
     )
@@ -120,21 +122,21 @@ def policy(actor: MLP, observation: Float[Array, "*batch observation"]) -> Float
 
 
 def act(state: State, observation: Float32[np.ndarray, "*batch observation"]) -> Float32[np.ndarray, "*batch action"]:
-    """What it does once trained."""
+    """The actions of the trained policy, for normalised observations."""
     return np.asarray(policy(state.actor, observation))
 
 
 def explore(
-    config: Collecting, state: State, observation: np.ndarray, decision: int, rng: np.random.Generator
+    config: Collecting, state: State, observation: np.ndarray, agent_step: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " action"]:
     """The action while collecting: uniform at first, then the policy's with Gaussian noise that falls linearly.
 
-    `observation` is float32 [O]; `decision` is the number of decisions taken before this one, over all episodes.
+    `observation` is float32 [O]; `agent_step` is the number of agent steps before this one, over all episodes.
     """
     action = act(state, observation)
-    if decision < config.warmup:
+    if agent_step < config.warmup:
         return rng.uniform(-1.0, 1.0, action.shape).astype(np.float32)
-    share = min(decision / config.noise_decisions, 1.0)
+    share = min(agent_step / config.noise_decisions, 1.0)
     scale = config.noise_start + share * (config.noise_end - config.noise_start)
     noise = scale * rng.standard_normal(action.shape)
     return np.clip(action + noise, -1.0, 1.0).astype(np.float32)
@@ -142,7 +144,7 @@ def explore(
 
 @partial(jax.jit, static_argnames="config")
 def update(config: Learning, state: State, batches: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
-    """As many gradient steps as `batches` holds minibatches, fused into one compiled loop.
+    """A gradient step for each minibatch of `batches`, fused into one compiled loop.
 
     Args:
         config: the hyper-parameters.
@@ -159,10 +161,10 @@ def update(config: Learning, state: State, batches: Transitions) -> tuple[State,
 
 def _step(config: Learning, state: State, batch: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One critic update; every `policy_delay` of them, one update of the actor and the targets."""
-    if isinstance(config, Collecting) and state.curiosity is not None:
+    if isinstance(config, Collecting) and state.rnd is not None:
         seen = batch.next_observation
-        curiosity, reward = rnd_reward(state.curiosity, seen, lr=config.rnd_lr, clip=config.rnd_clip)
-        state, batch = state._replace(curiosity=curiosity), batch._replace(reward=reward)
+        rnd, reward = rnd_reward(state.rnd, seen, lr=config.rnd_lr, clip=config.rnd_clip)
+        state, batch = state._replace(rnd=rnd), batch._replace(reward=reward)
     key, noise_key = jax.random.split(state.key)
     target = td_target(config, state, batch, noise_key)
 
@@ -209,3 +211,27 @@ def _improve(config: Learning, batch: Transitions, state: State) -> State:
         target_actor=polyak(config.tau, actor, state.target_actor),
         target_critics=polyak(config.tau, state.critics, state.target_critics),
     )
+
+
+class Agent(TransitionAgent[Config, State]):
+    """TD3 as `ringrl train` sees it: the functions above under one setting of the hyper-parameters."""
+
+    description = AgentDescription("TD3", across_trials=False)
+
+    def init(self, observation_size: int, action_size: int, seed: int) -> State:
+        """See `init`."""
+        return init(self.config, observation_size, action_size, seed)
+
+    def make_replay(self, capacity: int, observation_size: int, action_size: int) -> Replay:
+        """See `make_replay`."""
+        return make_replay(self.config, capacity, observation_size, action_size)
+
+    def update(self, state: State, batches: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
+        """See `update`."""
+        return update(self.config, state, batches)
+
+    def act(
+        self, state: State, observation: Float32[np.ndarray, "*batch observation"]
+    ) -> Float32[np.ndarray, "*batch action"]:
+        """See `act`."""
+        return act(state, observation)

@@ -47,15 +47,15 @@ def ringrl_step(batch: dict[str, np.ndarray], length: int, dtype: str) -> tuple[
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
-    from ringrl.agent import load_agent
+    from ringrl.agent import load_decoder
     from ringrl.training.mesh import make_mesh, place_batch
     from ringrl.training.state import init_state, make_train_step
 
     config = ringrl_config(length, dtype)
-    agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
+    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
     before = resident("VmRSS")
-    graph, state = init_state(config, agent, {"observation": OBSERVATION, "action": ACTION}, mesh)
-    train_step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
+    graph, state = init_state(config, decoder, {"observation": OBSERVATION, "action": ACTION}, mesh)
+    train_step = make_train_step(config, decoder, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
     placed = place_batch(batch, mesh)
 
     def step() -> None:

@@ -1,7 +1,14 @@
-"""What an agent's file in `agents/` provides, and how an agent acts once trained; nothing here imports those files."""
+"""What a loaded agent can do: the one interface behind which training, rollout, planner and report see all agents.
 
-import re
-from collections.abc import Mapping, Sequence
+An agent is a file in `agents/` with two names: `Config`, its hyper-parameters, and `Agent`, a class that extends one of
+the base classes in `ringrl.sequence_agent` (transformers on episodes or on token ids) and `ringrl.transition_agent`
+(networks on single transitions). Nothing here imports those files or the base classes.
+
+What only some agents have is an attribute that is None in the others: `decoder` (a sequence model, which `ringrl plan`
+and `ringrl export` need) and `policy` (which `ringrl evaluate` needs).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -9,16 +16,32 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float32, Float64
 
 from ringrl import recipes
-from ringrl.collect.replay import Replay, Transitions
-from ringrl.config import AgentConfig, RunConfig
+from ringrl.batch import BatchField
+from ringrl.config import Ablation, AgentConfig, RunConfig
+from ringrl.envs import VectorEnv
 from ringrl.errors import UserError
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
 from ringrl.model.tokens import TokenLayout
-from ringrl.sampling.samplers import ContextSampler
-from ringrl.store.episode_store import Store
+from ringrl.sampling.normalizer import Normalizer
+
+
+@dataclass(frozen=True)
+class AgentDescription:
+    """What a run and its report say of an agent. A copy of the agent's file under another name says the same.
+
+    Attributes:
+        display_name: what pages call it, such as "Agentic Transformer".
+        across_trials: whether its context continues from one trial to the next (Agentic Transformer, Algorithm
+            Distillation), so that a gain over trials can be learning in context; else a trial sees only itself.
+    """
+
+    display_name: str
+    across_trials: bool
 
 
 @dataclass(frozen=True)
@@ -26,9 +49,8 @@ class RolloutSpec:
     """How a trained agent is rolled out.
 
     Where `target` is a number, every trial starts with it as its return-to-go, less each reward as it comes (Decision
-    Transformer, section 3); a rate stays as it is (`shrinks`). `across_trials`: the context goes on from one trial to
-    the next (Agentic Transformer, Algorithm Distillation); otherwise a trial sees only itself. `context_steps` is the
-    longest context, in steps, that training has shown the agent.
+    Transformer, section 3); a rate stays as it is (`shrinks`). `across_trials`: as in `AgentDescription`.
+    `context_steps` is the longest context, in agent steps, that training has shown the agent.
     """
 
     context_steps: int
@@ -38,96 +60,222 @@ class RolloutSpec:
     sample: bool = False  # draw actions from the head's distribution instead of taking its mode
 
 
+LossFunction = Callable[[OutputHead, jax.Array, Mapping[str, jax.Array]], jax.Array]
+"""(output head, prediction, batch) -> the loss of each step, float32 [batch, steps]."""
+
+Widths = Mapping[str, int]
+"""Widths of the data's `observation` and `action`; of token ids there are none."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """An agent's sequence model, as far as the agent decides it; its shape is `RunConfig.model`'s.
+
+    Attributes:
+        tokens: what a step is to the transformer.
+        loss: of each step. It must come from that step alone: what it is given are some steps of some rows, in any
+            order, for a long row is computed block by block and spread over devices.
+        schema: the arrays of a training batch.
+    """
+
+    tokens: TokenLayout | TokenIds
+    loss: LossFunction
+    schema: Mapping[str, BatchField]
+
+
 @runtime_checkable
-class Agent(Protocol):
-    """The module that `agents/NAME.py` is: one agent, whole. Any module with these names is an agent."""
+class TrainingData(Protocol):
+    """What a run is trained on, as the training loop and the run directory see it."""
 
-    Config: type[AgentConfig]
-
-    def planner(self, config: AgentConfig, store: Store, task: str, action_repeat: int) -> ContextSampler:
-        """Which trajectories stand in a context, in which order, with which target returns."""
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The data's `Widths`."""
         ...
 
-    def tokens(self, config: AgentConfig) -> TokenLayout | TokenIds:
-        """What a step looks like to the transformer."""
+    @property
+    def card(self) -> dict:
+        """What dataset.json says of the data; only what JSON gives back as it was."""
         ...
 
-    def loss(
-        self, config: AgentConfig, head: OutputHead, prediction: jax.Array, batch: Mapping[str, jax.Array]
-    ) -> jax.Array:
-        """Loss of each step, float32 [batch, steps]; the training loop weights and averages it.
+    def prepare(self, run: Path) -> None:
+        """Measure the data, or read what the run in `run` measured; process 0 reads, and all processes call this.
 
-        Each step's must come from that step alone: what is given are some steps of some rows, in any order, for a long
-        row is computed block by block and spread over devices.
+        Raises UserError where the run's data were others.
         """
         ...
 
-    def acting(self, config: AgentConfig, row_steps: int, returns: np.ndarray) -> RolloutSpec:
-        """How to roll it out, given the steps of a training row and the data set's returns, float64 [episodes]."""
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """The scales of observations, returns and rewards, once prepared; None where data are not normalised."""
         ...
 
 
 @runtime_checkable
-class Learner(Protocol):
-    """The other kind of module: an agent that learns from single transitions and sees no context.
+class Trainer(Protocol):
+    """How an agent learns in one run; `ringrl.training.loop` drives it. A state is a pytree of arrays."""
 
-    It has networks and optimisers of its own; its state is a pytree of arrays.
+    data: TrainingData
+    mesh: Mesh
+    step_sizes: str  # the settings to lower where learning diverges
+
+    def init(self) -> Any:
+        """The state at step 0, on its devices; after `data.prepare`."""
+        ...
+
+    def pack(self, state: Any) -> Any:
+        """What a checkpoint keeps of a state: a pytree of numeric arrays, with their shardings."""
+        ...
+
+    def unpack(self, packed: Any, like: Any) -> Any:
+        """The state of the structure of `like` that `pack` made `packed` of."""
+        ...
+
+    def updates(self, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
+        """Train from `start` gradient steps to the run's last: after each compiled call the gradient steps done, the
+        new state, and float32 scalars, `loss` and `grad_norm` among them. A state is donated to the next call.
+
+        A call ends at every step that is logged or kept. The first batch is read before this returns.
+
+        Raises UserError where the settings do not fit the data.
+        """
+        ...
+
+    def rates(self, step: int) -> dict[str, float]:
+        """`tokens` so far, `tokens_per_s` since the last call of this, and more; for a line of metrics.jsonl."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What `run_trials` needs of who acts. `envs` is the batch of environments."""
+
+    @property
+    def target(self) -> float | None:
+        """The target return at the start of every trial, if any."""
+        ...
+
+    def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """These environments were reset."""
+        ...
+
+    def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
+        """An action in [-1, 1] for every environment."""
+        ...
+
+    def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
+        """The reward of the action, and whether the trial ended with it."""
+        ...
+
+
+@runtime_checkable
+class TrainedPolicy(Protocol):
+    """A checkpoint's policy, before it is in an environment."""
+
+    @property
+    def step(self) -> int:
+        """Gradient steps that it was trained for."""
+        ...
+
+    def start(
+        self, envs: VectorEnv, spec: RolloutSpec, *, trials: int, seed: int, ablation: Ablation | None = None
+    ) -> Policy:
+        """A policy for these environments and so many trials.
+
+        Args:
+            envs: the environments.
+            spec: how it is rolled out.
+            trials: trials to come.
+            seed: of the drawn actions, and of what an ablation draws.
+            ablation: how the trials before the present one are ablated in its context, see `ringrl.rollout.ablation`.
+        """
+        ...
+
+
+@runtime_checkable
+class PolicySource(Protocol):
+    """How an agent acts once it is trained."""
+
+    def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
+        """How to roll it out, given the steps of a training row and the data set's returns."""
+        ...
+
+    def load_policy(self, run: Path, config: RunConfig, sizes: Widths, checkpoint: str) -> TrainedPolicy:
+        """The policy of a run's checkpoint: `latest`, `best`, or the number of a step.
+
+        Raises UserError where there is no such checkpoint, or it is damaged or of another model.
+        """
+        ...
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """An agent under one setting of its hyper-parameters."""
+
+    config: AgentConfig
+    description: AgentDescription
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """Its sequence model; None: it has none."""
+        ...
+
+    @property
+    def policy(self) -> PolicySource | None:
+        """How it acts; None: it cannot be rolled out."""
+        ...
+
+    def make_trainer(self, config: RunConfig) -> Trainer:
+        """How it learns in a run: opens the data. Raises UserError where a setting does not fit."""
+        ...
+
+
+def load_agent(agent: AgentConfig | str) -> Agent:
+    """The agent in the file that `agent.name` names; for a name alone, under the default hyper-parameters.
+
+    Args:
+        agent: its configuration; or its name, in `agents/`, or the path of a file.
+
+    Raises UserError, in one line, where there is no such file or it is not an agent.
     """
-
-    Config: type[AgentConfig]
-
-    def init(self, config: Any, observation_size: int, action_size: int, seed: int) -> Any:
-        """The state at step 0."""
-        ...
-
-    def make_replay(self, config: Any, capacity: int, observation_size: int, action_size: int) -> Replay:
-        """An empty replay of `capacity` transitions, which gives minibatches as `update` takes them."""
-        ...
-
-    def update(self, config: Any, state: Any, batches: Transitions) -> tuple[Any, dict[str, jax.Array]]:
-        """A gradient step for each minibatch: the new state, and float32 scalars, `loss` and `grad_norm` among them."""
-        ...
-
-    def act(self, state: Any, observation: np.ndarray) -> np.ndarray:
-        """Actions in [-1, 1], float32 [batch, A], for normalised observations, float32 [batch, O]."""
-        ...
+    module = recipes.load("agents", agent if isinstance(agent, str) else agent.name)
+    made, config_type = getattr(module, "Agent", None), getattr(module, "Config", None)
+    if not (isinstance(made, type) and isinstance(config_type, type) and issubclass(config_type, AgentConfig)):
+        raise UserError(f"{module.__file__}: {_explain(module)}")
+    if missing := sorted(getattr(made, "__abstractmethods__", ())) or _missing(made):
+        raise UserError(f"{module.__file__}: not an agent, for its class Agent has no {', '.join(missing)}; {_EXAMPLE}")
+    return made(config_type(name=agent) if isinstance(agent, str) else agent)
 
 
-def load_agent(name: str) -> Agent:
-    """The agent in `agents/NAME.py`, or in a file of the user's own (a path).
-
-    Raises UserError when it is not one, or one that sees no context and so has no sequence model.
-    """
-    module = recipes.load("agents", name)
-    if not _missing(Learner, module):
-        raise UserError(f"{module.__file__}: has no sequence model: it can be trained, resumed and evaluated only")
-    if missing := _missing(Agent, module):
-        raise UserError(f"{module.__file__}: not an agent, for it has no {', '.join(missing)}; see `ringrl cp` for one")
-    return module  # pyright: ignore[reportReturnType]  # a module that has the protocol's names
+def load_decoder(agent: AgentConfig | str) -> Decoder:
+    """The sequence model of an agent that has one. Raises UserError as `load_agent`, and where it has none."""
+    loaded = load_agent(agent)
+    if loaded.decoder is None:
+        raise UserError(
+            f"{loaded.config.name}: this agent has no sequence model: it can be trained, resumed and evaluated only"
+        )
+    return loaded.decoder
 
 
-def find_learner(name: str) -> Learner | None:
-    """The agent of that name if it is a `Learner`; None says that it is to be loaded with `load_agent`."""
-    module = recipes.load("agents", name)
-    return None if _missing(Learner, module) else module  # pyright: ignore[reportReturnType]
+_EXAMPLE = "`ringrl cp decision_transformer PATH` copies one to start from"
+# The functions that made a module an agent before agents were classes.
+_EARLIER = (("planner", "tokens", "loss", "acting"), ("init", "make_replay", "update", "act"))
 
 
-def display_name(module: Any) -> str:
-    """What tables and figures call an agent: how its docstring begins, up to a bracket or a colon."""
-    title = re.split(r"\s*[(:.\n]", (module.__doc__ or "").strip(), maxsplit=1)[0]
-    return title or Path(module.__file__).stem
+def _explain(module: ModuleType) -> str:
+    """What is wrong with a module that has not both names of an agent."""
+    for names, base in zip(_EARLIER, ("SequenceAgent", "TransitionAgent"), strict=True):
+        if not hasattr(module, "Agent") and all(hasattr(module, name) for name in names):
+            return (
+                f"an agent of an earlier ringrl, made of the functions {', '.join(names)}; an agent is a class now: "
+                f"make them methods of a `class Agent({base})`; {_EXAMPLE}"
+            )
+    missing = [name for name in ("Config", "Agent") if not isinstance(getattr(module, name, None), type)]
+    if not missing:
+        return f"its Config is not an agent's, for it does not extend ringrl.config.AgentConfig; {_EXAMPLE}"
+    return f"not an agent, for it has no class {' and no class '.join(missing)}; {_EXAMPLE}"
 
 
-def looks_across_trials(agent: Agent, config: RunConfig, returns: Sequence[float]) -> bool:
-    """Whether the agent's context continues from one trial to the next; False where it cannot be rolled out."""
-    try:
-        spec = agent.acting(config.agent, config.training.row_steps, np.asarray(returns, np.float64))
-    except UserError:
-        return False
-    return spec.across_trials
-
-
-def _missing(protocol: type, module: ModuleType) -> list[str]:
-    """The names of the protocol that the module does not have, in the protocol's order."""
-    names = [*protocol.__annotations__, *(name for name in vars(protocol) if not name.startswith("_"))]
-    return [name for name in dict.fromkeys(names) if not hasattr(module, name)]
+def _missing(made: type) -> list[str]:
+    """The names of `Agent` that a class has not; `config` is given to it."""
+    names = [*Agent.__annotations__, *(name for name in vars(Agent) if not name.startswith("_"))]
+    return [name for name in dict.fromkeys(names) if name != "config" and not hasattr(made, name)]

@@ -52,6 +52,9 @@ class AgentConfig(ConfigSection):
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
 
 
+Ablation = Literal["truncated", "shuffled", "foreign", "blind"]
+"""How the earlier trials in an agent's context are ablated, see `ringrl.rollout.ablation`."""
+
 ConfigSectionT = TypeVar("ConfigSectionT", bound=ConfigSection)
 
 PRESETS: dict[str, dict[str, int | str]] = {

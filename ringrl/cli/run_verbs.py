@@ -123,13 +123,13 @@ class ExportVerb:
 
     def run(self) -> None:
         """Write the two files."""
-        from ringrl.rollout.evaluate import load_model
         from ringrl.run import RunDirectory
         from ringrl.training.export import export
+        from ringrl.training.trained_model import load_model
 
         run = RunDirectory(self.run_directory)
         config = run.config()
-        model, step = load_model(run.path, config, run.dataset(), self.step)
+        model, step = load_model(run.path, config, run.dataset()["sizes"], self.step)
         print(f"export: {export(model, config, step, run.path, self.out or run.export, overwrite=self.overwrite)}")
 
 

@@ -20,6 +20,11 @@ class VectorEnv(SyncVectorEnv):
         """Environment steps in a whole episode, regardless of the action repeat."""
         return self.get_attr("time_limit_steps")[0]
 
+    @property
+    def agent_steps(self) -> int:
+        """Agent steps in the longest episode."""
+        return -(-self.time_limit_steps // self.get_attr("action_repeat")[0])
+
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
         rest = {key: value for key, value in env_info.items() if key != "rows"}
         infos = super()._add_info(vector_infos, rest, env_num)

@@ -8,13 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from ringrl.agent import Agent, load_agent
-from ringrl.batch import BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
+from ringrl.agent import Decoder, load_decoder
 from ringrl.config import MeshConfig, RunConfig, parse_config
 from ringrl.envs import make_env
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS
-from ringrl.model.token_ids import TokenIds
 from ringrl.planner.topology import find_devices
 from ringrl.store.episode_store import open_store
 from ringrl.store.zarr import is_url
@@ -64,12 +62,12 @@ def make_abstract_step(config: RunConfig, topology: str) -> AbstractStep:
     devices = find_devices(topology)
     config, note = fit_mesh(config, topology, len(devices))
     mesh = _place(config.mesh, devices, topology)
-    agent = load_agent(config.agent.name)
-    sizes = model_sizes(config, agent)
-    graph, state = abstract_state(config, agent, sizes, mesh)
-    step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
-    batch = abstract_batch(config, agent, sizes, mesh)
-    tokens_per_step = agent.tokens(config.agent).tokens_per_step
+    decoder = load_decoder(config.agent)
+    sizes = model_sizes(config, decoder)
+    graph, state = abstract_state(config, decoder, sizes, mesh)
+    step = make_train_step(config, decoder, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
+    batch = abstract_batch(config, decoder, sizes, mesh)
+    tokens_per_step = decoder.tokens.tokens_per_step
     return AbstractStep(config, note, mesh, state, batch, step, tokens_per_step)
 
 
@@ -99,9 +97,9 @@ def change(config: RunConfig, section: str, key: str, value: Any, where: str) ->
     return parse_config(values, where)
 
 
-def model_sizes(config: RunConfig, agent: Agent) -> dict[str, int]:
+def model_sizes(config: RunConfig, decoder: Decoder) -> dict[str, int]:
     """Widths of observation and action: the store's if it exists, else the environment's. Of token ids: {}."""
-    if isinstance(agent.tokens(config.agent), TokenIds):
+    if not any(field.width for field in decoder.schema.values()):
         return {}
     if is_url(config.data.store) or Path(config.data.store).exists():
         dims = open_store(config.data.store).dims
@@ -125,12 +123,11 @@ def _place(config: MeshConfig, devices: list[Any], topology: str) -> Mesh:
 
 
 def abstract_batch(
-    config: RunConfig, agent: Agent, sizes: dict[str, int], mesh: Mesh
+    config: RunConfig, decoder: Decoder, sizes: dict[str, int], mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of a batch, of episodes or of token ids, as `place_batch` puts them on the mesh."""
-    schema = TOKEN_BATCH_SCHEMA if isinstance(agent.tokens(config.agent), TokenIds) else BATCH_SCHEMA
     rows, sharding = (config.training.batch, config.training.row_steps), NamedSharding(mesh, TOKENS)
     return {
         name: jax.ShapeDtypeStruct(field.shape(rows, sizes), field.dtype, sharding=sharding)
-        for name, field in schema.items()
+        for name, field in decoder.schema.items()
     }

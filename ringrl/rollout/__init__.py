@@ -1,6 +1,5 @@
 """Trained agents in real environments: many trials in one context."""
 
-from typing import Literal
+from ringrl.config import Ablation
 
-Ablation = Literal["truncated", "shuffled", "foreign", "blind"]
-"""Context ablations, see `ringrl.rollout.ablation`; here, where nothing heavy is imported."""
+__all__ = ["Ablation"]

@@ -11,22 +11,17 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ringrl.agent import RolloutSpec, find_learner, load_agent
+from ringrl.agent import Agent, Policy, RolloutSpec, TrainedPolicy, load_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
-from ringrl.model.transformer import Transformer
 from ringrl.returns import TrialReturn
 from ringrl.rollout import Ablation
 from ringrl.rollout.ablation import check_ablation
-from ringrl.rollout.policy import ExpertPolicy, Policy, RandomPolicy, SequencePolicy
-from ringrl.rollout.transition_policy import LearnerPolicy, load_learner
+from ringrl.rollout.policy import ExpertPolicy, RandomPolicy
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
 from ringrl.run import ABLATION, RETURNS, TARGETS, RunDirectory
-from ringrl.training.checkpoint import Checkpoints
-from ringrl.training.mesh import make_mesh
-from ringrl.training.state import abstract_state, merge_model
 
 MakePolicy = Callable[[VectorEnv], Policy]
 
@@ -45,12 +40,12 @@ def evaluate(
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
-    `checkpoint` is `latest`, `best` (the lowest training loss of those that are kept), or the number of a step.
-    `trials` trials in each of `envs` environments, all in one context where the agent's file says so, of at most
-    `context` tokens. `target` is the return asked for (agents that are told one). With `reference`, the uniform random
-    policy is rolled out in environments of the same seeds, under the agent name `random`, and where the task knows an
-    expert, so is that, as `expert`. With `video`, the first environment's trials are filmed, in a rollout of their own.
-    Both files, returns.csv and evaluation.json, are replaced whole at the end.
+    `checkpoint` is `latest`, `best` (the lowest training loss of those kept), or the number of a step.
+    `trials` trials in each of `envs` environments, all in one context where the agent's spans trials, of at most
+    `context` tokens. `target` is the target return, of agents that are conditioned on one. With `reference`, the
+    uniform random policy is rolled out in environments of the same seeds, under the agent name `random`, and where the
+    task knows an expert, so is that, as `expert`. With `video`, the first environment's trials are filmed, in a rollout
+    of their own. Both files, returns.csv and evaluation.json, are replaced whole at the end.
 
     Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; and for a given
     target or context of an agent that has none.
@@ -86,30 +81,30 @@ def repeat(
     checkpoint: str = "latest",
     **given: int | float | None,
 ) -> list[Path]:
-    """The agent's evaluation once more for each of `targets`, and with its context ablated by each of `ablations`.
+    """The agent's evaluation once more for each of `targets`, and with each of the context `ablations`.
 
     Writes evaluation/targets.csv for all targets, evaluation/ablation-NAME.csv for each ablation, with the agent's rows
-    alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. For the ablations see
-    `ringrl.rollout.ablation`. `given` are `evaluate`'s trials, envs, context, target and seed; None: the run's own.
+    alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The ablations are those
+    of `ringrl.rollout.ablation`. `given` are `evaluate`'s trials, envs, context, target and seed; None: the run's own.
 
-    Raises UserError as `evaluate`; for targets of an agent without return conditioning; and where an ablation would
-    change nothing (`check_ablation`).
+    Raises UserError as `evaluate`; for targets of an agent that is not conditioned on one; for ablations of one whose
+    context is the present trial alone; and for trials or a context too few to contain what an ablation would change.
     """
     trained = _load(run, checkpoint, given)
-    label, acting = trained.run.label(), trained.acting
-    if targets and acting.target is None:
-        raise UserError(f"--targets: {label} is told no return, so there is none to vary; leave it out")
-    told = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
+    label, spec = trained.run.label(), trained.spec
+    if targets and spec.target is None:
+        raise UserError(f"--targets: {label} is not conditioned on a return, so there is none to vary; leave it out")
+    asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
     for ablation in ablations:
-        check_ablation(ablation, label, acting, trained.setting, trained.trial_steps())
+        check_ablation(ablation, label, spec, trained.setting, trained.trial_steps())
     tables = []
     with _progress() as progress:
         if targets:
             began, results = time.perf_counter(), []
-            for target in dict.fromkeys(told):
-                asked = replace(trained, acting=replace(acting, target=target))
-                results += asked.roll_out(label, asked.policy, progress, f"told {target:g}")
-            about = {"target": None, "targets": told}
+            for target in dict.fromkeys(asked):
+                one = replace(trained, spec=replace(spec, target=target))
+                results += one.roll_out(label, one.policy, progress, f"target {target:g}")
+            about = {"target": None, "targets": asked}
             tables.append(trained.write(TARGETS, results, began, about))
         for ablation in dict.fromkeys(ablations):
             began = time.perf_counter()
@@ -125,33 +120,20 @@ class _Trained:
 
     run: RunDirectory
     config: RunConfig
-    card: dict
     setting: EvaluationConfig
-    acting: RolloutSpec
-    model: Transformer | LearnerPolicy
-    step: int  # optimiser steps that it was trained for
+    spec: RolloutSpec
+    trained: TrainedPolicy
 
     def policy(self, envs: VectorEnv, ablation: Ablation | None = None) -> Policy:
-        """It, as it acts in these environments."""
-        if isinstance(self.model, LearnerPolicy):
-            return self.model
-        return SequencePolicy(
-            self.model,
-            self.run.normalizer(),
-            self.acting,
-            envs=envs.num_envs,
-            episode_steps=_decisions(envs),
-            trials=self.setting.trials,
-            sizes=self.card["sizes"],
-            seed=self.setting.seed,
-            ablation=ablation,
-        )
+        """The agent in these environments."""
+        setting = self.setting
+        return self.trained.start(envs, self.spec, trials=setting.trials, seed=setting.seed, ablation=ablation)
 
     def trial_steps(self) -> int:
-        """Decisions in the longest trial of its task."""
+        """Agent steps in the longest trial of its task."""
         data = self.config.data
         one = make_vector(data.task, 1, seed=self.setting.seed, action_repeat=data.action_repeat)
-        steps = _decisions(one)
+        steps = one.agent_steps
         one.close()
         return steps
 
@@ -160,7 +142,7 @@ class _Trained:
         data, setting = self.config.data, self.setting
         vector = make_vector(data.task, setting.envs, seed=setting.seed, action_repeat=data.action_repeat)
         about = f"{', '.join(filter(None, (name, how)))}: {setting.trials} trials x {setting.envs} environments"
-        bar = progress.add_task(about, total=setting.trials * _decisions(vector))
+        bar = progress.add_task(about, total=setting.trials * vector.agent_steps)
         try:
             return run_trials(
                 policy(vector),
@@ -179,7 +161,7 @@ class _Trained:
         self, table: str, results: list[TrialReturn], began: float, more: Mapping[str, object] | None = None
     ) -> Path:
         """A table of the run's evaluation/, and beside it a JSON of the settings; returns the table's path."""
-        facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.step}
+        facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.trained.step}
         facts |= {"agent": self.run.label()} | dict(more or {})
         return self.run.write_table(table, results, self.setting.model_dump() | facts)
 
@@ -187,20 +169,21 @@ class _Trained:
 def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) -> _Trained:
     """The run's agent; of `given`, what is not None changes the run's own setting."""
     run = RunDirectory(path)
-    config, card = run.config(), run.dataset()
+    config, dataset, label = run.config(), run.dataset(), run.label()
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
-    acting = _acting(config, run.label(), card, setting, known)
-    _check_task(path, config.data.task, card["sizes"])
+    agent = load_agent(config.agent)
+    if agent.policy is None:
+        raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")
+    spec = agent.policy.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
+    spec = _adjust(spec, agent, label, setting, known)
+    _check_task(path, config.data.task, dataset["sizes"])
     if is_hidden(config.data.task) and setting.seed < HELD_OUT:
         raise UserError(
             f"{path}: evaluation.seed={setting.seed} is of {config.data.task}'s training tasks; train with "
             f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
         )
-    learner = find_learner(config.agent.name)
-    load = partial(load_learner, learner) if learner else load_model
-    model, step = load(path, config, card, checkpoint)
-    return _Trained(run, config, card, setting, acting, model, step)
+    return _Trained(run, config, setting, spec, agent.policy.load_policy(path, config, dataset["sizes"], checkpoint))
 
 
 def _progress() -> Progress:
@@ -237,40 +220,21 @@ def _references(task: str, setting: EvaluationConfig) -> dict[str, MakePolicy]:
     return chance | {"expert": ExpertPolicy} if knows else chance
 
 
-def _decisions(envs: VectorEnv) -> int:
-    """Decisions in the longest episode."""
-    return -(-envs.time_limit_steps // envs.get_attr("action_repeat")[0])
-
-
-def load_model(run: Path, config: RunConfig, card: dict, checkpoint: str = "latest") -> tuple[Transformer, int]:
-    """A checkpoint's model on one device, and the optimiser steps it was trained for. Errors as `Checkpoints`."""
-    single = config.model_copy(update={"mesh": type(config.mesh)()})
-    graph, abstract = abstract_state(single, load_agent(config.agent.name), card["sizes"], make_mesh(single.mesh))
-    with Checkpoints(run, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(abstract, checkpoint)
-    return merge_model(graph, state.params), int(state.step)
-
-
-def _acting(
-    config: RunConfig, label: str, card: dict, setting: EvaluationConfig, given: Mapping[str, object]
+def _adjust(
+    spec: RolloutSpec, agent: Agent, label: str, setting: EvaluationConfig, given: Mapping[str, object]
 ) -> RolloutSpec:
-    """How the agent's file says to roll it out, with what the user asked for instead; `given` for this evaluation."""
-    if find_learner(config.agent.name):
-        if "context" in given:
-            raise UserError(f"--context: {label} sees one observation at a time; leave it out")
-        acting, agent = RolloutSpec(context_steps=1, across_trials=False), None
-    else:
-        agent = load_agent(config.agent.name)
-        acting = agent.acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
-    if "target" in given and acting.target is None:
-        raise UserError(f"--target: {label} is told no return, so there is none to ask for; leave it out")
-    if setting.target is not None and acting.target is not None:
-        acting = replace(acting, target=setting.target)
-    if setting.context is None or agent is None:
-        return acting
-    tokens_per_step = agent.tokens(config.agent).tokens_per_step
+    """The agent's own `spec` with the setting's target and context, where it has them; `given`: by the command line."""
+    if "context" in given and agent.decoder is None:
+        raise UserError(f"--context: {label} sees one observation at a time; leave it out")
+    if "target" in given and spec.target is None:
+        raise UserError(f"--target: {label} is not conditioned on a return, so there is no target; leave it out")
+    if setting.target is not None and spec.target is not None:
+        spec = replace(spec, target=setting.target)
+    if setting.context is None or agent.decoder is None:
+        return spec
+    tokens_per_step = agent.decoder.tokens.tokens_per_step
     if setting.context < tokens_per_step:
         raise UserError(
             f"--context {setting.context}: a step of this agent takes {tokens_per_step} tokens; give at least that"
         )
-    return replace(acting, context_steps=setting.context // tokens_per_step)
+    return replace(spec, context_steps=setting.context // tokens_per_step)

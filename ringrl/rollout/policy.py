@@ -1,13 +1,13 @@
 """A trained agent as a policy over a batch of environments, with returns-to-go, trials and segments as in training."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from ringrl.agent import RolloutSpec
+from ringrl.agent import RolloutSpec, Widths
 from ringrl.batch import BATCH_SCHEMA, PREVIOUS
 from ringrl.envs import DMControlEnv, VectorEnv
 from ringrl.model.transformer import Transformer
@@ -15,28 +15,6 @@ from ringrl.rollout import Ablation
 from ringrl.rollout.ablation import AblatedContext
 from ringrl.rollout.context import CachedContext, RecomputedContext
 from ringrl.sampling.normalizer import Normalizer
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """Chooses the actions of `run_trials`. `envs` is the batch of environments."""
-
-    @property
-    def target(self) -> float | None:
-        """The target return of every trial; None: the policy is not conditioned on one."""
-        ...
-
-    def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
-        """These environments were reset."""
-        ...
-
-    def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
-        """An action in [-1, 1] for every environment."""
-        ...
-
-    def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
-        """The reward of the action, and whether the trial ended with it."""
-        ...
 
 
 class RandomPolicy:
@@ -107,7 +85,7 @@ class SequencePolicy:
         envs: int,
         episode_steps: int,
         trials: int,
-        sizes: Mapping[str, int],
+        sizes: Widths,
         seed: int,
         ablation: Ablation | None = None,
     ):
@@ -177,3 +155,33 @@ class SequencePolicy:
         self._context.amend(self._outcome)
         self._step, self._position = self._step + 1, self._position + 1
         self._agent_steps += 1
+
+
+@dataclass(frozen=True)
+class TrainedSequencePolicy:
+    """A `ringrl.agent.TrainedPolicy`: a transformer agent of a checkpoint."""
+
+    model: Transformer
+    """The decoder, on one device."""
+    normalizer: Normalizer
+    """The run's scales."""
+    sizes: Widths
+    """Widths of the observation and the action."""
+    step: int
+    """Optimiser steps that it was trained for."""
+
+    def start(
+        self, envs: VectorEnv, spec: RolloutSpec, *, trials: int, seed: int, ablation: Ablation | None = None
+    ) -> SequencePolicy:
+        """See `ringrl.agent.TrainedPolicy`."""
+        return SequencePolicy(
+            self.model,
+            self.normalizer,
+            spec,
+            envs=envs.num_envs,
+            episode_steps=envs.agent_steps,
+            trials=trials,
+            sizes=self.sizes,
+            seed=seed,
+            ablation=ablation,
+        )

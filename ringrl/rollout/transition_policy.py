@@ -1,45 +1,45 @@
-"""A trained learner of transitions as a policy: every decision alike, whatever was seen before."""
+"""The policy of an agent that learned from transitions: it sees one observation and remembers nothing."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.agent import Learner
-from ringrl.config import RunConfig
-from ringrl.run import RunDirectory
+from ringrl.agent import RolloutSpec
+from ringrl.config import Ablation
+from ringrl.envs import VectorEnv
 from ringrl.sampling.normalizer import Normalizer
-from ringrl.training.checkpoint import Checkpoints
-from ringrl.training.transitions import restore
 
 
-class LearnerPolicy:
-    """The learner's own action, without noise and without a context."""
+@dataclass(frozen=True)
+class TransitionPolicy:
+    """The agent's own action, without noise and without a context.
 
-    target = None
+    It is the same in every trial and in all environments, so it is a `ringrl.agent.TrainedPolicy` as well as a
+    `ringrl.agent.Policy`.
+    """
 
-    def __init__(self, learner: Learner, state: Any, normalizer: Normalizer):
-        self._learner, self._state, self._normalizer = learner, state, normalizer
+    action: Callable[[np.ndarray], np.ndarray]
+    """Normalised observations, float32 [envs, O] -> actions in [-1, 1], float32 [envs, A]."""
+    normalizer: Normalizer
+    """The run's scales."""
+    step: int
+    """Gradient steps that it was trained for."""
+    target: None = None
+
+    def start(
+        self, envs: VectorEnv, spec: RolloutSpec, *, trials: int, seed: int, ablation: Ablation | None = None
+    ) -> "TransitionPolicy":
+        """Itself; there is no context to ablate (`ringrl.rollout.ablation.check_ablation` refuses it)."""
+        return self
 
     def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
         """Nothing to remember."""
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
-        """The action for each environment's normalised observation."""
-        return self._learner.act(self._state, self._normalizer.normalize_observation(observation))
+        """The action for each environment's observation."""
+        return self.action(self.normalizer.normalize_observation(observation))
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Nothing to learn."""
-
-
-def load_learner(
-    learner: Learner, run: Path, config: RunConfig, card: dict, checkpoint: str = "latest"
-) -> tuple[LearnerPolicy, int]:
-    """A checkpoint's policy, and the gradient steps it was trained for. Errors as `Checkpoints`."""
-    sizes = card["sizes"]
-    like = learner.init(config.agent, sizes["observation"], sizes["action"], config.seed)
-    with Checkpoints(run, read_only=True) as checkpoints:
-        state, about = restore(checkpoints, like, checkpoint)
-    return LearnerPolicy(learner, jax.device_put(state), RunDirectory(run).normalizer()), about["step"]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import gymnasium
 import numpy as np
 
+from ringrl.agent import Policy
 from ringrl.returns import TrialReturn
-from ringrl.rollout.policy import Policy
 
 
 def run_trials(

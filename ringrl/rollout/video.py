@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from ringrl.agent import Policy
 from ringrl.envs import VectorEnv, make_vector
 from ringrl.errors import UserError
 from ringrl.files import atomic_file
-from ringrl.rollout.policy import Policy
 from ringrl.rollout.trials import run_trials
 
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ringrl.agent import Agent
+from ringrl.agent import Decoder, Widths
 from ringrl.attention import compiler_options
 from ringrl.config import OptimizerConfig, RunConfig
 from ringrl.model.output_heads import make_head
@@ -26,10 +26,10 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def build_model(config: RunConfig, agent: Agent, sizes: dict[str, int]) -> Transformer:
-    """A freshly initialised model; `sizes` are the observation's and the action's widths."""
+def build_model(config: RunConfig, decoder: Decoder, sizes: Widths) -> Transformer:
+    """A freshly initialised model, float32 parameters; `sizes` are the observation's and the action's widths."""
     head = make_head(config.agent.head, config.agent.bins)
-    return Transformer(config.model, agent.tokens(config.agent), head, sizes, rngs=nnx.Rngs(config.seed))
+    return Transformer(config.model, decoder.tokens, head, sizes, rngs=nnx.Rngs(config.seed))
 
 
 def split_model(model: Transformer) -> tuple[nnx.GraphDef, dict]:
@@ -58,45 +58,45 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientT
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam), schedule
 
 
-def abstract_state(
-    config: RunConfig, agent: Agent, sizes: dict[str, int], mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
+def abstract_state(config: RunConfig, decoder: Decoder, sizes: Widths, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
     """The model's structure, and the state's shapes, dtypes and shardings as ShapeDtypeStructs; nothing is computed."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build_model(config, agent, sizes)), nnx.Param)
-    shapes = jax.eval_shape(lambda: _create(config, agent, sizes))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build_model(config, decoder, sizes)), nnx.Param)
+    shapes = jax.eval_shape(lambda: _create(config, decoder, sizes))
     placed = parameter_shardings(shapes, mesh)
     return graph, jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
 
 
-def init_state(config: RunConfig, agent: Agent, sizes: dict[str, int], mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
-    """The state at step 0, created where it will live: no device ever holds more than its part."""
-    graph, abstract = abstract_state(config, agent, sizes, mesh)
+def init_state(config: RunConfig, decoder: Decoder, sizes: Widths, mesh: Mesh) -> tuple[nnx.GraphDef, TrainState]:
+    """The state at step 0, created in its shards: no device ever stores more than its own."""
+    graph, abstract = abstract_state(config, decoder, sizes, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    return graph, jax.jit(lambda: _create(config, agent, sizes), out_shardings=shardings)()
+    return graph, jax.jit(lambda: _create(config, decoder, sizes), out_shardings=shardings)()
 
 
-def _create(config: RunConfig, agent: Agent, sizes: dict[str, int]) -> TrainState:
+def _create(config: RunConfig, decoder: Decoder, sizes: Widths) -> TrainState:
     optimizer, _ = make_optimizer(config.optimizer, config.training.steps)
-    _, params = split_model(build_model(config, agent, sizes))
+    _, params = split_model(build_model(config, decoder, sizes))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
-def make_loss(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
+def make_loss(config: RunConfig, decoder: Decoder, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
     """(params, batch) -> the weighted sum of all steps' losses, float32 []; computed as the mesh says."""
     attend = make_attend(mesh, config.mesh.layout, config.model.block, config.mesh.exchange)
 
     def loss_sum(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
         model = merge_model(graph, params)
-        loss = partial(agent.loss, config.agent, model.head)
+        loss = partial(decoder.loss, model.head)
         return jnp.sum(model.losses(batch, loss, attend, mesh) * batch["weight"])
 
     return loss_sum
 
 
-def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: Mesh, shardings: object) -> Callable:
+def make_train_step(
+    config: RunConfig, decoder: Decoder, graph: nnx.GraphDef, mesh: Mesh, shardings: object
+) -> Callable:
     """The jitted (state, batch) -> (state, metrics); donates the state. Metrics are float32 scalars."""
     optimizer, schedule = make_optimizer(config.optimizer, config.training.steps)
-    loss_sum = make_loss(config, agent, graph, mesh)
+    loss_sum = make_loss(config, decoder, graph, mesh)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         weight = jnp.maximum(jnp.sum(batch["weight"]), 1.0)
@@ -107,7 +107,7 @@ def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: 
             learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {"loss": total / weight, "grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
-        metrics["padding"] = jnp.mean(batch["segment_ids"] == 0)  # share of the places that hold nothing
+        metrics["padding"] = jnp.mean(batch["segment_ids"] == 0)  # share of positions that are padding
         return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
 
     options = compiler_options(mesh.devices.flat[0].platform)
@@ -117,7 +117,7 @@ def make_train_step(config: RunConfig, agent: Agent, graph: nnx.GraphDef, mesh: 
 def _accumulate(grad: Callable, params: dict, batch: dict[str, jax.Array], parts: int) -> tuple[jax.Array, dict]:
     """Sum of losses and of their gradients over `parts` micro-batches, one after the other.
 
-    Rows are dealt out by turns (row i to micro-batch i mod parts), so that every device keeps the rows that it holds.
+    Rows are dealt out by turns (row i to micro-batch i mod parts), so that every device keeps its own rows.
     """
     if parts == 1:
         return grad(params, batch)

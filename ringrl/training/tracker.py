@@ -84,9 +84,9 @@ class Tracker:
         self._file.close()
         self._board.close()
 
-    def advance(self) -> None:
-        """One more step is done."""
-        self._progress.advance(self._task)
+    def advance(self, step: int) -> None:
+        """So many steps are done."""
+        self._progress.update(self._task, completed=step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics.jsonl, at once: a killed run keeps what it logged."""
@@ -113,20 +113,25 @@ class NoTracker:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def advance(self) -> None:
+    def advance(self, step: int) -> None:
         """As `Tracker.advance`."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """As `Tracker.log`."""
 
 
-def check_finite(step: int, values: Mapping[str, jax.Array]) -> None:
-    """Raise FloatingPointError when the loss or its gradient is not finite: nothing after it could be."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(value := float(values[name])):
-            raise FloatingPointError(
-                f"{name} is {value} at step {step}: lower optimizer.learning_rate, or check the data"
-            )
+def check_finite(
+    step: int, values: Mapping[str, jax.Array], lower: str = "optimizer.learning_rate"
+) -> dict[str, float]:
+    """The metrics of a step, which are scalars, as numbers.
+
+    Raises FloatingPointError when one is not finite, for nothing after it could be: `lower` names the setting at fault.
+    """
+    numbers = {name: float(value) for name, value in values.items()}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value} at step {step}: lower {lower}, or check the data")
+    return numbers
 
 
 def _step(line: str) -> int:
@@ -140,7 +145,7 @@ def _step(line: str) -> int:
 class Clock:
     """Turns seconds into tokens a second, model FLOPs utilisation and the share of time spent waiting for data.
 
-    Every line also says by which peak its utilisation is reckoned: `peak_flops` of all devices, and `peak_measured`, 1
+    Every line also says which peak its utilisation refers to: `peak_flops` of all devices, and `peak_measured`, 1
     where a matrix product was timed on this machine and 0 where the peak is the maker's (see `peak_flops`).
     """
 

@@ -1,75 +1,39 @@
-"""What is trained on: where batches come from, what a run directory keeps of it, and whether it is still the same."""
+"""Training data: where batches come from, what a run directory keeps of them, and whether they are still the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 
-from ringrl.agent import Agent
 from ringrl.attention.layout import to_ring_order
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
-from ringrl.model.token_ids import TokenIds
 from ringrl.run import RunDirectory
 from ringrl.sampling.loader import make_loader
 from ringrl.sampling.normalizer import Normalizer
+from ringrl.sampling.samplers import ContextSampler
 from ringrl.sampling.token_windows import token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
 
-
-@runtime_checkable
-class TrainingData(Protocol):
-    """All that the training loop asks of its data."""
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Widths or counts that decide the model's shape; what `build_model` takes."""
-        ...
-
-    @property
-    def card(self) -> dict:
-        """What dataset.json says of the data; only what JSON gives back as it was."""
-        ...
-
-    def prepare(self, run: Path) -> None:
-        """Measure the data, or read what the run in `run` measured. UserError where its data were others.
-
-        All processes call this; process 0 does the reading.
-        """
-        ...
-
-    @property
-    def normalizer(self) -> Normalizer | None:
-        """The scales of observations, returns and rewards, once prepared; None where data are not normalised."""
-        ...
-
-    def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """This process's part of every batch from `start_step` on, for ever: arrays [rows, steps, ...] by name."""
-        ...
-
-
-def open_data(config: RunConfig, agent: Agent) -> TrainingData:
-    """The data that `config` names. Raises UserError where there are none."""
-    tokens = agent.tokens(config.agent)
-    return TokenData(config, tokens.vocabulary) if isinstance(tokens, TokenIds) else EpisodeData(config, agent)
+SampleContexts = Callable[[Store, str, int], ContextSampler]
+"""(store, task, action repeat) -> the sampler of an agent's contexts."""
 
 
 class EpisodeData:
-    """Chains of trajectories that the agent draws from an episode store, normalised.
+    """The episodes of a store: what a run knows of them, and their scales.
 
     Attributes:
         sizes: widths of `observation` and `action`.
         card: what a report says of the data, so that it needs no store.
     """
 
-    def __init__(self, config: RunConfig, agent: Agent | None):
-        """Open the store; rows are read when batches are. Without an agent that draws chains there are no batches."""
-        self._config, self._agent = config, agent
+    def __init__(self, config: RunConfig):
+        """Open the store. Raises UserError where there is none, or it has no rewards of the task."""
+        self._config = config
         self._store = open_store(config.data.store)
         self.sizes = {"observation": self._store.dims.observation, "action": self._store.dims.action}
         self.card = _card(config, self._store, self.sizes)
@@ -88,21 +52,35 @@ class EpisodeData:
     def _measure(self, run: Path) -> Normalizer:
         data = self._config.data
         if not RunDirectory(run).exists:
-            once = open_store(data.store, memory_limit=0)  # what it reads is not to stay in memory
+            once = open_store(data.store, memory_limit=0)  # what it reads does not stay in memory
             return Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
         refuse_changed(self.card, run, str(data.store), but=("store",))
         return RunDirectory(run).normalizer()
 
-    def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """See `TrainingData`; the fields of `ringrl.batch.Batch`, the steps in ring order."""
-        if self._agent is None:
-            raise RuntimeError("there is no agent to draw chains")
+    @property
+    def scales(self) -> Normalizer:
+        """What `prepare` found."""
+        if self.normalizer is None:
+            raise RuntimeError("prepare the data first")
+        return self.normalizer
+
+
+class ContextData(EpisodeData):
+    """Contexts that an agent draws from the episodes of a store, normalised."""
+
+    def __init__(self, config: RunConfig, sample_contexts: SampleContexts):
+        """Open the store; its steps are read when batches are."""
+        super().__init__(config)
+        self._sample_contexts = sample_contexts
+
+    def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
+        """See `BatchData`; the fields of `ringrl.batch.Batch`, steps in ring order."""
         config, data, training = self._config, self._config.data, self._config.training
-        # Where processes share a row, each reads its slice of it and keeps nothing, not even of a store that would fit.
-        store = self._store if len(held.columns) == training.row_steps else open_store(data.store, memory_limit=0)
+        # Where processes share a row, each reads its slice of it and keeps nothing in memory.
+        store = self._store if len(shard.columns) == training.row_steps else open_store(data.store, memory_limit=0)
         loader = make_loader(
             store,
-            self._agent.planner(config.agent, self._store, data.task, data.action_repeat),
+            self._sample_contexts(self._store, data.task, data.action_repeat),
             data.task,
             self.scales,
             batch=training.batch,
@@ -111,25 +89,18 @@ class EpisodeData:
             start_step=start_step,
             action_repeat=data.action_repeat,
             packing=training.packing,
-            rows=held.rows,
-            positions=local_positions(config, held),
+            rows=shard.rows,
+            positions=local_positions(config, shard),
             prefetch=data.prefetch,
         )
         return (batch.asdict() for batch in loader)
-
-    @property
-    def scales(self) -> Normalizer:
-        """What `prepare` found."""
-        if self.normalizer is None:
-            raise RuntimeError("prepare the source first")
-        return self.normalizer
 
 
 class TokenData:
     """Windows of a file of token ids.
 
     Attributes:
-        sizes: empty: the vocabulary is the agent's to say.
+        sizes: empty; the agent sets the vocabulary.
         card: what a report says of the data.
     """
 
@@ -149,14 +120,14 @@ class TokenData:
         if RunDirectory(run).exists:
             refuse_changed(self.card, run, str(self._text.path), but=("store",))
 
-    def batches(self, start_step: int, held: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """See `TrainingData`; the fields of `ringrl.batch.TokenBatch`, in ring order."""
+    def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
+        """See `BatchData`; the fields of `ringrl.batch.TokenBatch`, in ring order."""
         c = self._config
         loader = token_batches(
             self._text,
-            rows=held.rows,
+            rows=shard.rows,
             steps=c.training.row_steps,
-            positions=local_positions(c, held),
+            positions=local_positions(c, shard),
             seed=c.seed,
             start_step=start_step,
             prefetch=c.data.prefetch,
@@ -164,10 +135,10 @@ class TokenData:
         return (batch.asdict() for batch in loader)
 
 
-def local_positions(config: RunConfig, held: LocalShard) -> Int64[np.ndarray, " local"]:
+def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, " local"]:
     """The positions of a row whose steps are on this process's devices, in the order in which they are stored there."""
     steps, mesh = config.training.row_steps, config.mesh
-    return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[held.columns]
+    return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[shard.columns]
 
 
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:

@@ -1,98 +1,125 @@
-"""Training on single transitions: the loop of agents that see no context (`ringrl.agent.Learner`)."""
+"""How an agent learns from single transitions: minibatches of a replay, and many gradient steps a compiled call."""
 
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from ringrl.agent import Learner, display_name
-from ringrl.collect.replay import Replay
+from ringrl.collect.replay import Replay, Transitions
 from ringrl.config import AgentConfig, RunConfig
 from ringrl.errors import UserError
-from ringrl.run import RunDirectory
 from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
 from ringrl.store.episode_store import StepSpan, open_store
-from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.mesh import make_mesh
-from ringrl.training.tracker import Tracker
 from ringrl.training.training_data import EpisodeData
 
 EPISODES_AT_ONCE = 16
 MOST_STEPS_A_CALL = 100  # gradient steps fused into one compiled call: more gain nothing, and take memory
 
 
-def train_offline(config: RunConfig, learner: Learner, run: Path) -> None:
-    """Train `learner` on all transitions of the store, as `ringrl.training.loop.train` does the other agents.
+@runtime_checkable
+class TransitionLearner(Protocol):
+    """What training needs of an agent that learns from transitions: networks and optimisers of its own, in a pytree."""
 
-    `training.steps` are gradient steps, each on a minibatch that (seed, step) determine, so that a resumed run goes on
-    as if it had never stopped. A logged line holds the means over the steps of one compiled call; in it, a transition
-    counts as a token.
+    def init(self, observation_size: int, action_size: int, seed: int) -> Any:
+        """The state at step 0."""
+        ...
 
-    Raises UserError where the configuration asks for what such an agent does not have, or when the data are no longer
-    those that the run began with; and FloatingPointError, naming the step, when learning diverges.
+    def make_replay(self, capacity: int, observation_size: int, action_size: int) -> Replay:
+        """An empty replay of `capacity` transitions, which gives minibatches as `update` takes them."""
+        ...
+
+    def update(self, state: Any, batches: Transitions) -> tuple[Any, dict[str, jax.Array]]:
+        """A gradient step for each minibatch: the new state, and float32 scalars, `loss` and `grad_norm` among them."""
+        ...
+
+
+class TransitionTrainer:
+    """A `ringrl.agent.Trainer`: gradient steps on minibatches of all transitions of a store.
+
+    `training.steps` are gradient steps, each on a minibatch that (seed, step) determine, so that a resumed run
+    continues as if it had never stopped. A compiled call takes up to `MOST_STEPS_A_CALL` of them. Its metrics are
+    means over its steps, and in them a transition counts as a token. A checkpoint keeps the state's arrays by name
+    (`pack`).
+
+    Attributes:
+        data: what it is trained on.
+        mesh: one device.
+        step_sizes: the settings to lower where learning diverges.
     """
-    _refuse_unused(config)
-    t, source, directory = config.training, EpisodeData(config, None), RunDirectory(run)
-    source.prepare(run)
-    replay = fill_replay(config, learner, source)
-    state = learner.init(config.agent, source.sizes["observation"], source.sizes["action"], config.seed)
-    with Checkpoints(run, t.keep_checkpoints, t.keep_best) as checkpoints:
-        start = 0
-        if checkpoints.latest_step is not None:
-            state, about = restore(checkpoints, state)
-            start = next_batch(about, config, run)
-        name = display_name(learner)
-        directory.write(config, source.card, source.normalizer, display_name=name, across_trials=False)
-        with Tracker(run, t.steps, start, directory.label()) as metrics:
-            since, done = time.perf_counter(), start
-            for first, last in calls(start, t.steps, t.log_every, t.checkpoint_every):
-                batches = replay.sample_steps(first, last, config.seed)
-                state, values = learner.update(config.agent, state, batches)
-                for _ in range(first, last):
-                    metrics.advance()
-                log, save = (last % every == 0 or last == t.steps for every in (t.log_every, t.checkpoint_every))
-                if log or save:
-                    numbers = _finite(last, values)
-                if log:
-                    size = batches.reward.shape[-1]
-                    rate = (last - done) * size / (time.perf_counter() - since)
-                    metrics.log(last, numbers | {"tokens": float(last * size), "tokens_per_s": rate})
-                    since, done = time.perf_counter(), last
-                if save:
-                    about = describe(last, config.seed, make_mesh(config.mesh))
-                    checkpoints.save(last, pack(state), about, numbers["loss"])
+
+    step_sizes = "the agent's step sizes"
+
+    def __init__(self, config: RunConfig, learner: TransitionLearner):
+        """Open the store. Raises UserError where `config` asks for what such an agent does not have."""
+        _refuse_unused(config)
+        self.data, self.mesh = EpisodeData(config), make_mesh(config.mesh)
+        self._config, self._learner = config, learner
+        self._size = 0  # of a minibatch
+        self._since, self._done = 0.0, 0  # when `rates` was called last, and the step that was
+
+    def init(self) -> Any:
+        """The learner's state at step 0."""
+        return self._learner.init(self.data.sizes["observation"], self.data.sizes["action"], self._config.seed)
+
+    def pack(self, state: Any) -> dict[str, jax.Array]:
+        """See `pack`."""
+        return pack(state)
+
+    def unpack(self, packed: dict[str, jax.Array], like: Any) -> Any:
+        """See `unpack`."""
+        return unpack(packed, like)
+
+    def updates(self, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
+        """See `Trainer`; fills the replay."""
+        return self._calls(fill_replay(self._config, self._learner, self.data), state, start)
+
+    def _calls(self, replay: Replay, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
+        t = self._config.training
+        self._since, self._done = time.perf_counter(), start
+        for first, last in calls(start, t.steps, t.log_every, t.checkpoint_every):
+            batches = replay.sample_steps(first, last, self._config.seed)
+            self._size = batches.reward.shape[-1]
+            state, values = self._learner.update(state, batches)
+            yield last, state, values
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Transitions so far, and transitions per second since the last call."""
+        now = time.perf_counter()
+        rate = (step - self._done) * self._size / (now - self._since)
+        self._since, self._done = now, step
+        return {"tokens": float(step * self._size), "tokens_per_s": rate}
 
 
-def fill_replay(config: RunConfig, learner: Learner, source: EpisodeData) -> Replay:
-    """All decisions of the store's episodes, observations normalised, rewards as they are.
+def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData) -> Replay:
+    """All agent steps of the store's episodes, observations normalised, rewards as they are.
 
     The store gives no observation after an episode's last action. Where the episode really ended there (discount 0)
-    none is needed; where it was cut off, by a time limit, the last decision is left out.
+    none is needed; where it was cut off, by a time limit, the last agent step is left out.
 
     Raises UserError where nothing is left.
     """
-    data, store = config.data, open_store(config.data.store, memory_limit=0)
-    capacity = int((-(-store.lengths // data.action_repeat)).sum())
-    replay = learner.make_replay(config.agent, capacity, *source.sizes.values())
+    c, store = config.data, open_store(config.data.store, memory_limit=0)
+    capacity = int((-(-store.lengths // c.action_repeat)).sum())
+    replay = learner.make_replay(capacity, *data.sizes.values())
     for begin in range(0, store.episodes, EPISODES_AT_ONCE):
         episodes = range(begin, min(begin + EPISODES_AT_ONCE, store.episodes))
-        for steps in store.read_many([(e, 0, int(store.lengths[e])) for e in episodes], data.task):
-            observation, action, reward, discount = _decisions(steps, data.action_repeat)
+        for steps in store.read_many([(e, 0, int(store.lengths[e])) for e in episodes], c.task):
+            observation, action, reward, discount = _agent_steps(steps, c.action_repeat)
             known = len(action) if discount[-1] == 0 else len(action) - 1
-            observation = source.scales.normalize_observation(np.concatenate([observation, observation[-1:]]))
+            observation = data.scales.normalize_observation(np.concatenate([observation, observation[-1:]]))
             replay.add_episode(observation[: known + 1], action[:known], reward[:known], discount[:known])
     if not replay.size:
-        raise UserError(f"{data.store}: no episode has two decisions, so there are no transitions to learn from")
+        raise UserError(f"{c.store}: no episode has two agent steps, so there are no transitions to learn from")
     return replay
 
 
-def _decisions(
+def _agent_steps(
     steps: StepSpan, repeat: int
 ) -> tuple[
     Float32[np.ndarray, "n observation"],
@@ -100,7 +127,7 @@ def _decisions(
     Float32[np.ndarray, " n"],
     Float32[np.ndarray, " n"],
 ]:
-    """An episode's observations, actions, sums of rewards and products of discounts, decision by decision."""
+    """An episode's observations, actions, sums of rewards and products of discounts, agent step by agent step."""
     observation, action = by_agent_step(steps, repeat)
     reward, _ = rewards_by_agent_step(steps, repeat)
     discount = np.multiply.reduceat(steps.discount, np.arange(0, len(steps.discount), repeat))
@@ -110,7 +137,7 @@ def _decisions(
 def calls(start: int, steps: int, *boundaries: int) -> Iterator[tuple[int, int]]:
     """The compiled calls' ranges of gradient steps, `start` to `steps`; one ends at every multiple of a boundary.
 
-    All are of one length, but for the last and for the first of a run that goes on in between.
+    All are of one length, but for the last and for the first of a run that continues in between.
     """
     common = math.gcd(*boundaries)
     length = max(n for n in range(1, MOST_STEPS_A_CALL + 1) if common % n == 0)
@@ -126,13 +153,12 @@ def pack(state: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): _plain(leaf) for path, leaf in found}
 
 
-def restore(checkpoints: Checkpoints, like: Any, which: str = "latest") -> tuple[Any, dict]:
-    """The state that `which` names, as `pack` packed one of the structure of `like`, and what was said about it."""
-    packed, about = checkpoints.restore(pack(like), which)
+def unpack(packed: dict[str, jax.Array], like: Any) -> Any:
+    """The inverse of `pack`, for a state of the structure of `like`."""
     leaves, structure = jax.tree.flatten(like)
     plain = [packed[name] for name in pack(like)]
     back = [jax.random.wrap_key_data(x) if _is_key(leaf) else x for x, leaf in zip(plain, leaves, strict=True)]
-    return jax.tree.unflatten(structure, back), about
+    return jax.tree.unflatten(structure, back)
 
 
 def _is_key(leaf: jax.Array) -> bool:
@@ -141,16 +167,6 @@ def _is_key(leaf: jax.Array) -> bool:
 
 def _plain(leaf: jax.Array) -> jax.Array:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _finite(step: int, values: dict[str, jax.Array]) -> dict[str, float]:
-    numbers = {name: float(value) for name, value in values.items()}
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"{name} is {value} at step {step}: lower the agent's step sizes, or check the data"
-            )
-    return numbers
 
 
 def _refuse_unused(config: RunConfig) -> None:

@@ -8,19 +8,13 @@ Such a change is either a mistake or meant. Where it is meant, say so in CHANGEL
 import tempfile
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import find_learner, load_agent
-from ringrl.config import RunConfig, parse_config
+from ringrl.agent import load_agent
+from ringrl.config import parse_config
 from ringrl.episode import Episode
 from ringrl.store.episode_store import DataSource, build
-from ringrl.training.mesh import make_mesh, place_batch
-from ringrl.training.processes import local_shard
-from ringrl.training.state import init_state, make_train_step
-from ringrl.training.training_data import EpisodeData, open_data
-from ringrl.training.transitions import fill_replay
 
 STEPS = 4
 AGENTS = {
@@ -63,39 +57,15 @@ def make_store(path: Path) -> Path:
 def losses(agent: str, store: Path) -> list[float]:
     """The losses of the first training steps."""
     values = {"data": {"store": str(store), "task": "toy_walk"}, "agent": AGENTS[agent], "training": {"steps": STEPS}}
-    if agent == "td3":
-        return offline_losses(parse_config(values, agent))
-    values["training"] |= {"batch": 2, "row_steps": 36}
-    values |= {"model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "remat": "none"}}
-    values["model"] |= {"max_steps": 12, "max_trials": 4}
-    values |= {"optimizer": {"learning_rate": 3e-3, "warmup_steps": 0}}
-    return sequence_losses(parse_config(values, agent))
-
-
-def sequence_losses(config: RunConfig) -> list[float]:
-    agent, mesh, t = load_agent(config.agent.name), make_mesh(config.mesh), config.training
-    source = open_data(config, agent)
-    source.prepare(Path("no run yet"))
-    graph, state = init_state(config, agent, source.sizes, mesh)
-    step = make_train_step(config, agent, graph, mesh, jax.tree.map(lambda x: x.sharding, state))
-    held = local_shard(mesh, t.batch, t.row_steps)
-    batches, found = source.batches(0, held), []
-    for _ in range(t.steps):
-        state, metrics = step(state, place_batch(next(batches), mesh, held))
-        found.append(float(metrics["loss"]))
-    return found
-
-
-def offline_losses(config: RunConfig) -> list[float]:
-    learner, source = find_learner(config.agent.name), EpisodeData(config, None)
-    assert learner is not None
-    source.prepare(Path("no run yet"))
-    replay, state = fill_replay(config, learner, source), learner.init(config.agent, 3, 2, config.seed)
-    found = []
-    for step in range(config.training.steps):
-        state, metrics = learner.update(config.agent, state, replay.sample_steps(step, step + 1, config.seed))
-        found.append(float(metrics["loss"]))
-    return found
+    if agent != "td3":
+        values["training"] |= {"batch": 2, "row_steps": 36}
+        values |= {"model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "remat": "none"}}
+        values["model"] |= {"max_steps": 12, "max_trials": 4}
+        values |= {"optimizer": {"learning_rate": 3e-3, "warmup_steps": 0}}
+    config = parse_config(values | {"training": values["training"] | {"log_every": 1}}, agent)
+    trainer = load_agent(config.agent).make_trainer(config)
+    trainer.data.prepare(Path("no run yet"))
+    return [float(values["loss"]) for _, _, values in trainer.updates(trainer.init(), 0)]
 
 
 @pytest.fixture(scope="module")

@@ -171,20 +171,20 @@ def test_exploration_is_uniform_then_ever_less_noisy():
     assert deviation(10**6) == pytest.approx(0.1, rel=0.1)
 
 
-def test_curiosity_is_for_what_was_not_seen():
+def test_the_rnd_reward_is_for_what_was_not_seen():
     config = replace(TINY, hidden=(32, 32), reward="rnd", rnd_lr=1e-3, batch=32)
     state = td3.init(config, 3, 2, seed=0)
     familiar = minibatches(400, config)._replace(reward=jnp.full((400, 32), jnp.nan))  # the task's is never read
     left = familiar._replace(next_observation=-jnp.abs(familiar.next_observation))
     state, metrics = td3.update(config, state, left)
     assert all(np.isfinite(float(value)) for value in metrics.values())
-    learn = partial(rnd_reward, state.curiosity, lr=config.rnd_lr, clip=config.rnd_clip)
+    learn = partial(rnd_reward, state.rnd, lr=config.rnd_lr, clip=config.rnd_clip)
     surprised = jax.jit(learn)
     _, seen = surprised(left.next_observation[0])
     _, new = surprised(-left.next_observation[0])
     assert new.shape == (32,)
     assert float(jnp.mean(new)) > 3 * float(jnp.mean(seen))
-    features = [td3.init(config, 3, 2, seed=0).curiosity.features, state.curiosity.features]
+    features = [td3.init(config, 3, 2, seed=0).rnd.features, state.rnd.features]
     assert not any(differs(*features))  # the random features stay as they are
 
 

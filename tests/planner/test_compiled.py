@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent
+from ringrl.agent import load_decoder
 from ringrl.batch import Batch
 from ringrl.config import MeshConfig, parse_config
 from ringrl.episode import Episode
@@ -25,7 +25,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-AGENT = load_agent("agentic_transformer")
+DECODER = load_decoder("agentic_transformer")
 LONG = {"row_steps": 4096}
 
 
@@ -72,24 +72,24 @@ def test_a_row_that_does_not_divide_over_the_ring():
 
 
 def test_sizes_come_from_the_environment_until_there_is_a_store(tmp_path):
-    assert model_sizes(make_config(), AGENT) == {"observation": 5, "action": 1}
+    assert model_sizes(make_config(), DECODER) == {"observation": 5, "action": 1}
     store = tmp_path / "some.store"
     rows = {"discount": np.ones(3, np.float32), "physics": np.zeros((3, 4))}
     columns = {name: np.zeros((3, n), np.float32) for name, n in (("observation", 7), ("action", 2), ("reward", 1))}
     source = DataSource("cartpole/test", "test")
     facts = {"domain": "cartpole", "tasks": ["cartpole_swingup"], "sources": [source], "provenance": {}}
     build(store, [(Episode(**columns, **rows), 0)], **facts)
-    assert model_sizes(make_config(store), AGENT) == {"observation": 7, "action": 2}
+    assert model_sizes(make_config(store), DECODER) == {"observation": 7, "action": 2}
 
 
 def test_an_unknown_task_is_named():
     with pytest.raises(UserError, match="unknown task 'cartpole_swing'.*cartpole_swingup"):
-        model_sizes(make_config(data={"task": "cartpole_swing"}), AGENT)
+        model_sizes(make_config(data={"task": "cartpole_swing"}), DECODER)
 
 
 def test_the_planned_batch_is_the_loaders_batch():
     mesh = make_mesh(MeshConfig(seq=2), jax.devices()[:2])
-    batch = abstract_batch(make_config(), AGENT, {"observation": 5, "action": 1}, mesh)
+    batch = abstract_batch(make_config(), DECODER, {"observation": 5, "action": 1}, mesh)
     assert set(batch) == {field.name for field in fields(Batch)}
     for field in fields(Batch):
         assert list(field.type.dtypes) == [batch[field.name].dtype.name]
@@ -97,11 +97,11 @@ def test_the_planned_batch_is_the_loaders_batch():
 
 
 def test_the_planned_batch_of_a_language_model():
-    mesh, agent = make_mesh(MeshConfig(seq=2), jax.devices()[:2]), load_agent("language_model")
+    mesh, decoder = make_mesh(MeshConfig(seq=2), jax.devices()[:2]), load_decoder("language_model")
     values = make_config().model_dump(mode="json") | {"agent": {"name": "language_model"}}
     config = parse_config(values, "test")
-    assert model_sizes(config, agent) == {}
-    batch = abstract_batch(config, agent, {}, mesh)
+    assert model_sizes(config, decoder) == {}
+    batch = abstract_batch(config, decoder, {}, mesh)
     assert {name: x.dtype.name for name, x in batch.items()} == {
         name: "float32" if name == "weight" else "int32"
         for name in ("token", "target", "position", "segment_ids", "weight")

@@ -29,7 +29,7 @@ def short_episodes():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_config):
-    """A trained run whose agent is told a return and looks across trials."""
+    """A trained run whose agent is conditioned on a return and looks across trials."""
     config = tiny_config({"name": "agentic_transformer", "trajectories": 2}, training={"steps": 2})
     path = tmp_path_factory.mktemp("evaluated") / "run"
     train(config.model_copy(update={"label": LABEL}), path)
@@ -120,9 +120,9 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
             repeat(run, (15.0, wrong))
     assert not (run / "evaluation" / "ablation-shuffled.csv").exists()
     train(tiny_config({"name": "behavior_cloning"}, training={"steps": 1}), tmp_path / "bc")
-    with pytest.raises(UserError, match="--target: behavior_cloning is told no return"):
+    with pytest.raises(UserError, match="--target: behavior_cloning is not conditioned on a return"):
         evaluate(tmp_path / "bc", target=1.0)
-    with pytest.raises(UserError, match="--targets: behavior_cloning is told no return"):
+    with pytest.raises(UserError, match="--targets: behavior_cloning is not conditioned on a return"):
         repeat(tmp_path / "bc", targets=(1.0,))
     with pytest.raises(UserError, match="--ablation: behavior_cloning's context is the present trial alone"):
         repeat(tmp_path / "bc", ablations=("blind",))
@@ -132,12 +132,13 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
         EvaluateVerb(run, ablation=("blind",), video=tmp_path / "film.gif").run()
 
 
-def test_a_learner_takes_neither_target_nor_context_of_the_command_line(tmp_path, tiny_config):
+def test_an_agent_of_transitions_takes_neither_target_nor_context_of_the_command_line(tmp_path, tiny_config):
     of_the_file = {"target": 5.0, "context": 30}  # which may be of a config that several agents share
     values = tiny_config({"name": "behavior_cloning"}).model_dump(include={"data"})
     values |= {"agent": {"name": "td3", "batch": 4}, "training": {"steps": 1}, "evaluation": of_the_file}
     train(parse_config(values, "td3"), tmp_path / "td3")
-    for given, message in (({"target": 1.0}, "--target: td3 is told no"), ({"context": 9}, "--context: td3 sees one")):
+    refused = (({"target": 1.0}, "--target: td3 is not conditioned"), ({"context": 9}, "--context: td3 sees one"))
+    for given, message in refused:
         with pytest.raises(UserError, match=message):
             evaluate(tmp_path / "td3", **given)
     assert evaluate(tmp_path / "td3", trials=1, envs=1, reference=False).exists()

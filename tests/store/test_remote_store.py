@@ -16,7 +16,6 @@ from ringrl.errors import UserError
 from ringrl.store import zarr
 from ringrl.store.episode_store import open_store
 from ringrl.training.processes import LocalShard
-from ringrl.training.training_data import open_data
 from tests.store.test_episode_store import TASKS, build, make_episode
 
 
@@ -93,7 +92,7 @@ def test_a_url_in_a_config_is_all_that_training_needs(tmp_path, web, episodes):
         config = parse_config(
             {"data": {"store": store, "task": TASKS[0]}, "agent": agent, "training": training}, "here"
         )
-        source = open_data(config, load_agent("decision_transformer"))
+        source = load_agent(config.agent).make_trainer(config).data
         source.prepare(tmp_path / "run")
         batches = source.batches(0, LocalShard(np.arange(2), np.arange(5), (2, 5)))
         return list(itertools.islice(batches, 1))[0]

@@ -1,6 +1,7 @@
 """Exports: the same model again, to the bit, and nothing half-written."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -10,26 +11,24 @@ from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import load_agent
 from ringrl.errors import UserError
-from ringrl.rollout.evaluate import load_model
 from ringrl.rollout.policy import SequencePolicy
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.export import export, load_export
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import init_state, split_model
-from ringrl.training.training_data import open_data
+from ringrl.training.trained_model import load_model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_config):
     """A run that was just begun: its first state is its checkpoint."""
     config = tiny_config({"name": "decision_transformer", "fused": True, "window": 4}, model={"remat": "none"})
-    agent, mesh, path = load_agent(config.agent.name), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
-    source = open_data(config, agent)
+    agent, mesh, path = load_agent(config.agent), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
+    source = agent.make_trainer(config).data
     source.prepare(path)
-    about = {"display_name": "Decision Transformer", "across_trials": False}
-    RunDirectory(path).write(config, source.card, source.normalizer, **about)
-    _, state = init_state(config, agent, source.sizes, mesh)
+    RunDirectory(path).write(config, source.card, source.normalizer, **asdict(agent.description))
+    _, state = init_state(config, agent.decoder, source.sizes, mesh)
     with Checkpoints(path) as checkpoints:
         checkpoints.save(3, state._replace(step=state.step + 3), describe(3, config.seed, mesh), 1.0)
     return path
@@ -38,15 +37,15 @@ def run(tmp_path_factory, tiny_config):
 @pytest.fixture
 def exported(run, tmp_path):
     config = RunDirectory(run).config()
-    model, step = load_model(run, config, RunDirectory(run).dataset())
+    model, step = load_model(run, config, RunDirectory(run).dataset()["sizes"])
     return model, export(model, config, step, run, tmp_path / "export")
 
 
 def first_actions(model, run) -> np.ndarray:
     config, card = RunDirectory(run).config(), RunDirectory(run).dataset()
-    acting = load_agent(config.agent.name).acting(config.agent, config.training.row_steps, np.asarray(card["returns"]))
+    spec = load_agent(config.agent).policy.rollout_spec(config.training.row_steps, np.asarray(card["returns"]))
     scales = RunDirectory(run).normalizer()
-    policy = SequencePolicy(model, scales, acting, envs=2, episode_steps=4, trials=1, sizes=card["sizes"], seed=0)
+    policy = SequencePolicy(model, scales, spec, envs=2, episode_steps=4, trials=1, sizes=card["sizes"], seed=0)
     policy.begin_trial(np.ones(2, bool))
     return policy.act(np.arange(10, dtype=np.float32).reshape(2, 5))
 

@@ -37,7 +37,7 @@ def test_it_learns_to_count(run):
 
 
 def test_it_is_not_rolled_out(run):
-    with pytest.raises(UserError, match="language_model is no agent"):
+    with pytest.raises(UserError, match="language_model has no policy"):
         evaluate(run / "run", reference=False)
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import find_learner, load_agent
+from ringrl.agent import load_agent, load_decoder
 from ringrl.config import parse_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
@@ -78,10 +78,10 @@ def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch
     assert evaluate(run, trials=1, checkpoint="40").exists()
 
 
-def replay_of(config, run, learner=None):
-    source = EpisodeData(config, None)
-    source.prepare(run)
-    return fill_replay(config, learner or find_learner("td3"), source)
+def replay_of(config, run):
+    data = EpisodeData(config)
+    data.prepare(run)
+    return fill_replay(config, load_agent(config.agent), data)
 
 
 def test_transitions_are_those_of_the_store_by_decision(offline_config, tiny_store, tmp_path):
@@ -124,9 +124,9 @@ def test_calls_end_where_something_is_written():
 
 
 def test_a_packed_state_is_plain_arrays_by_name(offline_config):
-    state = find_learner("td3").init(offline_config(1).agent, 5, 1, 0)
+    state = load_agent(offline_config(1).agent).init(5, 1, 0)
     packed = pack(state)
-    assert {name.partition(".")[0] for name in packed} == set(state._fields) - {"curiosity"}
+    assert {name.partition(".")[0] for name in packed} == set(state._fields) - {"rnd"}
     assert all(isinstance(x, jax.Array) and x.dtype in (np.float32, np.int32, np.uint32) for x in packed.values())
 
 
@@ -152,7 +152,7 @@ def test_divergence_stops_the_run_and_is_not_kept(offline_config, tmp_path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
-def test_it_is_no_sequence_agent():
-    with pytest.raises(UserError, match="td3.py: has no sequence model"):
-        load_agent("td3")
-    assert find_learner("decision_transformer") is None
+def test_it_has_no_sequence_model():
+    assert load_agent("td3").decoder is None
+    with pytest.raises(UserError, match="td3: this agent has no sequence model"):
+        load_decoder("td3")

@@ -13,18 +13,18 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent
+from ringrl.agent import load_agent, load_decoder
 from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.rollout.evaluate import evaluate, load_model
+from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.loop import resume, train
 from ringrl.training.mesh import make_mesh
 from ringrl.training.processes import local_shard
 from ringrl.training.state import init_state, split_model
-from ringrl.training.training_data import open_data
+from ringrl.training.trained_model import load_model
 from tests.builders import limit_evaluation
 
 SIZES = {"observation": 5, "action": 1}
@@ -92,13 +92,13 @@ def test_the_same_losses_on_every_mesh(fused, mesh, accumulation, trained):
 def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, tmp_path):
     config, ring_run = trained(True, (("seq", 4),))
     run = shutil.copytree(ring_run, tmp_path / "run")
-    _, like = init_state(config, load_agent("agentic_transformer"), SIZES, make_mesh(config.mesh))
+    _, like = init_state(config, load_decoder("agentic_transformer"), SIZES, make_mesh(config.mesh))
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.latest_step == 5
         ring, about = checkpoints.restore(like)
     assert about["mesh"]["seq"] == 4 and about["loader"] == {"seed": 0, "next_batch": 5}
     assert {len(x.sharding.device_set) for x in jax.tree.leaves(ring)} == {4}
-    model, step = load_model(run, config, {"sizes": SIZES})
+    model, step = load_model(run, config, SIZES)
     _, params = split_model(model)
     assert step == 5 and {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {1}
     jax.tree.map(np.testing.assert_array_equal, params, ring.params)
@@ -169,7 +169,7 @@ def test_a_run_directory_has_all_that_was_promised(finished):
 
 def test_padding_is_the_share_of_empty_places_of_the_steps_own_batch(trained):
     config, run = trained(True)
-    source = open_data(config, load_agent(config.agent.name))
+    source = load_agent(config.agent).make_trainer(config).data
     source.prepare(run)
     t = config.training
     batches = source.batches(0, local_shard(make_mesh(config.mesh), t.batch, t.row_steps))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent
+from ringrl.agent import load_decoder
 from ringrl.attention.layout import to_ring_order
 from ringrl.config import parse_config
 from ringrl.model.sharding import AXES
@@ -51,11 +51,11 @@ def batch():
 
 
 def loss_and_gradients(config):
-    agent = load_agent(config.agent.name)
+    decoder = load_decoder(config.agent)
     mesh = make_mesh(config.mesh)
-    graph, state = init_state(config, agent, {}, mesh)
+    graph, state = init_state(config, decoder, {}, mesh)
     order = {name: to_ring_order(x, config.mesh.seq, config.mesh.layout) for name, x in batch().items()}
-    step = jax.jit(jax.value_and_grad(make_loss(config, agent, graph, mesh)))
+    step = jax.jit(jax.value_and_grad(make_loss(config, decoder, graph, mesh)))
     loss, gradients = step(state.params, place_batch(order, mesh))
     shardings = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), gradients, state.params)
     return float(loss), jax.tree.map(np.asarray, gradients), all(jax.tree.leaves(shardings))
@@ -94,10 +94,10 @@ def test_groups_of_heads_change_nothing(mesh, remat):
 def test_a_layer_is_gathered_when_it_is_computed():
     """In the program of a scan over layers, no array is a whole stack of matrices."""
     config = make_config((1, 2, 1, 4, 1), remat="full", layers=3)
-    agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
-    graph, state = init_state(config, agent, {}, mesh)
+    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    graph, state = init_state(config, decoder, {}, mesh)
     placed = place_batch(batch(), mesh)
-    program = jax.jit(jax.value_and_grad(make_loss(config, agent, graph, mesh))).lower(state.params, placed).compile()
+    program = jax.jit(jax.value_and_grad(make_loss(config, decoder, graph, mesh))).lower(state.params, placed).compile()
     text = program.as_text()
     assert "f32[32,48]" in text  # one layer's matrix, whole
     assert "f32[3,4,48]" in text and "f32[3,32,48]" not in text  # the stack is spread over eight devices
@@ -106,10 +106,10 @@ def test_a_layer_is_gathered_when_it_is_computed():
 @pytest.mark.parametrize("remat", POLICIES)
 def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
     config = make_config((1, 8, 1, 1, 1), remat=remat, layers=3, head_groups=2)
-    agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
-    graph, state = init_state(config, agent, {}, mesh)
+    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    graph, state = init_state(config, decoder, {}, mesh)
     program = str(
-        jax.make_jaxpr(jax.grad(make_loss(config, agent, graph, mesh)))(state.params, place_batch(batch(), mesh))
+        jax.make_jaxpr(jax.grad(make_loss(config, decoder, graph, mesh)))(state.params, place_batch(batch(), mesh))
     )
     # A stack of layers' matrices, whole on each of eight devices, would be one of these.
     kept = [shape for shape in ("3,256,32]", "3,256,48]", "3,384,32]") if shape in program]
@@ -118,10 +118,10 @@ def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
 
 def test_bfloat16_gradients_are_summed_in_float32():
     config = make_config((1, 8, 1, 1, 1), compute_dtype="bfloat16")
-    agent, mesh = load_agent(config.agent.name), make_mesh(config.mesh)
-    graph, state = init_state(config, agent, {}, mesh)
+    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    graph, state = init_state(config, decoder, {}, mesh)
     with jax.numpy_dtype_promotion("standard"):  # flax's norm promotes bfloat16 itself
-        gradients = jax.jit(jax.grad(make_loss(config, agent, graph, mesh)))
+        gradients = jax.jit(jax.grad(make_loss(config, decoder, graph, mesh)))
         lowered = gradients.lower(state.params, place_batch(batch(), mesh)).as_text()
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
     scattered = [line for line in lowered.splitlines() if "reduce_scatter" in line]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ringrl.agent import load_agent
+from ringrl.agent import load_decoder
 from ringrl.config import MeshConfig, OptimizerConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import partition
@@ -32,15 +32,15 @@ def test_a_mesh_of_too_many_devices_is_refused():
 
 
 def test_the_state_lives_where_it_should_and_is_the_same_everywhere(tiny_config):
-    agent, sizes = load_agent("agentic_transformer"), {"observation": 5, "action": 1}
+    decoder, sizes = load_decoder("agentic_transformer"), {"observation": 5, "action": 1}
     config = tiny_config({"name": "agentic_transformer"})
-    _, one = init_state(config, agent, sizes, make_mesh(config.mesh))
+    _, one = init_state(config, decoder, sizes, make_mesh(config.mesh))
     wide = tiny_config({"name": "agentic_transformer"}, mesh={"fsdp": 2, "tensor": 2, "data": 2})
-    _, many = init_state(wide, agent, sizes, make_mesh(wide.mesh))
+    _, many = init_state(wide, decoder, sizes, make_mesh(wide.mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, many)
     kernel = many.params["layers"]["after"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-    model = build_model(config, agent, sizes)
+    model = build_model(config, decoder, sizes)
     graph, params = split_model(model)
     assert split_model(merge_model(graph, params))[1].keys() == one.params.keys()
 

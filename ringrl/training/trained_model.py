@@ -1,0 +1,32 @@
+"""A run's transformer from its checkpoint, on one device."""
+
+from pathlib import Path
+
+from ringrl.agent import Decoder, Widths, load_decoder
+from ringrl.config import RunConfig
+from ringrl.model.transformer import Transformer
+from ringrl.training.checkpoint import Checkpoints
+from ringrl.training.mesh import make_mesh
+from ringrl.training.state import abstract_state, merge_model
+
+
+def load_model(
+    run: Path, config: RunConfig, sizes: Widths, checkpoint: str = "latest", decoder: Decoder | None = None
+) -> tuple[Transformer, int]:
+    """A checkpoint's model, and the optimiser steps that it was trained for.
+
+    Args:
+        run: the run directory.
+        config: the run's configuration.
+        sizes: the data's widths.
+        checkpoint: `latest`, `best`, or the number of a step.
+        decoder: the agent's sequence model; None: the one that `config` names.
+
+    Raises UserError where the agent has no sequence model, and as `Checkpoints`.
+    """
+    single = config.model_copy(update={"mesh": type(config.mesh)()})
+    decoder = load_decoder(config.agent) if decoder is None else decoder
+    graph, abstract = abstract_state(single, decoder, sizes, make_mesh(single.mesh))
+    with Checkpoints(run, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(abstract, checkpoint)
+    return merge_model(graph, state.params), int(state.step)
