@@ -32,7 +32,7 @@ class DataConfig(ConfigSection):
 
     store: str  # an episode store (`ringrl data build_store`): its folder, or a URL such as gs://bucket/walker
     task: str  # "walker_run": rewards of this column train the agent, and this environment evaluates it
-    # Native control steps a decision is held for, in the data and in the rollout.
+    # Environment steps per agent step, in the data and in the rollout.
     action_repeat: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=0)  # batches read ahead in the background
 
@@ -87,7 +87,7 @@ class ModelConfig(ConfigSection):
     # attention's output; full: a layer's input; offload: a layer's input, in host memory.
     remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
-    max_steps: int = Field(default=1000, ge=1)  # longest episode, decisions: rows of the learned time-step embedding
+    max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the learned time-step embedding
     max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the learned trial embedding
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and statistics are float32 either way
 
@@ -139,7 +139,7 @@ class TrainingConfig(ConfigSection):
 
     steps: int = Field(default=1000, ge=1)  # optimiser steps
     batch: int = Field(default=16, ge=1)  # rows a step, over all devices
-    row_steps: int = Field(default=1000, ge=1)  # steps (decisions) a row holds
+    row_steps: int = Field(default=1000, ge=1)  # agent steps in a row
     packing: bool = False  # True: a row holds as many chains as fit, kept apart by segment ids; False: one
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
@@ -250,7 +250,7 @@ def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
 
 
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:
-    """Validate plain values; `where` names their source in the error."""
+    """Validate plain values; `where` names their source in the UserError that a wrong one raises."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -258,7 +258,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
 
 
 def change_section(section: ConfigSectionT, values: dict[str, Any], where: str) -> ConfigSectionT:
-    """`section` with some fields changed, validated as if they had been in the file."""
+    """`section` with some fields changed, validated as if they had been in the file. Raises UserError as that does."""
     try:
         return type(section).model_validate(section.model_dump() | values)
     except ValidationError as error:

@@ -48,7 +48,7 @@ class GymnasiumMujoco(dm_env.Environment):
         """
         try:
             with warnings.catch_warnings():
-                # Data sets of v4 environments are evaluated in v4, whatever is newer.
+                # Data sets of v4 environments are evaluated in v4, regardless of newer versions.
                 warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
                 self._env = gymnasium.make(task_id, max_episode_steps=time_limit, disable_env_checker=True)
         except (ImportError, gymnasium.error.Error) as error:

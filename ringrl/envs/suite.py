@@ -119,7 +119,11 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Float32[np.ndarray, " observation"], dict[str, Any]]:
-        """Start an episode; with a seed, its initial state and those after it are a function of the seed alone."""
+        """Start an episode; with a seed, its initial state and those after it are a function of the seed alone.
+
+        Raises:
+            UserError: if the task needs a renderer to begin, and this machine has none.
+        """
         super().reset(seed=seed, options=options)
         if seed is not None:
             self.task.random.seed(seed % 2**32)

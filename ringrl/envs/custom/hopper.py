@@ -10,12 +10,12 @@ from dm_control.utils import rewards
 
 from ringrl.envs.custom.terms import at_least, spinning
 
-_STANDING = (0.6, 2.0)  # heights of the torso over the foot, m
+_UPRIGHT = (0.6, 2.0)  # heights of the torso over the foot, m
 _HOP_SPEED = 2.0  # m/s
 
 
 class Hopper(hopper.Hopper):
-    """The suite's hopper, paid for standing times another function of its state."""
+    """The suite's hopper, rewarded for being upright times another function of its state."""
 
     def __init__(self, reward: Callable[[Any], Any], seed: int):
         """`reward`: of physics. `seed`: of the initial states."""
@@ -23,8 +23,8 @@ class Hopper(hopper.Hopper):
         self._reward = reward
 
     def get_reward(self, physics: Any) -> Any:
-        """The task's reward, 0 unless the hopper stands."""
-        return rewards.tolerance(physics.height(), _STANDING) * self._reward(physics)
+        """The task's reward, 0 unless the hopper is upright."""
+        return rewards.tolerance(physics.height(), _UPRIGHT) * self._reward(physics)
 
 
 def _hopping_backward(physics: Any) -> Any:

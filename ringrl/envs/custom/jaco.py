@@ -1,4 +1,4 @@
-"""jaco: a Kinova arm with a hand of three fingers, brought to one of four places on the table.
+"""jaco: a Kinova arm with a hand of three fingers, brought to one of four positions on the table.
 
 Scene, robot and sensors are dm_control's own, as in its `manipulation` tasks. ExoRL steps them with the composer's
 environment; the suite's, used here, makes the same steps of the same physics, and keeps one model for all episodes.
@@ -26,7 +26,7 @@ GOALS = {
 """Where the point between the fingers should come, m."""
 
 _GOAL_RADIUS = 0.05
-_HAND_START: Any = ((-0.2, -0.2, 0.02), (0.2, 0.2, 0.4))  # lower and upper corner of the hand's initial places, m
+_HAND_START: Any = ((-0.2, -0.2, 0.02), (0.2, 0.2, 0.4))  # lower and upper corner of the hand's initial positions, m
 # A place is drawn again while no posture reaches it without a collision; dm_control's limit of 10 is a crash, at times.
 _START_ATTEMPTS = 1000
 

@@ -9,14 +9,14 @@ from ringrl.envs.custom.terms import spinning
 
 
 class Flip(walker.PlanarWalker):
-    """Turn about the y axis, paid most while standing."""
+    """Turn about the y axis, rewarded most while upright."""
 
     def __init__(self, seed: int):
         """`seed`: of the initial states."""
-        super().__init__(move_speed=0, random=seed)  # without a speed the suite's task rewards standing
+        super().__init__(move_speed=0, random=seed)  # without a speed the suite's task is walker stand
 
     def get_reward(self, physics: Any) -> Any:
-        """The suite's reward for standing, scaled by the spin as the suite scales it by the speed."""
+        """The suite's reward of walker stand, scaled by the spin as the suite scales it by the speed."""
         return super().get_reward(physics) * (5 * spinning(physics, 1) + 1) / 6
 
 
