@@ -82,7 +82,7 @@ def to_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1) -> _Arr
     """Reorder a global array so that splitting `axis` evenly over the ring gives each device its tokens.
 
     Args:
-        x: NumPy or JAX array of any rank and dtype.
+        x: NumPy or JAX array [..., length, ...] of any rank and dtype.
         ring_size: devices on the ring; 1 leaves every layout as it is.
         layout: `contiguous`, `striped` or `zigzag`.
         axis: the sequence axis.
