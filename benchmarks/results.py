@@ -7,9 +7,10 @@
 
 Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
 runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
-starts over. The page, its figures and summary.json land in docs/results/ROW, those of `small` in
-runs/results/small-report. The last line is one JSON object: for every task and agent the mean return of the first and
-the last trial and, where there is an expert or a data set to measure by, the same normalised.
+starts over. The report is written to runs/results/ROW-report; its page, summary.json and the figures that
+docs/results.md shows are copied to docs/results/ROW, but for `small`. The last line is one JSON object: for every task
+and agent the mean return of the first and the last trial and, where there is an expert or a data set to measure by, the
+same normalised.
 """
 
 import json
@@ -32,6 +33,7 @@ import tyro
 from ringrl.config import load_config
 
 DATA, RUNS, OUT = Path("datasets/results"), Path("runs/results"), Path("docs/results")
+FIGURES = {"hidden": ("report.png",), "context": ("trajectories.png",), "exorl": ()}  # that docs/results.md shows
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,10 @@ def main(args: Args) -> None:
     _at_once(min(args.jobs, len(needed)), [partial(_make, data, args.fresh) for data in needed])
     _at_once(args.jobs, [partial(_train_and_evaluate, job, seed, args.fresh) for job, seed in runs])
     if not args.only:
-        out = (RUNS / "small-report") if args.row == "small" else OUT / args.row
+        out = RUNS / f"{args.row}-report"
         _ringrl(f"report {' '.join(str(_folder(*each)) for each in runs)} --out {out}")
+        if args.row != "small":
+            _publish(out, OUT / args.row, FIGURES[args.row])
         print(json.dumps(_last_line(out)))
 
 
@@ -244,6 +248,13 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
         _ringrl(f"evaluate {run} --targets {' '.join(map(str, job.targets))}", cores)
     seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}
     (run / "timing.json").write_text(json.dumps(seconds | {"cores": len(cores), "resumed": resumed}) + "\n")
+
+
+def _publish(report: Path, out: Path, figures: tuple[str, ...]) -> None:
+    """Copy a report's page and numbers to `out`, with those figures; the page itself has all of them."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("index.html", "summary.json", *figures):
+        shutil.copyfile(report / name, out / name)
 
 
 def _ringrl(command: str, cores: set[int] | None = None) -> None:

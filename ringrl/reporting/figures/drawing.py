@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.figure import Figure
 
-from ringrl.reporting.figures.style import PAPER, Look, page_look, to_png, to_svg
+from ringrl.reporting.figures.style import PAPER, Look, page_look, to_png
+from ringrl.reporting.figures.svg import to_svg
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""How figures look: palettes, sizes, and how a matplotlib figure becomes SVG that follows light and dark mode."""
+"""How figures look: palettes, colours of labels, sizes, axes."""
 
 import io
 import itertools
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ringrl.reporting.statistics.series import SHOWN_FIRST
-
-SVG = "http://www.w3.org/2000/svg"
-XLINK = "http://www.w3.org/1999/xlink"
 
 # Okabe and Ito's hues, darkened or lightened until each has a contrast of at least 3 to 1 with the page behind it.
 SERIES_LIGHT = ("#1b63b0", "#c9541a", "#0b8468", "#a63d7d", "#8a6a00", "#5f54b8", "#3f7f93", "#6b6f76")
@@ -41,9 +36,9 @@ class Palette:
 
 
 PAPER = Palette("#1a1d23", "#5d6470", "#d9dce1", "#ffffff", SERIES_LIGHT)
-# Placeholders that no other colour equals; `to_svg` replaces each with the page's CSS variable of that role.
+# Placeholders that no other colour equals; on a page each becomes the CSS variable of that role.
 _ROLES = Palette("#010101", "#010102", "#010103", "#010104", tuple(f"#0102{i:02x}" for i in range(len(SERIES_LIGHT))))
-_VARIABLES = {
+CSS_VARIABLES = {
     _ROLES.ink: "var(--ink)",
     _ROLES.muted: "var(--muted)",
     _ROLES.line: "var(--line)",
@@ -144,7 +139,7 @@ def assign_colours(groups: Sequence[Sequence[str]]) -> dict[str, int]:
 
 
 def page_look(narrow: bool, colours: dict[str, int]) -> Look:
-    """The look whose colours `to_svg` turns into CSS variables."""
+    """The look whose colours become CSS variables (`ringrl.reporting.figures.svg.to_svg`)."""
     return Look(_ROLES, narrow, colours)
 
 
@@ -175,48 +170,3 @@ def to_png(figure: Figure, look: Look) -> bytes:
             stream, format="png", dpi=200, bbox_inches="tight", pad_inches=0.25, metadata={"Software": "ringrl"}
         )
     return stream.getvalue()
-
-
-def to_svg(figure: Figure, look: Look, prefix: str) -> str:
-    """The figure as an inline `<svg>`: ids start with `prefix`, colours are CSS variables, text stays text."""
-    stream = io.StringIO()
-    with matplotlib.rc_context(look.rc()):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
-    root = ElementTree.fromstring(stream.getvalue())
-    _strip(root)
-    _prefix_ids(root, prefix)
-    root.attrib.pop("width", None)
-    root.attrib.pop("height", None)
-    text = ElementTree.tostring(root, encoding="unicode")
-    return re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match.group()], text)
-
-
-def _strip(root: ElementTree.Element) -> None:
-    """Removes metadata and the style sheet: inside a page the latter would apply to every other SVG too."""
-    for child in list(root):
-        if child.tag == f"{{{SVG}}}metadata":
-            root.remove(child)
-    for parent in list(root.iter(f"{{{SVG}}}defs")):
-        for child in list(parent):
-            if child.tag == f"{{{SVG}}}style":
-                parent.remove(child)
-
-
-def _prefix_ids(root: ElementTree.Element, prefix: str) -> None:
-    """Makes ids unique in the page, and drops those that nothing refers to."""
-    href = f"{{{XLINK}}}href"
-    used: set[str] = set()
-    for element in root.iter():
-        for key, value in list(element.attrib.items()):
-            if key == href and value.startswith("#"):
-                used.add(value[1:])
-                element.attrib[key] = f"#{prefix}-{value[1:]}"
-            elif "url(#" in value:
-                used.update(re.findall(r"url\(#([^)]+)\)", value))
-                element.attrib[key] = value.replace("url(#", f"url(#{prefix}-")
-    for element in root.iter():
-        name = element.attrib.pop("id", None)
-        if name in used:
-            element.attrib["id"] = f"{prefix}-{name}"

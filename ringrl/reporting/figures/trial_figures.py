@@ -13,7 +13,7 @@ from ringrl.reporting.statistics.bootstrap import Estimate, estimate
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import Analysis, References
 
-SHOWN = 400  # marks an agent at most, so that the page stays small
+SHOWN = 200  # marks an agent at most, so that the page stays small
 _LONGEST = 30  # letters of a label that still fit beside a wide figure
 
 

@@ -62,7 +62,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     documents = {f"{figure.drawing.name}.png": figure.png for figure in figures}
     documents["report.png"] = _lead_png(analyses, figures)
     summary = summarise(analyses, across, now.isoformat(timespec="seconds"))
-    documents["summary.json"] = (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()
+    documents["summary.json"] = (json.dumps(summary, separators=(",", ":"), allow_nan=False) + "\n").encode()
     documents["index.html"] = _page(analyses, across, sections, now).encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
