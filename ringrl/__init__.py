@@ -6,6 +6,7 @@ Start here: `import ringrl` is enough. Data go in as episodes, an agent comes ou
     make_env, relabel           the tasks; the rewards of any of them, from recorded physics states
     build_store, open_store     many episodes on a disk, ready to be sampled from
     train, evaluate, report     a config -> a run directory -> tables of returns -> a page
+    load_agent                  a trained agent that acts in an environment of yours
     attention                   exact attention: dense, blockwise, over a ring of devices
 
 `help(ringrl.train)` and so on show an example of each. The same on the command line: `ringrl --help`, and
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ringrl.relabelling.relabel_source import relabel
     from ringrl.reporting import write_report as report
     from ringrl.rollout.evaluate import evaluate
+    from ringrl.rollout.session import load_agent
     from ringrl.store.episode_store import build as build_store
     from ringrl.store.episode_store import open_store
     from ringrl.training.start import train
@@ -36,6 +38,7 @@ __all__ = [
     "attention",
     "build_store",
     "evaluate",
+    "load_agent",
     "make_env",
     "open_store",
     "relabel",
@@ -49,6 +52,7 @@ _DEFINED: dict[str, tuple[str, str | None]] = {
     "attention": ("ringrl.attention", None),
     "build_store": ("ringrl.store.episode_store", "build"),
     "evaluate": ("ringrl.rollout.evaluate", "evaluate"),
+    "load_agent": ("ringrl.rollout.session", "load_agent"),
     "make_env": ("ringrl.envs", "make_env"),
     "open_store": ("ringrl.store.episode_store", "open_store"),
     "relabel": ("ringrl.relabelling.relabel_source", "relabel"),

@@ -22,7 +22,6 @@ from jaxtyping import Bool, Float32, Float64
 from ringrl import recipes
 from ringrl.batch import BatchField
 from ringrl.config import Ablation, AgentConfig, RunConfig
-from ringrl.envs import VectorEnv
 from ringrl.errors import UserError
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
@@ -177,12 +176,20 @@ class TrainedPolicy(Protocol):
         ...
 
     def start(
-        self, envs: VectorEnv, spec: RolloutSpec, *, trials: int, seed: int, ablation: Ablation | None = None
+        self,
+        environments: int,
+        trial_steps: int,
+        spec: RolloutSpec,
+        *,
+        trials: int,
+        seed: int,
+        ablation: Ablation | None = None,
     ) -> Policy:
-        """A policy for these environments and so many trials.
+        """A policy for so many environments and trials, with an empty context.
 
         Args:
-            envs: the environments.
+            environments: how many act at once, as one batch.
+            trial_steps: agent steps in the longest trial.
             spec: how it is rolled out.
             trials: trials to come.
             seed: of the drawn actions, and of what an ablation draws.

@@ -127,7 +127,8 @@ class _Trained:
     def policy(self, envs: VectorEnv, ablation: Ablation | None = None) -> Policy:
         """The agent in these environments."""
         setting = self.setting
-        return self.trained.start(envs, self.spec, trials=setting.trials, seed=setting.seed, ablation=ablation)
+        options = {"trials": setting.trials, "seed": setting.seed, "ablation": ablation}
+        return self.trained.start(envs.num_envs, envs.agent_steps, self.spec, **options)
 
     def trial_steps(self) -> int:
         """Agent steps in the longest trial of its task."""

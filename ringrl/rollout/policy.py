@@ -171,15 +171,22 @@ class TrainedSequencePolicy:
     """Optimiser steps that it was trained for."""
 
     def start(
-        self, envs: VectorEnv, spec: RolloutSpec, *, trials: int, seed: int, ablation: Ablation | None = None
+        self,
+        environments: int,
+        trial_steps: int,
+        spec: RolloutSpec,
+        *,
+        trials: int,
+        seed: int,
+        ablation: Ablation | None = None,
     ) -> SequencePolicy:
         """See `ringrl.agent.TrainedPolicy`."""
         return SequencePolicy(
             self.model,
             self.normalizer,
             spec,
-            envs=envs.num_envs,
-            episode_steps=envs.agent_steps,
+            envs=environments,
+            episode_steps=trial_steps,
             trials=trials,
             sizes=self.sizes,
             seed=seed,

@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float32
 
 from ringrl.agent import RolloutSpec
 from ringrl.config import Ablation
-from ringrl.envs import VectorEnv
 from ringrl.sampling.normalizer import Normalizer
 
 
@@ -29,7 +28,14 @@ class TransitionPolicy:
     target: None = None
 
     def start(
-        self, envs: VectorEnv, spec: RolloutSpec, *, trials: int, seed: int, ablation: Ablation | None = None
+        self,
+        environments: int,
+        trial_steps: int,
+        spec: RolloutSpec,
+        *,
+        trials: int,
+        seed: int,
+        ablation: Ablation | None = None,
     ) -> "TransitionPolicy":
         """Itself; there is no context to ablate (`ringrl.rollout.ablation.check_ablation` refuses it)."""
         return self

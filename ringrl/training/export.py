@@ -67,6 +67,11 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     return out
 
 
+def is_export(path: Path) -> bool:
+    """Whether there is an exported model in the folder."""
+    return (path / ABOUT).exists() and (path / WEIGHTS).exists()
+
+
 def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
     """The model on one device, its run's configuration, and all that config.json says.
 
