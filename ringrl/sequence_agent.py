@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 
 from ringrl.agent import AgentDescription, Decoder, PolicySource, RolloutSpec, Widths
 from ringrl.batch import BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
@@ -24,7 +24,7 @@ from ringrl.training.trained_model import load_model
 from ringrl.training.training_data import ContextData, TokenData
 
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
-Prediction = Float32[jax.Array, "batch steps ..."]
+Prediction = Float[jax.Array, "batch steps ..."]
 Losses = Float32[jax.Array, "batch steps"]
 
 
