@@ -47,7 +47,10 @@ class DataVerb:
 
 
 def run_data_step(arguments: list[str]) -> None:
-    """`ringrl data STEP ...`: load data/STEP.py, read its `Args` from the command line, run its `main`."""
+    """`ringrl data STEP ...`: load data/STEP.py, read its `Args` from the command line, run its `main`.
+
+    Raises UserError where there is no STEP, it is unknown, or its arguments are wrong.
+    """
     steps = recipes.listing()["data"]
     if not arguments:
         raise UserError(f"data needs a STEP: {', '.join(name for name, _ in steps)}, or a file of your own")

@@ -23,7 +23,7 @@ class DemoVerb:
     """Start over, instead of going on where an earlier demo was interrupted."""
 
     def run(self) -> None:
-        """Run every stage."""
+        """Run every stage. Raises UserError for a scale out of range."""
         from ringrl.cli.demo import demo
 
         if not 0 < self.scale <= 1:
@@ -92,7 +92,7 @@ class EvaluateVerb:
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
 
     def run(self) -> None:
-        """Roll out, and print the tables' paths."""
+        """Roll out, and print the tables' paths. Raises UserError for options that exclude each other."""
         from ringrl.rollout.evaluate import evaluate, repeat
 
         names = ("trials", "envs", "context", "target", "seed", "checkpoint")
@@ -143,7 +143,7 @@ class ReportVerb:
     """Folder of the report; default RUN/report, or runs/report for several."""
 
     def run(self) -> None:
-        """Write the report."""
+        """Write the report. Raises UserError without a run."""
         from ringrl.reporting import write_report
 
         if not self.runs:
