@@ -36,7 +36,7 @@ class PlanVerb:
     """Print JSON instead of a table."""
 
     def run(self) -> None:
-        """Compile, and print what the compiler says. Raises UserError where options are missing or exclude each other."""
+        """Compile, and print what the compiler says. Raises UserError where options are missing or contradict."""
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine stay free
