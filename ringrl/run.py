@@ -163,7 +163,7 @@ class RunDirectory:
         return self.settings().get("label") or (agent.stem if agent else self.path.name)
 
     def settings(self) -> dict[str, Any]:
-        """config.yaml as plain values, unchecked; empty where there is none."""
+        """config.yaml as plain values, unchecked; empty where there is none. Raises UserError where it is not YAML."""
         if not self.exists:
             return {}
         try:
@@ -234,7 +234,7 @@ class RunDirectory:
     # run.json
 
     def _record(self) -> dict[str, Any] | None:
-        """run.json, verified; None in schema 0."""
+        """run.json; None in schema 0. Raises UserError where it is of another schema or incomplete."""
         if not self.record_file.exists():
             return None
         record = read_json(self.record_file)

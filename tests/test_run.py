@@ -9,9 +9,14 @@ import yaml
 
 from ringrl import recipes
 from ringrl.agent_record import AgentRecord
+from ringrl.cli.run_verbs import ExportVerb
 from ringrl.config import parse_config
 from ringrl.errors import UserError
+from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory, read_json
+from ringrl.training.export import load_export
+from ringrl.training.loop import train
+from tests.builders import limit_evaluation
 
 SAID = {"display_name": "Mine", "across_trials": True}
 
@@ -148,6 +153,30 @@ def test_tables_have_their_settings_beside_them(run):
     for old in ("blind", "foreign"):
         (run.evaluation / f"probe-{old}.csv").write_text("")
     assert run.ablation_tables() == {"blind": "ablation-blind", "foreign": "probe-foreign"}
+
+
+def test_a_moved_run_of_a_deleted_agent_file_is_resumed_evaluated_and_exported(
+    tiny_store, tiny_config, agent_file, tmp_path, monkeypatch
+):
+    began, moved = tmp_path / "began", tmp_path / "moved"
+    shutil.copytree(tiny_store, began / "stores" / "cartpole")
+    monkeypatch.chdir(began)
+    data = {"store": "stores/cartpole"}
+    train(tiny_config({"name": str(agent_file)}, data=data, training={"steps": 1, "row_steps": 20}), Path("runs/mine"))
+    agent_file.unlink()
+    monkeypatch.chdir(tmp_path)
+    began.rename(moved)
+    run = RunDirectory("moved/runs/mine")
+    longer = run.config().training.model_copy(update={"steps": 2})
+    train(run.config().model_copy(update={"training": longer}), run.path)
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+    limit_evaluation(monkeypatch, 8)
+    evaluate(run.path, trials=1, envs=1, reference=False)
+    assert [row.agent for row in run.read_table()] == ["my_agent"]
+    said = run.agent()
+    assert said is not None and (said.display_name, said.across_trials) == ("Behavior Cloning", False)
+    ExportVerb(run.path).run()
+    assert Path(load_export(run.export)[1].agent.name) == run.export / "agent.py"
 
 
 def test_what_is_no_run_is_refused(tmp_path):

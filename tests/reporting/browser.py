@@ -14,11 +14,11 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--enable-logging=stderr",
 )  # fmt: skip
 # A copy of the page measures itself; the real one forbids scripts.
-PROBE = """<script>
+MEASURE = """<script>
 addEventListener("load", () => {
   const narrow = getComputedStyle(document.querySelector(".plot.narrow")).display
   const texts = document.querySelectorAll("svg text").length
-  console.log(`probe ${innerWidth} ${document.documentElement.scrollWidth} ${narrow} ${texts}`)
+  console.log(`measured ${innerWidth} ${document.documentElement.scrollWidth} ${narrow} ${texts}`)
 })
 </script>"""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ringrl.reporting import write_report
-from tests.reporting.browser import CHROMIUM, PROBE, browse
+from tests.reporting.browser import CHROMIUM, MEASURE, browse
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
@@ -56,11 +56,11 @@ def test_the_page_shows_itself_without_complaint(report, tmp_path, dark):
 def test_nothing_is_wider_than_the_screen(request, tmp_path, page, width, narrow):
     """Headless windows are never narrower than 500 pixels, so a phone is a frame within one."""
     text = re.sub(r"<meta http-equiv[^>]*>", "", request.getfixturevalue(page).read_text())
-    (tmp_path / "copy.html").write_text(text.replace("</body>", f"{PROBE}</body>"))
+    (tmp_path / "copy.html").write_text(text.replace("</body>", f"{MEASURE}</body>"))
     frame = tmp_path / "frame.html"
     frame.write_text(f'<body style="margin:0"><iframe src="copy.html" style="width:{width}px;height:1500px;border:0">')
     _, console = browse(frame, tmp_path / "profile", max(width, 600))
     words = console.split()
-    assert words[:2] == ["probe", str(width)]
+    assert words[:2] == ["measured", str(width)]
     assert int(words[2]) <= width
     assert words[3] == narrow and int(words[4]) > 40
