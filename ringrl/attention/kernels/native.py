@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 def available() -> bool:
     """Whether the kernel can be called: compiles it if need be, and registers it with XLA.
 
-    False, with one warning in the log, where compiling fails; False in silence where there is no compiler or
+    False, with one warning in the log, where compiling fails; False without one where there is no compiler or
     RINGRL_NATIVE is 0.
     """
     if os.environ.get("RINGRL_NATIVE") == "0":
