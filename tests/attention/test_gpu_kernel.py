@@ -15,49 +15,9 @@ from ringrl.attention.dense import dense_attention
 from ringrl.attention.kernels import gpu
 from ringrl.attention.layout import ring_positions, to_ring_order
 from ringrl.attention.ring import ring_attention
+from tests.attention.cudnn_formulas import attend, differentiate, top_left
 
 LAYOUTS = ["contiguous", "zigzag", "striped"]
-HIGHEST = lax.Precision.HIGHEST
-
-
-def weights_of(q, k, lse, seen, scale):
-    """Float32 weights [batch, heads, queries, keys] and scores; lse None: the scores' own."""
-    k = jnp.repeat(k.astype(jnp.float32), q.shape[2] // k.shape[2], axis=2)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q.astype(jnp.float32), k, precision=HIGHEST) * scale
-    scores = jnp.where(seen[None, None], scores, -jnp.inf)
-    lse = jax.nn.logsumexp(scores, axis=-1) if lse is None else lse
-    return jnp.exp(scores - jnp.where(lse > MASKED_LSE / 2, lse, jnp.inf)[..., None]), lse
-
-
-def attend(q, k, v, seen, scale):
-    """Output in q's dtype and log-sum-exp [batch, heads, queries], as cuDNN gives them."""
-    p, lse = weights_of(q, k, None, seen, scale)
-    v = jnp.repeat(v.astype(jnp.float32), q.shape[2] // v.shape[2], axis=2)
-    return jnp.einsum("bhqk,bkhd->bqhd", p, v, precision=HIGHEST).astype(q.dtype), lse
-
-
-def differentiate(q, k, v, lse, out, d_out, seen, scale, d_lse=None):
-    """The formulas of FlashAttention's algorithm 4, given the log-sum-exp; results in the inputs' dtype."""
-    p, _ = weights_of(q, k, lse, seen, scale)
-    kv_heads, group = k.shape[2], q.shape[2] // k.shape[2]
-    qf, kf, vf, out, d_out = (x.astype(jnp.float32) for x in (q, k, v, out, d_out))
-    kf, vf = jnp.repeat(kf, group, axis=2), jnp.repeat(vf, group, axis=2)
-    delta = jnp.einsum("bqhd,bqhd->bhq", out, d_out)
-    if d_lse is not None:
-        delta = delta - d_lse
-    dp = jnp.einsum("bqhd,bkhd->bhqk", d_out, vf, precision=HIGHEST)
-    ds = p * (dp - delta[..., None]) * scale
-    dq = jnp.einsum("bhqk,bkhd->bqhd", ds, kf, precision=HIGHEST)
-    dk = jnp.einsum("bhqk,bqhd->bkhd", ds, qf, precision=HIGHEST)
-    dv = jnp.einsum("bhqk,bqhd->bkhd", p, d_out, precision=HIGHEST)
-    shared = lambda x: x.reshape(*x.shape[:2], kv_heads, group, -1).sum(3)  # noqa: E731
-    return dq.astype(q.dtype), shared(dk).astype(k.dtype), shared(dv).astype(v.dtype)
-
-
-def top_left(q, k, causal):
-    """cuDNN's causal mask begins in the corner of row 0 and key 0, for any lengths."""
-    full = jnp.ones((q.shape[1], k.shape[1]), bool)
-    return jnp.tril(full) if causal else full
 
 
 @pytest.fixture
@@ -123,22 +83,22 @@ def test_every_pair_of_shards(formulas, random_inputs, layout):
 )
 def test_a_shard_of_which_half_the_keys_are_hidden(formulas, random_inputs, layout, causal, middle):
     q, k, v, weights = random_inputs(1, 8, 2, 1, 8)
-    place = shard_positions(1, 8, 3, layout)
-    q_positions = place if causal else jnp.full_like(place, SEES_ALL)
+    at = shard_positions(1, 8, 3, layout)
+    q_positions = at if causal else jnp.full_like(at, SEES_ALL)
     step = compiled_step(layout, 1.0, middle)
-    wanted = step(q, k, v, weights, None, q_positions, place)
+    wanted = step(q, k, v, weights, None, q_positions, at)
     early = jnp.arange(8)[None] < middle
     parts = []
     for hidden in (~early, early):
         poisoned = [jnp.where(hidden[..., None, None], jnp.nan, x) for x in (k, v)]
-        parts.append(step(q, *poisoned, weights, None, q_positions, jnp.where(hidden, NEVER_SEEN, place)))
+        parts.append(step(q, *poisoned, weights, None, q_positions, jnp.where(hidden, NEVER_SEEN, at)))
     lse = jnp.logaddexp(*(lse for _, lse, *_ in parts))
     out = sum(out * jnp.exp(part - lse)[..., None] for out, part, *_ in parts)
     for a, b in zip((out, lse), wanted, strict=False):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
     _, backward = compiled(1.0, 2 if layout == "zigzag" else 1, 2 if layout == "zigzag" else 1, middle)
     gradients = [
-        backward(q, wanted[0], weights, wanted[1], k, v, q_positions, jnp.where(hidden, NEVER_SEEN, place))
+        backward(q, wanted[0], weights, wanted[1], k, v, q_positions, jnp.where(hidden, NEVER_SEEN, at))
         for hidden in (~early, early)
     ]
     for a, b, both in zip(*gradients, wanted[2:], strict=True):
@@ -156,15 +116,15 @@ def around_the_ring(layout, ring, q, k, v, weights):
     runs, length = 2 if layout == "zigzag" else 1, q.shape[1] // ring
     forward, backward = compiled(q.shape[-1] ** -0.5, runs, runs)
     shard = lambda x, i: x[:, i * length : (i + 1) * length]  # noqa: E731
-    place = [shard_positions(i, length, ring, layout) for i in range(ring)]
+    at = [shard_positions(i, length, ring, layout) for i in range(ring)]
     outs, dqs, dks, dvs = [], [], [jnp.float32(0)] * ring, [jnp.float32(0)] * ring
     for i in range(ring):
-        parts = [forward(shard(q, i), shard(k, j), shard(v, j), place[i], place[j]) for j in range(ring)]
+        parts = [forward(shard(q, i), shard(k, j), shard(v, j), at[i], at[j]) for j in range(ring)]
         lse = jax.nn.logsumexp(jnp.stack([lse for _, lse in parts]), axis=0)
         outs.append(sum(out * jnp.exp(part - lse)[..., None] for out, part in parts).astype(q.dtype))
         rows, dq = (shard(q, i), outs[i], shard(weights, i), lse), jnp.float32(0)
         for j in range(ring):
-            more, dk, dv = backward(*rows, shard(k, j), shard(v, j), place[i], place[j])
+            more, dk, dv = backward(*rows, shard(k, j), shard(v, j), at[i], at[j])
             dq, dks[j], dvs[j] = dq + more, dks[j] + dk, dvs[j] + dv
         dqs.append(dq.astype(q.dtype))
     return [jnp.concatenate(x, axis=1).astype(q.dtype) for x in (outs, dqs, dks, dvs)]
@@ -226,9 +186,9 @@ def test_keys_of_all_shards_at_once(formulas, random_inputs, layout):
 
 def test_runs_that_make_no_shards(random_inputs):
     q, k, v, _ = random_inputs(1, 6, 2, 1, 8)
-    place = jnp.arange(6, dtype=jnp.int32)[None]
+    at = jnp.arange(6, dtype=jnp.int32)[None]
     with pytest.raises(ValueError, match="6 queries in 2 runs and 6 keys in 3 do not make shards"):
-        gpu.forward(q, k, v, place, place, scale=1.0, q_chunks=2, k_chunks=3)
+        gpu.forward(q, k, v, at, at, scale=1.0, q_chunks=2, k_chunks=3)
 
 
 @pytest.mark.parametrize("position, sees", [(SEES_ALL, True), (-1, False)])
@@ -259,8 +219,8 @@ def test_what_nobody_sees_is_not_computed(formulas, random_inputs, layout, i, j,
     q, k, v, weights = random_inputs(1, 8, 2, 1, 8)
     if unseen is not None:
         k, v = k.at[:, unseen].set(jnp.nan), v.at[:, unseen].set(jnp.nan)
-    place = [shard_positions(x, 8, 2, layout) for x in (i, j)]
-    results = compiled_step(layout, 1.0)(q, k, v, weights, None, *place)
+    at = [shard_positions(x, 8, 2, layout) for x in (i, j)]
+    results = compiled_step(layout, 1.0)(q, k, v, weights, None, *at)
     assert all(bool(jnp.isfinite(x).all()) for x in results)
     if unseen is not None:
         assert not np.any(results[3][:, unseen]) and not np.any(results[4][:, unseen])
@@ -270,9 +230,9 @@ def test_what_nobody_sees_is_not_computed(formulas, random_inputs, layout, i, j,
 
 def test_positions_that_cudnn_cannot_mask_give_nan_rather_than_a_wrong_result(formulas, random_inputs):
     q, k, v, weights = random_inputs(1, 6, 2, 1, 8)
-    place = jnp.arange(6, dtype=jnp.int32)[None]
-    for q_positions in (place + 2, place * 2, place[:, ::-1]):
-        results = compiled_step("contiguous", 1.0)(q, k, v, weights, None, q_positions, place)
+    at = jnp.arange(6, dtype=jnp.int32)[None]
+    for q_positions in (at + 2, at * 2, at[:, ::-1]):
+        results = compiled_step("contiguous", 1.0)(q, k, v, weights, None, q_positions, at)
         assert all(bool(jnp.isnan(x).all()) for x in results)
 
 
@@ -283,9 +243,9 @@ def on_a_ring(layout, check_vma, with_d_lse):
 
     def hop(q, k, v, weights):
         index, length = lax.axis_index("seq"), q.shape[1]
-        place = [shard_positions(x, length, 4, layout) for x in (index, lax.rem(index + 3, 4))]
+        at = [shard_positions(x, length, 4, layout) for x in (index, lax.rem(index + 3, 4))]
         d_lse = jnp.ones(q.shape[:-1], jnp.float32) if with_d_lse else None
-        return step(q, k, v, weights, d_lse, *place)
+        return step(q, k, v, weights, d_lse, *at)
 
     spec = P(None, "seq")
     return jax.jit(jax.shard_map(hop, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma))
@@ -296,9 +256,9 @@ def test_under_shard_map(formulas, random_inputs, layout, check_vma):
     inputs = random_inputs(1, 32, 2, 1, 8)
     results = on_a_ring(layout, check_vma, True)(*inputs)
     shard = lambda x, i: x[:, i * 8 : (i + 1) * 8]  # noqa: E731
-    place = [shard_positions(x, 8, 4, layout) for x in (2, 1)]
+    at = [shard_positions(x, 8, 4, layout) for x in (2, 1)]
     d_lse = jnp.ones((1, 8, 2), jnp.float32)
-    wanted = compiled_step(layout, 0.25)(*(shard(x, 2) for x in inputs), d_lse, *place)
+    wanted = compiled_step(layout, 0.25)(*(shard(x, 2) for x in inputs), d_lse, *at)
     for a, b in zip(results, wanted, strict=True):
         np.testing.assert_allclose(shard(a, 2), b, atol=1e-6)
 
@@ -321,56 +281,6 @@ def test_the_real_calls_lower_for_cuda(random_inputs, layout, calls):
 
 def test_the_real_calls_lower_without_a_mesh(random_inputs):
     q, k, v, weights = random_inputs(1, 128, 4, 2, 64, dtype=jnp.float16)
-    place = jnp.arange(128, dtype=jnp.int32)[None]
-    text = cuda_text(compiled_step("contiguous", 0.125), q, k, v, weights, None, place, place)
+    at = jnp.arange(128, dtype=jnp.int32)[None]
+    text = cuda_text(compiled_step("contiguous", 0.125), q, k, v, weights, None, at, at)
     assert "tensor<1x4x128x64xf16>" in text and "@__cudnn$fmhaSoftmaxBackward(" in text
-
-
-def shape(*sizes, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-@pytest.fixture
-def hopper(monkeypatch):
-    """A GPU of compute capability 9.0 with cuDNN 9.11, as far as JAX's own checks can tell."""
-    meets = lambda capability: float(capability) <= 9.0  # noqa: E731
-    monkeypatch.setattr(gpu.cudnn, "check_compute_capability", meets)
-    monkeypatch.setattr(gpu.cudnn, "is_cuda_compute_capability_equal", lambda capability: capability == "9.0")
-    monkeypatch.setattr(gpu.cudnn, "check_cudnn_version", lambda: 91100)
-
-
-@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
-def test_what_is_supported(hopper, head_dim):
-    assert gpu.supported(shape(1, 64, 8, head_dim), shape(1, 64, 2, head_dim), False) is None
-    assert gpu.supported(half := shape(1, 64, 8, head_dim, dtype=jnp.float16), half, False) is None
-
-
-@pytest.mark.parametrize(
-    "q, segmented, reason",
-    [
-        (shape(1, 64, 8, 64), True, "segment ids"),
-        (shape(1, 64, 8, 64, dtype=jnp.float32), False, "not float32"),
-        (shape(1, 64, 8, 36), False, "multiple of 8"),
-        (shape(1, 64, 8, 512), False, "head dim must be <= 256"),
-    ],
-)
-def test_what_is_not_supported_is_said(hopper, q, segmented, reason):
-    assert reason in gpu.supported(q, q, segmented)
-
-
-def test_a_missing_gpu_is_said(monkeypatch, hopper):
-    q = shape(1, 64, 8, 256)
-    monkeypatch.setattr(gpu.cudnn, "check_compute_capability", lambda capability: False)
-    assert "needs an NVIDIA GPU" in gpu.supported(q, q, False)
-    monkeypatch.setattr(gpu.cudnn, "check_compute_capability", lambda capability: True)
-    assert "128 on Blackwell, not 256" in gpu.supported(q, q, False)
-    monkeypatch.delattr(gpu.cudnn, "_dot_product_attention_bwd_p_wrapper")
-    assert "JAX has no _dot_product_attention_bwd_p_wrapper" in gpu.supported(q, q, False)
-
-
-def test_a_missing_cudnn_is_said(monkeypatch, hopper):
-    def missing():
-        raise RuntimeError("cuDNN is not detected.")
-
-    monkeypatch.setattr(gpu.cudnn, "check_cudnn_version", missing)
-    assert gpu.supported(q := shape(1, 64, 8, 64), q, False) == "cuDNN's fused attention: cuDNN is not detected."

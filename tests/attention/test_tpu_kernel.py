@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from ringrl.attention.block_attention import MASKED_LSE, NEVER_SEEN, SEES_ALL, SEES_NONE
 from ringrl.attention.kernels import tpu, tpu_backward
-from ringrl.attention.kernels.tpu_blocks import default_blocks, make_k_ids, make_q_ids, make_schedule
+from ringrl.attention.kernels.tpu_blocks import default_blocks
 from ringrl.planner.topology import find_devices
+from tests.attention.token_rows import constant, positions, segments
 
 SCALE = 0.3
 needs_libtpu = pytest.mark.skipif(
@@ -57,19 +58,6 @@ def reference_gradients(q, d_out, lse, delta, k, v, ids):
     dk, dv = einsum("bhqk,bhqd->bhkd", ds, q) * SCALE, einsum("bhqk,bhqd->bhkd", p, d_out)
     shape = k.shape[0], -1, group, *k.shape[2:]
     return einsum("bhqk,bhkd->bhqd", ds, k) * SCALE, dk.reshape(shape).sum(2), dv.reshape(shape).sum(2)
-
-
-def positions(*runs):
-    return jnp.concatenate([jnp.arange(*run, dtype=jnp.int32) for run in runs])[None]
-
-
-def constant(value, length=256):
-    return jnp.full((1, length), value, jnp.int32)
-
-
-def segments(*rows):
-    """Each row a list of (id, length)."""
-    return jnp.asarray([np.repeat([i for i, _ in row], [n for _, n in row]) for row in rows], jnp.int32)
 
 
 HERE = positions((0, 256))
@@ -182,38 +170,6 @@ def test_what_nobody_sees_is_not_computed(case):
     q, k, v = jnp.where(q_seen, q, nan), jnp.where(k_seen, k, nan), jnp.where(k_seen, v, nan)
     for a, b in zip(run(q, k, v, d_out, ids, *more), wanted, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_visits():
-    """Rows of the grid start at their first needed block, and fetch the next row's while they run empty."""
-    q_ids, k_ids = make_q_ids(positions((0, 512)), None), make_k_ids(positions((0, 512)), None)
-    schedule = make_schedule(q_ids, k_ids, 128, 128)
-    assert (schedule.tables.first.tolist(), schedule.tables.last.tolist()) == ([0, 0, 0, 0], [0, 1, 2, 3])
-    assert schedule.width == 4 and not schedule.batched
-    by_keys = make_schedule(q_ids, k_ids, 128, 128, by_keys=True).tables
-    assert (by_keys.first.tolist(), by_keys.last.tolist()) == ([0, 1, 2, 3], [3, 3, 3, 3])
-    assert by_keys.after.tolist() == [1, 2, 3, 3]
-
-    future = make_schedule(q_ids, make_k_ids(positions((512, 1024)), None), 128, 128)
-    assert future.width == 1 and future.tables.last.tolist() == [-1] * 4 and future.tables.after.tolist() == [0] * 4
-
-    ids = segments([(1, 128), (2, 128), (0, 128), (3, 128)], [(5, 512)])
-    packed = make_schedule(make_q_ids(positions((0, 512)), ids), make_k_ids(positions((0, 512)), ids), 128, 128)
-    assert packed.batched
-    assert packed.tables.first.tolist() == [0, 1, 0, 3, 0, 0, 0, 0]
-    assert packed.tables.last.tolist() == [0, 1, -1, 3, 0, 1, 2, 3]
-    assert packed.tables.after.tolist() == [1, 3, 3, 3, 0, 0, 0, 3]
-
-
-def test_scalar_memory_is_linear_in_blocks():
-    ids = jax.ShapeDtypeStruct((8, 131072), jnp.int32)
-
-    def tables(positions, segments):
-        q_ids, k_ids = make_q_ids(positions, segments), make_k_ids(positions, segments)
-        return make_schedule(q_ids, k_ids, 512, 1024).tables
-
-    sizes = [x.size for x in jax.tree.leaves(jax.eval_shape(tables, ids, ids))]
-    assert sum(sizes) == 8 * (7 * 256 + 4 * 128)
 
 
 @pytest.mark.parametrize("blocks", [(64, 128), (128, 100), (128, 384), (0, 128)])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
 from ringrl.attention.block_attention import (
     NEVER_SEEN,
@@ -46,10 +46,6 @@ class XlaStep:
     def k_blocks(self, tokens: TokenIndex) -> TokenBlocks:
         """The keys' tokens in blocks; no query sees padding."""
         return _token_blocks(self.sizes.k, tokens, NEVER_SEEN)
-
-    def needed(self, q_tokens: TokenIndex, k_tokens: TokenIndex) -> Bool[Array, "q_blocks k_blocks"]:
-        """Which pairs of blocks are computed."""
-        return needed_blocks(self.q_blocks(q_tokens), self.k_blocks(k_tokens))
 
     def forward(self, q: Array, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple[Array, Array]:
         """Output [blocks, batch, kv_heads, rows, head_dim] and log-sum-exp, float32."""
