@@ -41,8 +41,8 @@ def episodes_of(folder: Path, count: int) -> Iterator[Episode]:
         rows = {name: file[name] for name in file.files}
     for index in range(count):
         each = {name: values[index % len(values)] for name, values in rows.items()}
-        reward, ones = each.pop("reward").astype(np.float32)[:, None], np.ones(LENGTH + 1, np.float32)
-        yield Episode(**each, reward=reward, discount=ones)
+        reward, ones = each["reward"].astype(np.float32)[1:, None], np.ones(LENGTH, np.float32)
+        yield Episode(each["observation"], each["action"][1:], reward, ones, each["physics"])
 
 
 def write_npz(folder: Path, count: int) -> None:
@@ -69,9 +69,9 @@ def write_minari(folder: Path, count: int) -> None:
         for index, episode in enumerate(episodes_of(folder, count)):
             columns: dict[str, Any] = {
                 "observations": episode.observation,
-                "actions": episode.action[1:],
-                "rewards": episode.reward[1:, 0],
-                "terminations": episode.discount[1:] == 0,
+                "actions": episode.action,
+                "rewards": episode.reward[:, 0],
+                "terminations": episode.discount == 0,
                 "truncations": np.arange(LENGTH) == LENGTH - 1,
             }
             yield EpisodeBuffer(id=index, **columns)

@@ -144,9 +144,9 @@ def rollout(task: str, rows: int) -> Any:
         actions.append(action)
         if truncated:
             env.reset()
-    index = np.concatenate([[0], 1 + np.arange(rows) % DISTINCT])
-    nothing = np.zeros((rows + 1, 1), np.float32)
-    return Episode(nothing, np.stack(actions)[index], nothing, nothing[:, 0] + 1, np.stack(states)[index])
+    index = 1 + np.arange(rows) % DISTINCT
+    nothing, physics = np.zeros((rows + 1, 1), np.float32), np.stack(states)[[0, *index]]
+    return Episode(nothing, np.stack(actions)[index], nothing[1:], nothing[1:, 0] + 1, physics)
 
 
 def fast(tasks: tuple[str, ...]) -> Callable:
@@ -166,11 +166,11 @@ def plain_loop(tasks: tuple[str, ...]) -> Callable:
     physics = environments[0].physics
 
     def relabel(episode: Any) -> np.ndarray:
-        rewards = np.zeros((len(episode.physics), len(tasks)), np.float32)
+        rewards = np.zeros((episode.length, len(tasks)), np.float32)
         controls = environments[0].control(episode.action)
-        for row in range(1, len(rewards)):
+        for row in range(len(rewards)):
             with physics.reset_context():
-                physics.set_state(episode.physics[row])
+                physics.set_state(episode.physics[row + 1])
                 physics.set_control(controls[row])
             for column, environment in enumerate(environments):
                 rewards[row, column] = environment.task.get_reward(physics)

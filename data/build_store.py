@@ -16,10 +16,10 @@ import numpy as np
 import tyro
 
 from ringrl.envs import split_task
-from ringrl.episode import Episode
+from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.formats.description import Description, describe_folder
-from ringrl.formats.exorl import Dims, read_folder
+from ringrl.formats.exorl import read_folder
 from ringrl.progress import tracked
 from ringrl.relabelling.rewards import examine, relabelable_tasks
 from ringrl.relabelling.workers import Backend, Workers, relabel_files

@@ -21,9 +21,10 @@ from rich.table import Table
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
-from ringrl.formats.exorl import read_episode, read_folder
+from ringrl.formats.exorl import DummyRow, read_folder, read_with_dummy_row
 from ringrl.progress import tracked
-from ringrl.quality.consistency import ATOL, RTOL, check_episodes
+from ringrl.quality.column_difference import ATOL, RTOL
+from ringrl.quality.consistency import check_episodes
 from ringrl.quality.consistency_report import ColumnComparison, ConsistencyReport
 
 
@@ -58,9 +59,9 @@ def main(args: Args) -> None:
     chosen = [reader.files[index] for index in np.linspace(0, len(reader) - 1, count).astype(int)]
     progress = tracked(chosen, f"checking {args.folder}", len(chosen))
 
-    def episodes() -> Iterator[Episode]:
+    def episodes() -> Iterator[tuple[Episode, DummyRow]]:
         for path in progress:
-            yield read_episode(path, dims=reader.dims)
+            yield read_with_dummy_row(path, dims=reader.dims)
 
     report = check_episodes(episodes(), description.domain, reader.dims, args.task or description.tasks)
     problems = report.problems()

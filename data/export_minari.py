@@ -12,7 +12,6 @@ from typing import Annotated
 import tyro
 
 from ringrl.errors import UserError
-from ringrl.formats.arrays import stored_episodes
 from ringrl.formats.minari import write_dataset
 from ringrl.progress import tracked
 from ringrl.store.episode_store import open_store
@@ -50,7 +49,7 @@ def main(args: Args) -> None:
         raise UserError(f"{args.store} has episodes 0 to {store.episodes - 1}, no {missing[0]}")
     sources = ", ".join(source.name for source in store.sources)
     description = f"{task}, from {sources}; written by ringrl {store.provenance.get('ringrl', '')}".rstrip()
-    episodes = tracked(stored_episodes(store, indices, task), "writing the data set", len(indices))
+    episodes = (store.episode(index, task) for index in tracked(indices, "writing the data set", len(indices)))
     folder = write_dataset(args.id, episodes, task, description=description, overwrite=args.overwrite)
     print(f"{folder}: {len(indices)} episodes of {task}, {store.lengths[list(indices)].sum()} steps")
 

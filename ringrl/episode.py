@@ -1,30 +1,170 @@
 """The types that rooms hand to each other. Everything here is NumPy on the host, and frozen.
 
-Time index: step t of an episode observes `observation[t]`, takes `action[t]`, and is paid `reward[t]` for the state
-that it reaches. ExoRL's files hold the same facts in rows shifted by one (see `Episode`); after the store all is steps.
+Time index: an episode has T steps. Step t observes `observation[t]`, takes `action[t]`, is paid `reward[t]` for the
+state that it reaches, and is followed by `observation[t + 1]`, so there are T + 1 observations. An environment that
+ends the episode by its own rules at that state says so by `discount[t] = 0`; a time limit leaves it 1.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Shaped
+
+from ringrl.errors import UserError
+
+ACTION_LIMIT = 1 + 1e-5
+"""The largest size of an action: 1, and what float32 arithmetic may add to it."""
+
+_DTYPES = {name: np.dtype(np.float32) for name in ("observation", "action", "reward", "discount")}
+_DTYPES |= {"physics": np.dtype(np.float64)}
+
+
+class Dims(NamedTuple):
+    """The widths of an episode's arrays: numbers in an observation, an action, a reward (tasks) and a physics state."""
+
+    observation: int
+    action: int
+    reward: int
+    physics: int
+
+    def __str__(self) -> str:
+        """All widths on one line, for messages."""
+        return ", ".join(f"{name} {width}" for name, width in zip(self._fields, self, strict=True))
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One trajectory of T transitions as ExoRL stores it: T + 1 rows, of which row 0 is a dummy.
+    """One trajectory of T steps, checked when it is made.
 
-    Row 0 has action 0, reward 0 and discount 1; transition i >= 1 is
-    (observation[i-1], action[i], reward[i], discount[i], observation[i]) (ExoRL, replay_buffer.py).
+    Attributes:
+        observation: float32 [T + 1, O]; the last one follows the last action.
+        action: float32 [T, A], in [-1, 1].
+        reward: float32 [T, tasks], one column a task.
+        discount: float32 [T], in [0, 1]; 0 only at the last step, where the episode ended and no time limit cut it.
+        physics: float64 [T + 1, S], the simulator's state at every observation (MuJoCo's [qpos, qvel, act]); S may
+            be 0.
+
+    Raises:
+        UserError: if a dtype, a number of axes or a length is not that; if T is 0; if a number is NaN or infinite, an
+            action outside [-1, 1], a discount outside [0, 1], or 0 before the last step. The message names no file.
     """
 
-    observation: Float32[np.ndarray, "rows observation"]
-    action: Float32[np.ndarray, "rows action"]  # in [-1, 1]
-    reward: Float32[np.ndarray, "rows tasks"]  # one column a task
-    discount: Float32[np.ndarray, " rows"]  # 0 only where the episode really ended, 1 at a time limit
-    physics: Float64[np.ndarray, "rows state"]  # MuJoCo's [qpos, qvel, act] after the row's action
+    observation: Float32[np.ndarray, "_steps_and_one _observation"]
+    action: Float32[np.ndarray, "_steps _action"]
+    reward: Float32[np.ndarray, "_steps _tasks"]
+    discount: Float32[np.ndarray, " _steps"]
+    physics: Float64[np.ndarray, "_steps_and_one _state"]
+
+    def __post_init__(self):
+        """Check the arrays."""
+        for name, dtype in _DTYPES.items():
+            values, shape = getattr(self, name), "[steps]" if name == "discount" else "[steps, width]"
+            if values.dtype != dtype:
+                raise UserError(f"{name} is {values.dtype}, not {dtype}; Episode.from_arrays converts it")
+            if values.ndim != shape.count(",") + 1:
+                raise UserError(f"{name} has shape {values.shape}: give it as {shape}")
+        self._check_lengths()
+        for name in _DTYPES:
+            values = getattr(self, name)
+            if not np.isfinite(values).all():
+                raise UserError(f"{name} is NaN or infinite in step {int(np.argwhere(~np.isfinite(values))[0, 0])}")
+        largest = float(np.abs(self.action).max(initial=0.0))
+        if largest > ACTION_LIMIT:
+            raise UserError(f"an action is {largest:g}, outside [-1, 1]; clip the actions, or scale them")
+        self._check_discount()
+
+    def _check_lengths(self) -> None:
+        steps = len(self.action)
+        wanted = {"observation": steps + 1, "reward": steps, "discount": steps, "physics": steps + 1}
+        found = {name: len(getattr(self, name)) for name in wanted}
+        wrong = [f"{found[name]} of {name} for {n}" for name, n in wanted.items() if found[name] != n]
+        if wrong or not steps:
+            raise UserError(f"an episode of {steps} actions has {', '.join(wrong) or 'no steps'}")
+
+    def _check_discount(self) -> None:
+        outside = np.flatnonzero((self.discount < 0) | (self.discount > 1))
+        if len(outside):
+            step = int(outside[0])
+            raise UserError(f"discount is {self.discount[step]:g} in step {step}, outside [0, 1]")
+        ends = np.flatnonzero(self.discount[:-1] == 0)
+        if len(ends):
+            step = int(ends[0])
+            raise UserError(f"discount is 0 in step {step} of {self.length}: only the last step can end an episode")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observation: Shaped[np.ndarray, "_steps_and_one observation"],
+        action: Shaped[np.ndarray, "_steps action"],
+        reward: Shaped[np.ndarray, "*_steps_tasks"],
+        *,
+        terminated: Shaped[np.ndarray, "*_steps"] | np.bool_ | int,
+        physics: Shaped[np.ndarray, "_steps_and_one state"] | None = None,
+    ) -> "Episode":
+        """An episode of T steps from arrays of any real dtype.
+
+        Args:
+            observation: [T + 1, O]. Where there are only T, the one after the last action is unknown, and the last is
+                repeated for it.
+            action: [T, A], in [-1, 1]; clipped to that where rounding has gone beyond.
+            reward: [T], of one task, or [T, tasks], a column a task.
+            terminated: [T], truth values or numbers that mean them: where the episode ended by the environment's own
+                rules, not at a time limit; a single value is that of the last step.
+            physics: [T + 1, S], the simulator's state at every observation, if it is known.
+
+        Raises:
+            UserError: as `Episode`; if a number is infinite in float32.
+        """
+        steps = len(action)
+        ends = np.asarray(terminated).astype(np.bool_)
+        ends = (np.arange(1, steps + 1) == steps) & ends if ends.ndim == 0 else ends
+        if np.ndim(reward) not in (1, 2):
+            raise UserError(f"reward has shape {np.shape(reward)}: give it as [steps], or as [steps, tasks]")
+        if len(ends) != steps:
+            raise UserError(f"an episode of {steps} actions has {len(ends)} of terminated for {steps}")
+        with np.errstate(over="ignore"):  # a number beyond float32 is reported as infinite
+            observed, taken, paid = (np.asarray(each).astype(np.float32) for each in (observation, action, reward))
+        if np.abs(taken).max(initial=0.0) <= ACTION_LIMIT:
+            taken = np.clip(taken, -1.0, 1.0)
+        return cls(
+            observation=np.concatenate([observed, observed[-1:]]) if len(observed) == steps else observed,
+            action=taken,
+            reward=paid[:, None] if paid.ndim == 1 else paid,
+            discount=np.where(ends, np.float32(0), np.float32(1)),
+            physics=np.zeros((steps + 1, 0)) if physics is None else np.asarray(physics).astype(np.float64),
+        )
 
     @property
     def length(self) -> int:
-        """T, the number of transitions: one less than the rows."""
-        return len(self.observation) - 1
+        """T, the number of steps."""
+        return len(self.action)
+
+    @property
+    def dims(self) -> Dims:
+        """The widths of the arrays."""
+        return Dims(self.observation.shape[1], self.action.shape[1], self.reward.shape[1], self.physics.shape[1])
+
+    @property
+    def returns(self) -> Float64[np.ndarray, " tasks"]:
+        """The undiscounted return under every task, float64 [tasks]."""
+        return self.reward.sum(axis=0, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class StepSpan:
+    """n consecutive environment steps of one episode, `start` to `start + n`, with the rewards of one task.
+
+    Attributes:
+        observation: float32 [n + 1, O]: that of every step, and the one that follows the last action.
+        action: float32 [n, A], in [-1, 1].
+        reward: float32 [n].
+        discount: float32 [n].
+        earlier: float32 [start], the rewards of the episode's steps before these.
+    """
+
+    observation: Float32[np.ndarray, "steps_and_one observation"]
+    action: Float32[np.ndarray, "steps action"]
+    reward: Float32[np.ndarray, " steps"]
+    discount: Float32[np.ndarray, " steps"]
+    earlier: Float32[np.ndarray, " start"]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from ringrl.store.episode_store import StepSpan, Store
+from ringrl.episode import StepSpan
+from ringrl.store.episode_store import Store
 
 _EPISODES = 384
 _EPISODES_OF_A_GROUP = 24  # at least, where there are as many: small sources are to be seen too

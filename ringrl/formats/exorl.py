@@ -1,9 +1,13 @@
 """ExoRL's episode files, read strictly and written atomically. Nothing is ever unpickled.
 
 A file is an npz archive of arrays with T + 1 rows: float32 `observation`, `action`, `reward` [rows, tasks] and
-`discount` [rows, 1], float64 `physics`. Other keys are ignored. Its name is `episode_{index:06d}_{T}.npz` (ExoRL,
-Yarats et al. 2022) or `{timestamp}_{index}_{T}.npz` (URLB, Laskin et al. 2021). The files lie in a folder, or in a zip
-archive that is read as it is.
+`discount` [rows, 1], float64 `physics`. Other keys are ignored. Row i >= 1 says what the i-th action was and what came
+of it: (observation[i - 1], action[i], reward[i], discount[i], observation[i]) (ExoRL, replay_buffer.py). Row 0 of
+actions, rewards and discounts, the dummy row, means nothing: action 0, reward 0, discount 1. It is dropped when a file
+is read and added when one is written, and nothing else in ringrl knows of it.
+
+A file's name is `episode_{index:06d}_{T}.npz` (ExoRL, Yarats et al. 2022) or `{timestamp}_{index}_{T}.npz` (URLB,
+Laskin et al. 2021). The files are in a folder, or in a zip archive that is read as it is.
 """
 
 import functools
@@ -19,8 +23,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
-from ringrl.episode import Episode
+from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.files import atomic_file
 from ringrl.formats.archive import Member, episode_members, is_archive
@@ -32,63 +37,61 @@ QUARANTINE = "quarantine"
 
 _NAME = re.compile(r"(?P<prefix>episode|\d{8}T\d{6})_(?P<index>\d+)_(?P<length>\d+)\.npz")
 _DTYPES = {name: np.float32 for name in ("observation", "action", "reward", "discount")} | {"physics": np.float64}
-ACTION_LIMIT = 1 + 1e-5
 # A folder's files are judged by the widths that most of the first ones have, lest an odd first file condemn the rest.
 _FILES_FOR_DIMS = 5
 # Of all arrays of a file together, against archives that blow up: 1000 times a walker episode.
 _MAX_BYTES = 2**28
 
 
-class Dims(NamedTuple):
-    """The widths of an episode's arrays."""
+class DummyRow(NamedTuple):
+    """What row 0 of a file says of an action that nobody took."""
 
-    observation: int
-    action: int
-    reward: int
-    physics: int
+    action: Float32[np.ndarray, " action"]
+    reward: Float32[np.ndarray, " tasks"]
+    discount: float
 
-    def __str__(self) -> str:
-        """All widths on one line, for messages."""
-        return ", ".join(f"{name} {width}" for name, width in zip(self._fields, self, strict=True))
-
-
-def dims_of(episode: Episode) -> Dims:
-    """The widths of an episode's arrays."""
-    return Dims(*(getattr(episode, name).shape[1] for name in Dims._fields))
+    @property
+    def standard(self) -> bool:
+        """Whether it is ExoRL's: action 0, reward 0, discount 1."""
+        return not (self.action.any() or self.reward.any()) and self.discount == 1.0
 
 
 def read_episode(path: EpisodeFile | str, *, dims: Dims | None = None) -> Episode:
-    """Read one file and check all that can be checked about it.
+    """Read one file and check all that can be checked about it; its dummy row is dropped.
 
     Args:
-        path: the file, or one that `list_episodes` found in an archive; its name must tell the length as ExoRL's or
+        path: the file, or one that `list_episodes` found in an archive; its name must give the length as ExoRL's or
             URLB's do.
         dims: the widths that the arrays must have; None takes any.
 
     Raises:
         UserError: naming the file, if it is missing, truncated, pickled or no npz archive; if a key is missing or has
-            the wrong dtype or shape; if the rows disagree with each other or with the name; if a value is NaN or
-            infinite or an action is outside [-1, 1]; if the widths are not `dims`.
+            the wrong dtype or shape; if the rows disagree with each other or with the name; if the arrays are no
+            `Episode` (a number NaN or infinite, an action outside [-1, 1]); if the widths are not `dims`.
     """
+    return read_with_dummy_row(path, dims=dims)[0]
+
+
+def read_with_dummy_row(path: EpisodeFile | str, *, dims: Dims | None = None) -> tuple[Episode, DummyRow]:
+    """As `read_episode`, with the file's row 0 of actions, rewards and discounts, for those who check files."""
     path = Path(path) if isinstance(path, str) else path
     arrays = _load(path)
     rows = _parse_name(path)[2] + 1
     for name, array in arrays.items():
         if len(array) != rows:
             raise _bad(path, f"{name} has {len(array)} rows, but the name says {rows - 1} transitions, so {rows} rows")
-        if not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise _bad(path, f"{name} is NaN or infinite in row {row}")
     if rows < 2:
         raise _bad(path, "it has no transition")
-    if np.abs(arrays["action"]).max(initial=0.0) > ACTION_LIMIT:
-        raise _bad(path, f"an action is {np.abs(arrays['action']).max():g}, outside [-1, 1]")
     if arrays["discount"].shape[1] != 1:
         raise _bad(path, f"discount has shape {arrays['discount'].shape}, not ({rows}, 1)")
-    episode = Episode(**{**arrays, "discount": arrays["discount"][:, 0]})
-    if dims is not None and dims_of(episode) != dims:
-        raise _bad(path, f"its widths are {dims_of(episode)}; expected {dims}")
-    return episode
+    action, reward, discount = arrays["action"], arrays["reward"], arrays["discount"][:, 0]
+    try:
+        episode = Episode(arrays["observation"], action[1:], reward[1:], discount[1:], arrays["physics"])
+    except UserError as error:
+        raise _bad(path, str(error)) from error
+    if dims is not None and episode.dims != dims:
+        raise _bad(path, f"its widths are {episode.dims}; expected {dims}")
+    return episode, DummyRow(action[0], reward[0], float(discount[0]))
 
 
 def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
@@ -184,16 +187,20 @@ def write_episode(folder: Path | str, index: int, episode: Episode) -> Path:
 
 
 def write_file(path: Path, episode: Episode, *, staging: Path | None = None) -> None:
-    """Write an episode to `path` as `atomic_file` does; its name must tell the length, as for `read_episode`."""
+    """Write an episode to `path` as `atomic_file` does; its name must give the length, as for `read_episode`."""
     with atomic_file(path, staging=staging) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             observation=episode.observation,
-            action=episode.action,
-            reward=episode.reward,
-            discount=episode.discount[:, None],
+            action=_after_dummy(episode.action, 0.0),
+            reward=_after_dummy(episode.reward, 0.0),
+            discount=_after_dummy(episode.discount[:, None], 1.0),
             physics=episode.physics,
         )
+
+
+def _after_dummy(values: Float32[np.ndarray, "steps width"], dummy: float) -> Float32[np.ndarray, "rows width"]:
+    return np.concatenate([np.full((1, values.shape[1]), dummy, np.float32), values])
 
 
 def list_episodes(folder: Path | str) -> list[EpisodeFile]:
@@ -272,7 +279,7 @@ def _usual_dims(files: list[EpisodeFile]) -> Dims:
     errors: list[UserError] = []
     for path in files:
         try:
-            found[dims_of(read_episode(path))] += 1
+            found[read_episode(path).dims] += 1
         except UserError as error:
             errors.append(error)
         if found.total() == _FILES_FOR_DIMS:

@@ -21,7 +21,6 @@ from ringrl.envs.suite import UNBOUNDED
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
-from ringrl.formats.arrays import make_episode
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -153,7 +152,7 @@ def _to_episode(
     high: Float64[np.ndarray, " action"],
 ) -> Episode:
     actions = np.asarray(data.actions, np.float64).reshape(len(data.actions), -1)
-    return make_episode(
+    return Episode.from_arrays(
         observation,
         (actions - (high + low) / 2) / ((high - low) / 2),
         np.asarray(data.rewards),
@@ -192,7 +191,8 @@ def write_dataset(
         Its folder, in Minari's (`MINARI_DATASETS_PATH`, else `~/.minari/datasets`).
 
     Raises:
-        UserError: if the id is malformed, there is such a data set already, or there are no episodes.
+        UserError: if the id is malformed, there is such a data set already, there are no episodes, or one of them has
+            a discount besides 0 and 1.
     """
     minari = import_minari()
     from minari.dataset.minari_dataset import parse_dataset_id
@@ -233,18 +233,20 @@ def _to_buffer(episode: Episode, env: DMControlEnv | None) -> Any:
     """Minari's `EpisodeBuffer`."""
     from minari.data_collector import EpisodeBuffer
 
-    action, states = episode.action[1:], {"physics": episode.physics}
+    action, states = episode.action, {"physics": episode.physics}
     if env is not None:
         positions = env.physics.model.nq
         action = env.control(action).astype(np.float32)
         states = {"qpos": episode.physics[:, :positions], "qvel": episode.physics[:, positions:]}
-    terminated: Bool[np.ndarray, " steps"] = episode.discount[1:] == 0.0
+    if not np.isin(episode.discount, (0.0, 1.0)).all():
+        raise UserError("an episode has discounts besides 0 and 1, for which Minari has no place")
+    terminated: Bool[np.ndarray, " steps"] = episode.discount == 0.0
     truncated = np.zeros_like(terminated)
     truncated[-1] = not terminated[-1]
     arrays: dict[str, Any] = {
         "observations": episode.observation,
         "actions": action,
-        "rewards": episode.reward[1:, 0],
+        "rewards": episode.reward[:, 0],
         "terminations": terminated,
         "truncations": truncated,
     }

@@ -29,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ringrl.episode import Dims
 from ringrl.errors import UserError
 from ringrl.files import check_replaceable, write_text
 from ringrl.formats.archive import Member
 from ringrl.formats.description import RELABEL
-from ringrl.formats.exorl import Dims, EpisodeFile, write_file
+from ringrl.formats.exorl import EpisodeFile, write_file
 from ringrl.relabelling.rewards import Mode
 from ringrl.relabelling.workers import BadFile, Workers, parallel_map, relabel_file
 

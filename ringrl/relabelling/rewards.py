@@ -82,8 +82,8 @@ class Relabeler:
         columns = (column for part, columns in self._parts if isinstance(part, Recorder) for column in columns)
         return tuple(self.tasks[column] for column in sorted(columns))
 
-    def __call__(self, episode: Episode) -> Float32[np.ndarray, "rows tasks"]:
-        """The reward of every row under every task; 0 in row 0, the dummy.
+    def __call__(self, episode: Episode) -> Float32[np.ndarray, "steps tasks"]:
+        """The reward of every step under every task: of the states after the actions, `physics[1:]`.
 
         Args:
             episode: of this domain; its own rewards are not looked at.
@@ -92,13 +92,13 @@ class Relabeler:
             UserError: if the episode's widths are not the domain's, or MuJoCo rejects a state.
         """
         self._check_widths(episode)
-        rewards = np.zeros((len(episode.physics), len(self.tasks)), np.float32)
+        rewards = np.zeros((episode.length, len(self.tasks)), np.float32)
         states = episode.physics[1:]
         self._check_states(states)
         try:
             for part, columns in self._parts:
-                controls = self._environments[columns[0]].control(episode.action[1:])
-                rewards[1:, columns] = part(states, controls)
+                controls = self._environments[columns[0]].control(episode.action)
+                rewards[:, columns] = part(states, controls)
         except PhysicsError as error:
             raise UserError(f"cannot relabel an episode of {self.domain}: {error}") from error
         return rewards
@@ -139,7 +139,7 @@ class Relabeler:
 
 def relabel_episode(
     episode: Episode, task_ids: Sequence[str], mode: Mode = "exact"
-) -> Float32[np.ndarray, "rows tasks"]:
+) -> Float32[np.ndarray, "steps tasks"]:
     """The rewards of one episode under several tasks; for many episodes keep a `Relabeler`.
 
     Raises:

@@ -21,9 +21,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import joblib
 
-from ringrl.episode import Episode
+from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
-from ringrl.formats.exorl import Dims, EpisodeFile, read_episode
+from ringrl.formats.exorl import EpisodeFile, read_episode
 from ringrl.relabelling.rewards import Mode, Relabeler
 
 Backend = Literal["loky", "dask", "ray"]

@@ -18,8 +18,8 @@ class Steps(Protocol):
     """What a store returns for one span: n environment steps, by the step convention of `ringrl.episode`."""
 
     @property
-    def observation(self) -> Float32[np.ndarray, "n observation"]:
-        """The observation in which each action was taken."""
+    def observation(self) -> Float32[np.ndarray, "n_and_one observation"]:
+        """The observation in which each action was taken, and the one that follows the last."""
         ...
 
     @property
@@ -136,7 +136,7 @@ def by_agent_step(
 ) -> tuple[Float32[np.ndarray, "n observation"], Float32[np.ndarray, "n action"]]:
     """Observation and action of every agent step, from those of its `repeat` environment steps."""
     if repeat == 1:
-        return steps.observation, steps.action
+        return steps.observation[:-1], steps.action
     first = np.arange(0, len(steps.reward), repeat)
     size = np.diff(first, append=len(steps.reward))
     # Summed in float64, so that the mean of k equal float32 actions is that action to the bit.

@@ -12,12 +12,12 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Int32, Int64
 
+from ringrl.episode import Dims
 from ringrl.errors import UserError
-from ringrl.formats.exorl import Dims
 from ringrl.store.zarr import is_url, read_bytes
 
 FORMAT = "ringrl episode store"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 METADATA = "store.json"
 
 
@@ -87,8 +87,8 @@ def _provenance() -> dict[str, str]:
     return {"created": created} | {name.replace("-", "_"): version(name) for name in libraries}
 
 
-def read_metadata(path: Path | str, context: ts.Context) -> dict[str, Any]:
-    """What store.json says, of this format's version.
+def read_metadata(path: Path | str, context: ts.Context, version: int = FORMAT_VERSION) -> dict[str, Any]:
+    """What store.json says, of one version of the format.
 
     Raises:
         UserError: there is none, or one of another kind or version, or it cannot be read.
@@ -104,10 +104,10 @@ def read_metadata(path: Path | str, context: ts.Context) -> dict[str, Any]:
         raise UserError(f"{path} {what}; build one with `ringrl data build_store`")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not an episode store: its {METADATA} is of another kind")
-    if metadata.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has store format {metadata.get('version')}, this ringrl reads {FORMAT_VERSION}; build it again"
-        )
+    if metadata.get("version") != version:
+        found = metadata.get("version")
+        todo = f"convert it: `ringrl data convert_store {path} --out NEW`" if found == 2 else "build it again"
+        raise UserError(f"{path} has store format {found}, this ringrl reads {version}; {todo}")
     return metadata
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Float32
 
 from ringrl.collect.replay import Replay, Transitions
 from ringrl.config import AgentConfig, RunConfig
+from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
-from ringrl.store.episode_store import StepSpan, open_store
+from ringrl.store.episode_store import open_store
 from ringrl.training.mesh import make_mesh
 from ringrl.training.training_data import EpisodeData
 
@@ -97,13 +98,7 @@ class TransitionTrainer:
 
 
 def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData) -> Replay:
-    """All agent steps of the store's episodes, observations normalised, rewards as they are.
-
-    The store gives no observation after an episode's last action. Where the episode really ended there (discount 0)
-    none is needed; where it was cut off, by a time limit, the last agent step is left out.
-
-    Raises UserError where nothing is left.
-    """
+    """All agent steps of the store's episodes, observations normalised, rewards as they are."""
     c, store = config.data, open_store(config.data.store, memory_limit=0)
     capacity = int((-(-store.lengths // c.action_repeat)).sum())
     replay = learner.make_replay(capacity, *data.sizes.values())
@@ -111,24 +106,21 @@ def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData
         episodes = range(begin, min(begin + EPISODES_AT_ONCE, store.episodes))
         for steps in store.read_many([(e, 0, int(store.lengths[e])) for e in episodes], c.task):
             observation, action, reward, discount = _agent_steps(steps, c.action_repeat)
-            known = len(action) if discount[-1] == 0 else len(action) - 1
-            observation = data.scales.normalize_observation(np.concatenate([observation, observation[-1:]]))
-            replay.add_episode(observation[: known + 1], action[:known], reward[:known], discount[:known])
-    if not replay.size:
-        raise UserError(f"{c.store}: no episode has two agent steps, so there are no transitions to learn from")
+            replay.add_episode(data.scales.normalize_observation(observation), action, reward, discount)
     return replay
 
 
 def _agent_steps(
     steps: StepSpan, repeat: int
 ) -> tuple[
-    Float32[np.ndarray, "n observation"],
+    Float32[np.ndarray, "n_and_one observation"],
     Float32[np.ndarray, "n action"],
     Float32[np.ndarray, " n"],
     Float32[np.ndarray, " n"],
 ]:
-    """An episode's observations, actions, sums of rewards and products of discounts, agent step by agent step."""
+    """An episode's observations with the last, actions, sums of rewards and products of discounts, by agent step."""
     observation, action = by_agent_step(steps, repeat)
+    observation = np.concatenate([observation, steps.observation[-1:]])
     reward, _ = rewards_by_agent_step(steps, repeat)
     discount = np.multiply.reduceat(steps.discount, np.arange(0, len(steps.discount), repeat))
     return observation, action, reward.astype(np.float32), discount

@@ -23,13 +23,13 @@ def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=Non
     def episodes():
         for index, (source, value) in enumerate(rows):
             length = 10 if lengths is None else lengths[index]
-            reward = np.zeros((length + 1, len(tasks)), np.float32)
+            reward = np.zeros((length, len(tasks)), np.float32)
             reward[-1] = value
             seen = rng.normal(size=(length + 1, observation)).astype(np.float32)
             seen[:, 0] = 7
-            acted = np.full((length + 1, 2), action, np.float32)
+            acted = np.full((length, 2), action, np.float32)
             yield (
-                Episode(seen, acted, reward, np.ones(length + 1, np.float32), rng.normal(size=(length + 1, 4))),
+                Episode(seen, acted, reward, np.ones(length, np.float32), rng.normal(size=(length + 1, 4))),
                 source,
             )
 
@@ -161,7 +161,7 @@ def test_the_page_stands_alone_and_holds_what_users_named(tmp_path):
 
 def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
     rng = np.random.default_rng(0)
-    ones = np.ones((11, 1), np.float32)
+    ones = np.ones((10, 1), np.float32)
     episode = Episode(rng.normal(size=(11, 3)).astype(np.float32), 0.5 * ones, ones, ones[:, 0], np.zeros((11, 2)))
     sources = [DataSource(name, "x", name) for name in ("a $\\frac{1$ b", "$x")]
     about = {"domain": "walker", "tasks": ("walker_$run$",), "provenance": {"relabel": "exact"}}

@@ -44,7 +44,7 @@ def collect(folder, task, count=3, steps=20, note=True, **written):
             observation, reward, _, _, info = env.step(action)
             rows.append((observation, action, reward, info["physics"]))
         observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-        reward = reward.astype(np.float32)[:, None]
+        action, reward = action[1:], reward.astype(np.float32)[1:, None]
         exorl.write_episode(folder, index, Episode(observation, action, reward, np.ones_like(reward[:, 0]), physics))
     if note:
         about = {"task": task, "domain": env.domain, "collector": "random", "seed": 0} | written
@@ -69,8 +69,8 @@ def test_collected_folders_become_a_store_with_every_task(tmp_path, capsys):
     for source, task, folder in [(0, "walker_walk", first), (1, "walker_run", second)]:
         for index, (_, episode) in zip(np.flatnonzero(store.source == source), exorl.read_folder(folder), strict=True):
             steps = store.read(int(index), 0, 20, task)
-            np.testing.assert_allclose(steps.reward, episode.reward[1:, 0], rtol=0, atol=1e-6)
-            np.testing.assert_array_equal(steps.observation, episode.observation[:-1])
+            np.testing.assert_allclose(steps.reward, episode.reward[:, 0], rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(steps.observation, episode.observation)
             np.testing.assert_array_equal(store.physics(int(index)), episode.physics)
     printed = capsys.readouterr().out
     assert "5 episodes of walker, 100 steps, from 2 source(s)\n" in printed and "walker_run: return" in printed

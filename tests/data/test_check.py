@@ -53,9 +53,10 @@ def run(folder, capsys, **options):
 def changed(collected, tmp_path, task, **changes):
     """A bare folder with the episode of a task, some of its arrays replaced: name -> function of the array."""
     (path,) = list_episodes(collected(task))
-    episode = read_episode(path)
-    arrays = {name: change(getattr(episode, name).copy()) for name, change in changes.items()}
-    write_episode(tmp_path / "changed", 0, replace(episode, **arrays))
+    with np.load(path) as file:
+        arrays = {name: changes.get(name, np.copy)(file[name]) for name in file.files}
+    (tmp_path / "changed").mkdir()
+    np.savez(tmp_path / "changed" / path.name, **arrays)
     return tmp_path / "changed"
 
 
@@ -92,7 +93,7 @@ def test_rewards_that_are_refused_in_one_mode_may_differ_in_the_other(collected,
     def examine_like_a_dog(task, mode):
         return Examined("it rewards contact forces", 18, 24) if mode == "exact" else examine(task, mode)
 
-    monkeypatch.setattr("ringrl.quality.consistency.examine", examine_like_a_dog)
+    monkeypatch.setattr("ringrl.quality.reward_check.examine", examine_like_a_dog)
     folder = changed(collected, tmp_path, "walker_flip", reward=lambda reward: reward * np.float32(0.5))
     for options in ({"domain": "walker"}, {"domain": "walker", "task": ("walker_flip",)}):
         status, report, error = run(folder, capsys, **options)
@@ -101,15 +102,15 @@ def test_rewards_that_are_refused_in_one_mode_may_differ_in_the_other(collected,
         assert flips == [("exorl", ""), ("", "cannot be recomputed: it rewards contact forces")]
 
 
-def test_where_a_part_stands_is_told_by_an_episode_that_disagrees(collected, capsys, tmp_path):
+def test_an_episode_that_disagrees_says_where_a_part_is(collected, capsys, tmp_path):
     first, second = (read_episode(path) for path in list_episodes(collected("cartpole_swingup", episodes=2)))
     write_episode(tmp_path, 0, first)
     write_episode(tmp_path, 1, replace(second, observation=second.observation[:, [3, 4, 0, 1, 2]]))
     status, report, _ = run(tmp_path, capsys, domain="cartpole")
     notes = {part["name"]: (part["share"], part["note"]) for part in report["observation"]}
     assert status == 1
-    assert notes == {"position": (0.5, "it stands in columns 2:5"), "velocity": (0.5, "it stands in columns 0:2")}
-    # Half of the rows are wrong and no other columns hold them: that they stand where they should says nothing.
+    assert notes == {"position": (0.5, "it is in columns 2:5"), "velocity": (0.5, "it is in columns 0:2")}
+    # Half of the rows are wrong and no other columns are like them: that their own columns are says nothing.
     for index, episode in enumerate((first, replace(second, observation=second.observation + np.float32(1)))):
         write_episode(tmp_path / "moved", index, episode)
     _, report, _ = run(tmp_path / "moved", capsys, domain="cartpole")
@@ -123,7 +124,7 @@ def test_exact_and_exorl_rewards_are_told_apart(collected, capsys, tmp_path):
     # The other way round: rewards that ExoRL's relabelling wrote.
     episode = read_episode(list_episodes(collected("cartpole_swingup"))[0])
     rewards = relabel_episode(episode, ["cartpole_swingup"], "exorl")
-    folder = changed(collected, tmp_path, "cartpole_swingup", reward=lambda reward: rewards)
+    folder = changed(collected, tmp_path, "cartpole_swingup", reward=set_row(slice(1, None), rewards))
     status, report, _ = run(folder, capsys, domain="cartpole")
     found = [(one["name"], one["mode"]) for one in report["rewards"] if one["share"] == 1.0]
     # Balance and swingup are paid alike; they differ in where they start.
@@ -163,11 +164,11 @@ def set_row(row, value):
 @pytest.mark.parametrize(
     "task, changes, message",
     [
-        ("walker_flip", {"observation": lambda o: o[:, [*range(15, 24), *range(15)]]}, "stands in columns 9:23"),
+        ("walker_flip", {"observation": lambda o: o[:, [*range(15, 24), *range(15)]]}, "is in columns 9:23"),
         ("walker_flip", {"observation": swap([3, 7])}, "observation orientations agrees in 0.0% of rows"),
         ("walker_flip", {"reward": lambda reward: reward * np.float32(0.5)}, "reward column 0 agrees with no task"),
         ("walker_flip", {"reward": set_row(0, 0.5)}, "dummy row: not so in some episode"),
-        ("walker_flip", {"discount": set_row(3, 0.0)}, "discount: 0, 1, expected 1; 0 only in a last row"),
+        ("walker_flip", {"discount": set_row(3, 0.5)}, "discount: 0.5, 1, expected 1; 0 only in the last step"),
         ("jaco_reach_top_left", {"observation": swap([31, 32])}, "observation jaco_arm/jaco_hand/pinch_site_pos"),
     ],
 )
@@ -188,10 +189,16 @@ def test_another_task_and_another_domain_are_found(collected, capsys, tmp_path):
 
 def test_short_episodes_that_did_not_end_are_found(collected, capsys, tmp_path):
     episode = read_episode(list_episodes(collected("walker_flip"))[0])
-    names = ("observation", "action", "reward", "discount", "physics")
-    write_episode(tmp_path, 0, replace(episode, **{name: getattr(episode, name)[:51] for name in names}))
+    lengths = {"observation": 51, "action": 50, "reward": 50, "discount": 50, "physics": 51}
+    write_episode(tmp_path, 0, replace(episode, **{name: getattr(episode, name)[:n] for name, n in lengths.items()}))
     status, _, error = run(tmp_path, capsys, domain="walker")
     assert status == 1 and "length: 50, expected 1000" in error
+
+
+def test_an_end_before_the_last_step_is_no_episode(collected, capsys, tmp_path):
+    folder = changed(collected, tmp_path, "walker_flip", discount=set_row(3, 0.0))
+    with pytest.raises(UserError, match="000.npz: bad episode file: discount is 0 in step 2 of 1000: only the last"):
+        check.main(check.Args(folder, domain="walker"))
 
 
 def test_an_archive_is_checked_as_it_is(collected, capsys, tmp_path):

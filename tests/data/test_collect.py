@@ -10,7 +10,7 @@ from ringrl import envs, recipes
 from ringrl.collect.record import record_episode
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
-from ringrl.formats.exorl import list_episodes, read_episode
+from ringrl.formats.exorl import list_episodes, read_episode, read_with_dummy_row
 from ringrl.relabelling.rewards import relabel_episode
 
 collect = recipes.load("data", "collect")
@@ -35,14 +35,14 @@ def random_data(tmp_path_factory):
 def test_files_are_exorls(random_data):
     names = [path.name for path in sorted((random_data / "buffer").iterdir())]
     assert names == ["episode_000000_1000.npz", "episode_000001_1000.npz"]
+    assert all(read_with_dummy_row(path)[1].standard for path in list_episodes(random_data))
     for episode in read(random_data):
         assert episode.observation.shape == (1001, 5) and episode.physics.shape == (1001, 4)
-        assert not episode.action[0].any() and not episode.reward[0].any()
         assert (episode.discount == 1.0).all()  # a time limit is not an end
 
 
 def test_a_repeated_action_fills_a_row_each_environment_step(random_data):
-    action = read(random_data)[0].action[1:].reshape(250, 4)
+    action = read(random_data)[0].action.reshape(250, 4)
     assert (action == action[:, :1]).all()
     assert len(np.unique(action[:, 0])) == 250
 
@@ -171,7 +171,7 @@ def test_bad_arguments_are_named(tmp_path, changes, message):
 def test_the_actions_do_not_tell_what_is_hidden(tmp_path, policy):
     collect.main(args(tmp_path / "out", task="hidden_cheetah_velocity", policy=policy, seed=7, episodes=1))
     hidden = envs.make_env("hidden_cheetah_velocity", seed=7).task.hidden
-    assert not np.isclose(read(tmp_path / "out")[0].action[1:] * 4, hidden, atol=1e-4).any(axis=1)[0]
+    assert not np.isclose(read(tmp_path / "out")[0].action * 4, hidden, atol=1e-4).any(axis=1)[0]
 
 
 def test_held_out_tasks_are_not_collected(tmp_path):

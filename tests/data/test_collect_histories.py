@@ -25,8 +25,8 @@ def args(out, **changes):
 
 
 def held(episode, repeat=REPEAT):
-    """The decisions of an episode: its actions without repetitions and the dummy row."""
-    return episode.action[1::repeat]
+    """The actions of an episode's agent steps: without repetitions."""
+    return episode.action[::repeat]
 
 
 def experts(task, seed, episode):
@@ -84,8 +84,8 @@ def test_the_rewards_are_those_of_the_histories_own_task(path):
     env = envs.make_env(GOAL, seed=1)
     env.reset()
     for row in (1, 100, 250):
-        env.set_state(episodes[2].physics[row], episodes[2].action[row])
-        assert env.task.get_reward(env.physics) == pytest.approx(episodes[2].reward[row, 0], rel=1e-5)
+        env.set_state(episodes[2].physics[row], episodes[2].action[row - 1])
+        assert env.task.get_reward(env.physics) == pytest.approx(episodes[2].reward[row - 1, 0], rel=1e-5)
 
 
 def test_the_seed_determines_the_store_and_the_processes_do_not(path, tmp_path):

@@ -41,9 +41,9 @@ def archive(folder, extra=(), compression=zipfile.ZIP_STORED, count=4):
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", compression) as file:
         for index in range(count):
-            one = np.ones((41, 1), np.float32)
+            one = np.ones((40, 1), np.float32)
             wide = rng.normal(size=(41, 24)).astype(np.float32)
-            episode = Episode(wide, 0.1 * wide[:, :6], one, one[:, 0], rng.normal(size=(41, 18)))
+            episode = Episode(wide, 0.1 * wide[1:, :6], one, one[:, 0], rng.normal(size=(41, 18)))
             path = exorl.write_episode(folder, index, episode)
             file.write(path, f"buffer/{path.name}")
             path.unlink()

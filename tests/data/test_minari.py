@@ -13,7 +13,6 @@ from ringrl import envs, recipes
 from ringrl.config import dump_config, parse_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.formats.arrays import make_episode, stored_episodes
 from ringrl.formats.minari import (
     changed_settings,
     domain_of,
@@ -82,11 +81,12 @@ def test_import_keeps_what_minari_has(root, tmp_path, capsys):
     assert (store.domain, store.tasks, store.dims) == ("Hopper", ("Hopper-v5",), (11, 3, 1, 12))
     assert store.sources[0].name == "hopper/a-v0" and store.sources[0].collector == "random"
     assert store.sources[0].task == "Hopper-v5" and store.provenance["relabel"] == "recorded"
-    for index, (episode, data) in enumerate(zip(stored_episodes(store, range(4), "Hopper-v5"), dataset, strict=True)):
+    for index, data in enumerate(dataset):
+        episode = store.episode(index, "Hopper-v5")
         np.testing.assert_array_equal(episode.observation, data.observations.astype(np.float32))
-        np.testing.assert_array_equal(episode.action[1:], data.actions)
-        np.testing.assert_array_equal(episode.reward[1:, 0], data.rewards.astype(np.float32))
-        np.testing.assert_array_equal(episode.discount[1:], ~data.terminations)
+        np.testing.assert_array_equal(episode.action, data.actions)
+        np.testing.assert_array_equal(episode.reward[:, 0], data.rewards.astype(np.float32))
+        np.testing.assert_array_equal(episode.discount, ~data.terminations)
         np.testing.assert_array_equal(episode.physics, np.hstack([data.infos["qpos"], data.infos["qvel"]]))
         assert store.returns("Hopper-v5")[index] == pytest.approx(data.rewards.sum(), rel=1e-6)
     assert data.terminations[-1] and episode.discount[-1] == 0
@@ -98,10 +98,10 @@ def test_the_stored_states_are_those_of_our_environment(root):
     env = envs.make_env("Hopper-v5")
     for seed, episode in enumerate(read_episodes(dataset)):
         observation, info = env.reset(seed=seed)
-        for row in range(1, episode.length + 1):
-            np.testing.assert_array_equal(observation, episode.observation[row - 1])
+        for row in range(episode.length):
+            np.testing.assert_array_equal(observation, episode.observation[row])
             observation, reward, terminated, _, info = env.step(episode.action[row])
-            np.testing.assert_array_equal(info["physics"], episode.physics[row])
+            np.testing.assert_array_equal(info["physics"], episode.physics[row + 1])
             assert np.float32(reward) == episode.reward[row, 0] and info["discount"] == episode.discount[row]
         assert terminated
 
@@ -168,8 +168,7 @@ def test_a_store_goes_to_minari_and_back(root, tmp_path, name, task):
         assert env.observation_space.shape == dataset.observation_space.shape
         assert env.action_space == dataset.action_space
     again = import_store(tmp_path / "second", f"back/{name}")
-    pairs = zip(*(stored_episodes(each, range(store.episodes), task) for each in (store, again)), strict=True)
-    for first, second in pairs:
+    for first, second in ([each.episode(index, task) for each in (store, again)] for index in range(store.episodes)):
         for field, values in vars(first).items():
             np.testing.assert_array_equal(values, getattr(second, field), err_msg=field)
             assert values.dtype == getattr(second, field).dtype
@@ -180,9 +179,9 @@ def random_episode(seed: int, widths: tuple[int, int, int], ended: bool, steps: 
     observation, action, state = widths
     return Episode(
         observation=rng.normal(size=(steps + 1, observation)).astype(np.float32),
-        action=np.vstack([np.zeros(action), rng.uniform(-1, 1, (steps, action))]).astype(np.float32),
-        reward=np.vstack([np.zeros(2), rng.normal(size=(steps, 2))]).astype(np.float32),
-        discount=np.asarray([*[1] * steps, 0 if ended else 1], np.float32),
+        action=rng.uniform(-1, 1, (steps, action)).astype(np.float32),
+        reward=rng.normal(size=(steps, 2)).astype(np.float32),
+        discount=np.asarray([*[1] * (steps - 1), 0 if ended else 1], np.float32),
         physics=rng.normal(size=(steps + 1, state)),
     )
 
@@ -197,7 +196,7 @@ def test_any_store_can_be_written_one_task_and_some_episodes(root, tmp_path):
     dataset = minari.load_dataset("walker-v3")
     assert dataset.env_spec is None and dataset.total_episodes == 2
     for data, index in zip(dataset, (2, 1), strict=True):
-        np.testing.assert_array_equal(data.rewards, episodes[index].reward[1:, 1])
+        np.testing.assert_array_equal(data.rewards, episodes[index].reward[:, 1])
         np.testing.assert_array_equal(data.infos["physics"], episodes[index].physics)
         assert (data.terminations[-1], data.truncations[-1]) == (index == 1, index != 1)
     store = import_store(tmp_path / "t", "walker-v3", task="walker_run")
@@ -211,17 +210,18 @@ def test_bounds_that_are_not_one_are_mapped_both_ways(root):
     episode = Episode(**vars(episode) | {"reward": episode.reward[:, :1]})
     write_dataset("humanoid-v0", [episode], "Humanoid-v5", description="for a test")
     dataset = minari.load_dataset("humanoid-v0")
-    np.testing.assert_allclose(dataset[0].actions, 0.4 * episode.action[1:], rtol=1e-6)
+    np.testing.assert_allclose(dataset[0].actions, 0.4 * episode.action, rtol=1e-6)
     (again,) = read_episodes(dataset)
     np.testing.assert_allclose(again.action, episode.action, atol=1e-7)
 
 
 def test_more_episodes_than_are_read_at_once_keep_their_order(root):
     episodes = [
-        make_episode(np.full((3, 1), i), np.zeros((2, 1)), np.array([i, 0]), terminated=False) for i in range(120)
+        Episode.from_arrays(np.full((3, 1), i), np.zeros((2, 1)), np.array([i, 0]), terminated=False)
+        for i in range(120)
     ]
     write_dataset("many-v0", iter(episodes), "t", description="for a test")
-    assert [episode.reward[1, 0] for episode in read_episodes(minari.load_dataset("many-v0"))] == list(range(120))
+    assert [episode.reward[0, 0] for episode in read_episodes(minari.load_dataset("many-v0"))] == list(range(120))
 
 
 def test_domains_of_tasks():
@@ -267,7 +267,7 @@ DISCRETE = gymnasium.spaces.Discrete(3)
 @pytest.mark.parametrize(
     "number, changes, message",
     [
-        (0, {"actions": np.full((2, 1), 1.5, np.float32)}, "bad-v0, episode 0: an action is 1.5 where 1 is the"),
+        (0, {"actions": np.full((2, 1), 1.5, np.float32)}, "bad-v0, episode 0: an action is 1.5, outside"),
         (1, {"rewards": np.array([0, np.nan])}, "bad-v1, episode 0: reward is NaN or infinite in step 1"),
         (2, {"observations": np.zeros((5, 1), np.float32)}, "bad-v2, episode 0: .* 5 of observation for 3"),
         (3, {"action_space": DISCRETE, "actions": np.zeros(2, np.int64)}, "bad-v3: its actions are Discrete; only Box"),

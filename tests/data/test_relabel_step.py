@@ -38,8 +38,8 @@ def folder(tmp_path):
             observation, reward, _, _, info = env.step(action)
             rows.append((observation, action, reward, info["physics"]))
         observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-        reward = reward.astype(np.float32)[:, None]
-        episode = Episode(observation, action, reward, np.ones(16, np.float32), physics)
+        reward = reward.astype(np.float32)[1:, None]
+        episode = Episode(observation, action[1:], reward, np.ones(15, np.float32), physics)
         exorl.write_episode(path / "buffer", 10 * index, episode)
     return path
 
@@ -58,7 +58,7 @@ def test_the_files_are_kept_but_for_the_rewards(step, folder, tmp_path, capsys):
     for (_, before), (_, after) in pairs:
         for name in ("observation", "action", "discount", "physics"):
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
-        assert after.reward.shape == (16, 2) and not after.reward[0].any()
+        assert after.reward.shape == (15, 2)
         np.testing.assert_array_equal(after.reward[:, 1:], before.reward)
     about = json.loads((out / "relabel.json").read_text())
     assert (about["domain"], about["mode"]) == ("cartpole", "exact") and about["mujoco"]

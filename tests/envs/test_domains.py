@@ -9,9 +9,10 @@ from dm_control.suite import quadruped
 
 from ringrl import envs, recipes
 from ringrl.batch import ContextPlan
+from ringrl.episode import Dims
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
-from ringrl.formats.exorl import Dims, read_folder
+from ringrl.formats.exorl import read_folder
 from ringrl.relabelling.rewards import Relabeler, relabelable_tasks
 from ringrl.rollout.policy import RandomPolicy
 from ringrl.rollout.trials import run_trials

@@ -45,7 +45,8 @@ def episode_of(env, seed, steps=25):
         observation, _, _, _, info = env.step(action)
         rows.append((observation, action, info["rows"]["reward"][0], info["physics"]))
     observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-    return Episode(observation, action, reward.astype(np.float32)[:, None], np.ones(steps + 1, np.float32), physics)
+    reward = reward.astype(np.float32)[1:, None]
+    return Episode(observation, action[1:], reward, np.ones(steps, np.float32), physics)
 
 
 @functools.cache
@@ -59,7 +60,7 @@ def test_sizes_rewards_and_seeds(domain, task):
     episode = episode_of(env, seed=3)
     assert (env.domain, env.time_limit_steps) == (domain, steps)
     assert episode.observation.shape == (26, observation) and env.observation_space.shape == (observation,)
-    assert episode.action.shape == (26, action) and episode.physics.shape == (26, physics)
+    assert episode.action.shape == (25, action) and episode.physics.shape == (26, physics)
     assert (episode.reward >= 0).all() and (episode.reward <= 1).all()
     again, other = episode_of(env, seed=3), episode_of(env, seed=4)
     for name in ("observation", "physics", "reward"):
@@ -99,7 +100,7 @@ def test_the_refused_are_the_two_that_need_more_than_such_a_state():
 def test_a_stored_state_gives_its_observation_again(domain):
     env = envs.make_env(envs.tasks(domain)[0])
     episode = episode_of(env, seed=7)
-    env.set_state(episode.physics[9], episode.action[9])
+    env.set_state(episode.physics[9], episode.action[8])
     parts = env.parts()
     np.testing.assert_array_equal(env.physics.get_state(), episode.physics[9])
     late = {"imu", "force_torque", "touch", "jaco_arm/joints_torque"}  # what MuJoCo computes before it reaches a state

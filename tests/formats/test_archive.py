@@ -20,13 +20,12 @@ from ringrl.formats.description import describe_folder
 
 def make_episode(length=6, seed=0, width=3):
     rng = np.random.default_rng(seed)
-    rows = length + 1
     return Episode(
-        observation=rng.normal(size=(rows, width)).astype(np.float32),
-        action=rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
-        reward=rng.normal(size=(rows, 1)).astype(np.float32),
-        discount=np.ones(rows, np.float32),
-        physics=rng.normal(size=(rows, 4)),
+        observation=rng.normal(size=(length + 1, width)).astype(np.float32),
+        action=rng.uniform(-1, 1, (length, 2)).astype(np.float32),
+        reward=rng.normal(size=(length, 1)).astype(np.float32),
+        discount=np.ones(length, np.float32),
+        physics=rng.normal(size=(length + 1, 4)),
     )
 
 

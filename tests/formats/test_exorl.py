@@ -10,26 +10,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.episode import Episode
+from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.formats import exorl
 
 
 def make_episode(length=6, seed=0, widths=(3, 2, 1, 4)):
     rng = np.random.default_rng(seed)
-    rows = length + 1
     observation, action, reward, physics = widths
     return Episode(
-        observation=rng.normal(size=(rows, observation)).astype(np.float32),
-        action=rng.uniform(-1, 1, (rows, action)).astype(np.float32),
-        reward=rng.normal(size=(rows, reward)).astype(np.float32),
-        discount=np.ones(rows, np.float32),
-        physics=rng.normal(size=(rows, physics)),
+        observation=rng.normal(size=(length + 1, observation)).astype(np.float32),
+        action=rng.uniform(-1, 1, (length, action)).astype(np.float32),
+        reward=rng.normal(size=(length, reward)).astype(np.float32),
+        discount=np.ones(length, np.float32),
+        physics=rng.normal(size=(length + 1, physics)),
     )
 
 
 def raw(episode):
-    return dataclasses.asdict(episode) | {"discount": episode.discount[:, None]}
+    """The arrays of its file: a dummy row before the first step's action, reward and discount."""
+    return {
+        "observation": episode.observation,
+        "action": np.pad(episode.action, ((1, 0), (0, 0))),
+        "reward": np.pad(episode.reward, ((1, 0), (0, 0))),
+        "discount": np.pad(episode.discount, (1, 0), constant_values=1)[:, None],
+        "physics": episode.physics,
+    }
 
 
 def save(folder, arrays, name="episode_000000_6.npz"):
@@ -50,14 +56,14 @@ floats = st.floats(-1e6, 1e6, width=32)
 
 @st.composite
 def episodes(draw):
-    rows = draw(st.integers(2, 9))
-    wide = lambda dtype, elements: hnp.arrays(dtype, (rows, draw(st.integers(1, 4))), elements=elements)  # noqa: E731
+    steps = draw(st.integers(1, 8))
+    wide = lambda dtype, rows, elements: hnp.arrays(dtype, (rows, draw(st.integers(1, 4))), elements=elements)  # noqa: E731
     return Episode(
-        observation=draw(wide(np.float32, floats)),
-        action=draw(wide(np.float32, st.floats(-1, 1, width=32))),
-        reward=draw(wide(np.float32, floats)),
-        discount=draw(hnp.arrays(np.float32, rows, elements=st.sampled_from([0.0, 1.0]))),
-        physics=draw(wide(np.float64, st.floats(-1e9, 1e9))),
+        observation=draw(wide(np.float32, steps + 1, floats)),
+        action=draw(wide(np.float32, steps, st.floats(-1, 1, width=32))),
+        reward=draw(wide(np.float32, steps, floats)),
+        discount=np.array([1.0] * (steps - 1) + [draw(st.sampled_from([0.0, 1.0]))], np.float32),
+        physics=draw(wide(np.float64, steps + 1, st.floats(-1e9, 1e9))),
     )
 
 
@@ -68,7 +74,9 @@ def test_written_episodes_are_read_back_unchanged(tmp_path_factory, episode, ind
     path = exorl.write_episode(folder, index, episode)
     assert path.name == f"episode_{index:06d}_{episode.length}.npz"
     assert list(folder.iterdir()) == [path]
-    equal(exorl.read_episode(path, dims=exorl.dims_of(episode)), episode)
+    equal(exorl.read_episode(path, dims=episode.dims), episode)
+    again = exorl.write_episode(folder / "again", index, exorl.read_episode(path))
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_written_layout_is_exorls(tmp_path):
@@ -84,9 +92,19 @@ def test_written_layout_is_exorls(tmp_path):
     }
 
 
+def test_the_dummy_row_is_dropped_whatever_is_in_it(tmp_path):
+    episode, arrays = make_episode(), raw(make_episode())
+    assert exorl.read_with_dummy_row(save(tmp_path, arrays))[1].standard
+    arrays["action"][0], arrays["reward"][0], arrays["discount"][0] = 0.25, np.nan, 0.0
+    found, dummy = exorl.read_with_dummy_row(save(tmp_path, arrays))
+    equal(found, episode)
+    assert dummy.action.tolist() == [0.25, 0.25] and np.isnan(dummy.reward).all() and dummy.discount == 0.0
+    assert not dummy.standard
+
+
 def test_unknown_keys_are_ignored_and_flat_rewards_taken(tmp_path):
     episode = make_episode()
-    arrays = raw(episode) | {"reward": episode.reward[:, 0], "skill": np.zeros((7, 16), np.float32)}
+    arrays = raw(episode) | {"reward": raw(episode)["reward"][:, 0], "skill": np.zeros((7, 16), np.float32)}
     equal(exorl.read_episode(save(tmp_path, arrays, "20220101T120000_3_6.npz")), episode)
 
 
@@ -102,10 +120,11 @@ def with_value(name, value):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (with_value("reward", np.nan), "reward is NaN or infinite in row 3"),
-        (with_value("observation", np.inf), "observation is NaN or infinite in row 3"),
-        (with_value("physics", -np.inf), "physics is NaN or infinite in row 3"),
+        (with_value("reward", np.nan), "reward is NaN or infinite in step 2"),
+        (with_value("observation", np.inf), "observation is NaN or infinite in step 3"),
+        (with_value("physics", -np.inf), "physics is NaN or infinite in step 3"),
         (with_value("action", 1.5), r"an action is 1.5, outside \[-1, 1\]"),
+        (with_value("discount", 0.0), "discount is 0 in step 2 of 6: only the last step can end an episode"),
         (lambda a: a | {"action": a["action"][:-1]}, "action has 6 rows, but the name says 6 transitions, so 7 rows"),
         (lambda a: {name: array[:-1] for name, array in a.items()}, "observation has 6 rows, but the name says 6"),
         (lambda a: a | {"physics": a["physics"].astype(np.float32)}, "physics is float32, not float64"),
@@ -239,7 +258,7 @@ def test_widths_must_be_those_asked_for(tmp_path):
     with pytest.raises(
         UserError, match="widths are observation 3, action 2, reward 1, physics 4; expected observation 9"
     ):
-        exorl.read_episode(path, dims=exorl.Dims(9, 2, 1, 4))
+        exorl.read_episode(path, dims=Dims(9, 2, 1, 4))
 
 
 def test_missing_files_and_folders(tmp_path):

@@ -74,11 +74,11 @@ def test_a_row_that_does_not_divide_over_the_ring():
 def test_sizes_come_from_the_environment_until_there_is_a_store(tmp_path):
     assert model_sizes(make_config(), DECODER) == {"observation": 5, "action": 1}
     store = tmp_path / "some.store"
-    rows = {"discount": np.ones(3, np.float32), "physics": np.zeros((3, 4))}
-    columns = {name: np.zeros((3, n), np.float32) for name, n in (("observation", 7), ("action", 2), ("reward", 1))}
+    seen, acted, paid = np.zeros((3, 7), np.float32), np.zeros((2, 2), np.float32), np.zeros((2, 1), np.float32)
+    episode = Episode(seen, acted, paid, np.ones(2, np.float32), np.zeros((3, 4)))
     source = DataSource("cartpole/test", "test")
     facts = {"domain": "cartpole", "tasks": ["cartpole_swingup"], "sources": [source], "provenance": {}}
-    build(store, [(Episode(**columns, **rows), 0)], **facts)
+    build(store, [(episode, 0)], **facts)
     assert model_sizes(make_config(store), DECODER) == {"observation": 7, "action": 2}
 
 

@@ -31,8 +31,8 @@ def write_files(folder, steps, count):
         observation, reward, _, _, info = env.step(action)
         rows.append((observation, action, reward, info["physics"]))
     observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-    ones = np.ones(steps + 1, np.float32)
-    first = write_episode(folder, 0, Episode(observation, action, reward.astype(np.float32)[:, None], ones, physics))
+    ones, reward = np.ones(steps, np.float32), reward.astype(np.float32)[1:, None]
+    first = write_episode(folder, 0, Episode(observation, action[1:], reward, ones, physics))
     for index in range(1, count):
         os.link(first, folder / f"episode_{index:06d}_{steps}.npz")
 

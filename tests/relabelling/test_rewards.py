@@ -26,7 +26,8 @@ def collect(task, steps=60, seed=0):
         observation, reward, _, _, info = env.step(action)
         rows.append((observation, action, reward, info["physics"]))
     observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-    return Episode(observation, action, reward.astype(np.float32)[:, None], np.ones(steps + 1, np.float32), physics)
+    reward = reward.astype(np.float32)[1:, None]
+    return Episode(observation, action[1:], reward, np.ones(steps, np.float32), physics)
 
 
 @functools.cache
@@ -38,8 +39,8 @@ def plain_loop(task, episode, mode="exact"):
     """ExoRL's procedure through dm_control's public methods alone; in exact mode with the action set as the control."""
     env = envs.make_env(task)
     env.reset()
-    rewards = [0.0]
-    for state, control in zip(episode.physics[1:], env.control(episode.action[1:]), strict=True):
+    rewards = []
+    for state, control in zip(episode.physics[1:], env.control(episode.action), strict=True):
         with env.physics.reset_context():
             env.physics.set_state(state)
             if mode == "exact":
@@ -57,7 +58,7 @@ def disturb(episode, seed=0):
 def assert_live(task, steps, seed):
     episode = collect(task, steps, seed)
     rewards = relabeler(task)(episode)
-    assert rewards.dtype == np.float32 and rewards.shape == (steps + 1, 1)
+    assert rewards.dtype == np.float32 and rewards.shape == (steps, 1)
     np.testing.assert_array_equal(rewards, episode.reward)
 
 
@@ -99,7 +100,6 @@ def test_several_tasks_of_a_domain_are_columns_in_the_order_asked_for():
     both = relabel_episode(episode, ["walker_run", "walker_walk"])
     np.testing.assert_array_equal(both[:, :1], relabel_episode(episode, ["walker_run"]))
     np.testing.assert_array_equal(both[:, 1:], episode.reward)
-    assert not both[0].any()
 
 
 def test_states_are_computed_once_for_tasks_that_move_alike():
@@ -166,7 +166,7 @@ def test_where_the_last_digits_matter_the_plain_way_decides(monkeypatch):
     np.testing.assert_array_equal(certain, [True, True, True, False, False])
     monkeypatch.setattr(reward_physics, "_SLACK", 1.0)  # nothing but 0 is certain then
     monkeypatch.setattr(RowByRow, "__call__", lambda self, states, controls: np.full((len(states), 1), 7, np.float32))
-    assert (relabeler("walker_run")(collect("walker_run"))[1:] == 7).all()
+    assert (relabeler("walker_run")(collect("walker_run")) == 7).all()
 
 
 def test_relabelling_does_not_depend_on_what_was_relabelled_before():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ringrl import envs
+from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.formats.arrays import make_episode
 from ringrl.formats.exorl import read_episode, write_episode
 from ringrl.relabelling.rewards import relabel_episode
 from ringrl.relabelling.workers import Workers, parallel_map, relabel_files
@@ -31,8 +31,8 @@ def files(tmp_path_factory):
             states.append(info["physics"])
             rewards.append(reward)
         physics = np.stack(states)
-        episode = make_episode(np.stack(observations), actions, np.array(rewards), terminated=False, physics=physics)
-        write_episode(folder, index, episode)
+        arrays = np.stack(observations), actions, np.array(rewards)
+        write_episode(folder, index, Episode.from_arrays(*arrays, terminated=False, physics=physics))
     return sorted(folder.iterdir())
 
 

@@ -45,7 +45,7 @@ def make_model(layout: TokenLayout) -> Transformer:
 
 
 class Recorder(VectorWrapper):
-    """A vector environment that keeps every episode as ExoRL would store it, and the actions that led through it."""
+    """A vector environment that keeps every episode, with the actions that led through it."""
 
     def __init__(self, envs):
         super().__init__(envs)
@@ -55,9 +55,7 @@ class Recorder(VectorWrapper):
         mask = np.ones(self.num_envs, bool) if options is None else options["reset_mask"]
         observation, info = self.env.reset(seed=seed, options=options)
         for env in np.flatnonzero(mask):
-            zeros = {"reward": np.zeros(1, np.float32), "action": np.zeros((1, 1), np.float32)}
-            first = {"observation": observation[env][None], "physics": info["physics"][env][None]}
-            self.rows[env].append([{**first, **zeros, "discount": np.ones(1, np.float32)}])
+            self.rows[env].append([{"observation": observation[env][None], "physics": info["physics"][env][None]}])
         return observation, info
 
     def step(self, actions):
@@ -69,7 +67,7 @@ class Recorder(VectorWrapper):
 
     def episode(self, env: int, trial: int) -> Episode:
         rows = self.rows[env][trial]
-        joined = {name: np.concatenate([each[name] for each in rows]) for name in rows[0]}
+        joined = {name: np.concatenate([each[name] for each in rows if name in each]) for name in rows[-1]}
         return Episode(**{**joined, "reward": joined["reward"][:, None]})
 
 

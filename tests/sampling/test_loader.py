@@ -37,7 +37,7 @@ class MemoryStore:
         self.spans.extend(spans)
         return [
             SimpleNamespace(
-                observation=self.observation[e][a:b],
+                observation=np.concatenate([self.observation[e][a:b], np.full((1, 2), np.nan, np.float32)]),
                 action=self.action[e][a:b],
                 reward=self.reward[e][a:b],
                 earlier=self.reward[e][:a],

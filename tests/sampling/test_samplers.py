@@ -31,10 +31,10 @@ class FakeStore:
         return [self._steps(*span) for span in spans]
 
     def _steps(self, episode: int, start: int, stop: int) -> SimpleNamespace:
-        step = np.arange(start, stop, dtype=np.float32)
+        step = np.arange(start, stop + 1, dtype=np.float32)
         return SimpleNamespace(
             observation=np.stack([np.full_like(step, episode), step], axis=1),
-            action=step[:, None] / 10,
+            action=step[:-1, None] / 10,
             reward=self.rewards[episode][start:stop],
             earlier=self.rewards[episode][:start],
         )
@@ -222,7 +222,7 @@ def test_a_repeated_action_survives_an_action_repeat_to_the_bit():
     store = FakeStore([[0] * 6])
     repeated = np.float32(0.1)
     store._steps = lambda episode, start, stop: SimpleNamespace(
-        observation=np.zeros((stop - start, 1), np.float32),
+        observation=np.zeros((stop - start + 1, 1), np.float32),
         action=np.full((stop - start, 1), repeated),
         reward=np.zeros(stop - start, np.float32),
         earlier=np.zeros(start, np.float32),
@@ -232,13 +232,12 @@ def test_a_repeated_action_survives_an_action_repeat_to_the_bit():
 
 
 def test_a_chain_from_a_store_on_disk(tmp_path):
-    """Row i of a file holds the action and reward of step i - 1, and the observation that step i begins with."""
     rows = np.arange(5, dtype=np.float32)
     episode = Episode(
         observation=rows[:, None] * 10,
-        action=rows[:, None] / 10,
-        reward=rows[:, None],
-        discount=np.ones(5, np.float32),
+        action=rows[1:, None] / 10,
+        reward=rows[1:, None],
+        discount=np.ones(4, np.float32),
         physics=np.zeros((5, 2)),
     )
     build(

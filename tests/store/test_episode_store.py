@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.sampling.chains import EpisodeReader, Steps
+from ringrl.store import builder, zarr
 from ringrl.store import episode_store as stores
-from ringrl.store import zarr
 
 TASKS = ["walker_run", "walker_walk"]
 SOURCES = [stores.DataSource("a", "a", "rnd"), stores.DataSource("b", "buffer", collected={"seed": 3})]
@@ -20,14 +20,13 @@ SOURCES = [stores.DataSource("a", "a", "rnd"), stores.DataSource("b", "buffer", 
 
 def make_episode(length, seed=0, widths=(3, 2, 2, 4)):
     rng = np.random.default_rng(seed)
-    rows = length + 1
     observation, action, reward, physics = widths
     return Episode(
-        observation=rng.normal(size=(rows, observation)).astype(np.float32),
-        action=rng.uniform(-1, 1, (rows, action)).astype(np.float32),
-        reward=rng.normal(size=(rows, reward)).astype(np.float32),
-        discount=rng.integers(0, 2, rows).astype(np.float32),
-        physics=rng.normal(size=(rows, physics)),
+        observation=rng.normal(size=(length + 1, observation)).astype(np.float32),
+        action=rng.uniform(-1, 1, (length, action)).astype(np.float32),
+        reward=rng.normal(size=(length, reward)).astype(np.float32),
+        discount=np.append(rng.uniform(0.1, 1, length - 1), rng.integers(0, 2)).astype(np.float32),
+        physics=rng.normal(size=(length + 1, physics)),
     )
 
 
@@ -40,7 +39,7 @@ def build(out, episodes, sources=None, **options):
 @pytest.fixture
 def small_files(monkeypatch):
     """Arrays of many chunks and files from little data."""
-    monkeypatch.setattr(row_writer, "_MIN_CHUNK_ROWS", 4)
+    monkeypatch.setattr(builder, "_MIN_CHUNK_ROWS", 4)
     monkeypatch.setattr(zarr, "_SHARD_BYTES", 300)
 
 
@@ -50,10 +49,10 @@ def episodes():
 
 
 def assert_steps(steps, episode, start, stop, column):
-    np.testing.assert_array_equal(steps.observation, episode.observation[start:stop])
-    np.testing.assert_array_equal(steps.action, episode.action[start + 1 : stop + 1])
-    np.testing.assert_array_equal(steps.reward, episode.reward[start + 1 : stop + 1, column])
-    np.testing.assert_array_equal(steps.discount, episode.discount[start + 1 : stop + 1])
+    np.testing.assert_array_equal(steps.observation, episode.observation[start : stop + 1])
+    np.testing.assert_array_equal(steps.action, episode.action[start:stop])
+    np.testing.assert_array_equal(steps.reward, episode.reward[start:stop, column])
+    np.testing.assert_array_equal(steps.discount, episode.discount[start:stop])
     assert {array.dtype for array in dataclasses.asdict(steps).values()} == {np.dtype(np.float32)}
 
 
@@ -65,7 +64,7 @@ def test_what_is_built_is_read_back(tmp_path, episodes, small_files):
     np.testing.assert_array_equal(store.source, [0, 0, 1, 1])
     assert store.lengths.dtype == np.int64 and store.source.dtype == np.int32
     for column, task in enumerate(TASKS):
-        expected = [episode.reward[1:, column].sum(dtype=np.float64) for episode in episodes]
+        expected = [episode.reward[:, column].sum(dtype=np.float64) for episode in episodes]
         np.testing.assert_allclose(store.returns(task), expected, rtol=1e-12)
         assert store.returns(task).dtype == np.float64
         spans = [(3, 0, 30), (0, 2, 3), (2, 4, 9), (1, 0, 1), (3, 29, 30)]
@@ -81,13 +80,23 @@ def test_what_is_built_is_read_back(tmp_path, episodes, small_files):
 def test_any_span_of_any_lengths(tmp_path_factory, lengths, data):
     episodes = [make_episode(length, seed) for seed, length in enumerate(lengths)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_writer, "_MIN_CHUNK_ROWS", 4)
+        patch.setattr(builder, "_MIN_CHUNK_ROWS", 4)
         patch.setattr(zarr, "_SHARD_BYTES", 100)
         store = stores.open_store(build(tmp_path_factory.mktemp("store") / "s", episodes))
     episode = data.draw(st.integers(0, len(lengths) - 1))
     start = data.draw(st.integers(0, lengths[episode] - 1))
     stop = data.draw(st.integers(start + 1, lengths[episode]))
     assert_steps(store.read(episode, start, stop, TASKS[1]), episodes[episode], start, stop, 1)
+
+
+def test_whole_episodes_are_what_was_stored(tmp_path, episodes, small_files):
+    store = stores.open_store(build(tmp_path / "s", episodes))
+    for index, episode in enumerate(episodes):
+        found = store.episode(index, TASKS[1])
+        for name, values in vars(episode).items():
+            np.testing.assert_array_equal(getattr(found, name), values[:, 1:] if name == "reward" else values)
+    with pytest.raises(IndexError, match="episode 4: 4 episodes"):
+        store.episode(4, TASKS[0])
 
 
 def test_it_is_what_chains_and_loaders_ask_for(tmp_path, episodes):
@@ -98,7 +107,7 @@ def test_it_is_what_chains_and_loaders_ask_for(tmp_path, episodes):
 def test_metadata_says_where_the_data_come_from(tmp_path, episodes):
     build(tmp_path / "s", episodes, [0, 1, 1, 1])
     metadata = json.loads((tmp_path / "s" / "store.json").read_text())
-    assert (metadata["version"], metadata["episodes"], metadata["steps"]) == (2, 4, 45)
+    assert (metadata["version"], metadata["episodes"], metadata["steps"]) == (3, 4, 45)
     assert metadata["dims"] == {"observation": 3, "action": 2, "reward": 2, "physics": 4}
     store = stores.open_store(tmp_path / "s")
     assert {"created", "mujoco", "dm_control", "ringrl", "relabel"} <= set(store.provenance)
@@ -194,8 +203,8 @@ def spoil(out, name):
         return out, "is damaged.*store.json"
     if name == "older":
         text = (out / "store.json").read_text()
-        (out / "store.json").write_text(text.replace('"version": 2', '"version": 1', 1))
-        return out, "store format 1, this ringrl reads 2; build it again"
+        (out / "store.json").write_text(text.replace('"version": 3', '"version": 1', 1))
+        return out, "store format 1, this ringrl reads 3; build it again"
     if name == "missing key":
         text = (out / "store.json").read_text()
         (out / "store.json").write_text(text.replace('"dims"', '"sizes"'))
@@ -266,7 +275,7 @@ def test_episodes_without_physics_states(tmp_path):
 
 
 def test_an_episode_may_end_early(tmp_path):
-    ended = dataclasses.replace(make_episode(3), discount=np.array([1, 1, 1, 0], np.float32))
+    ended = dataclasses.replace(make_episode(3), discount=np.array([1, 1, 0], np.float32))
     store = stores.open_store(build(tmp_path / "s", [make_episode(5), ended]))
     np.testing.assert_array_equal(store.read(1, 0, 3, TASKS[0]).discount, [1, 1, 0])
 
@@ -276,12 +285,12 @@ def test_a_span_knows_what_was_earned_before_it(tmp_path, episodes, memory_limit
     store = stores.open_store(build(tmp_path / "s", episodes), memory_limit=memory_limit)
     for start in (0, 1, 8):
         earlier = store.read(2, start, 9, TASKS[1]).earlier
-        np.testing.assert_array_equal(earlier, episodes[2].reward[1 : start + 1, 1])
+        np.testing.assert_array_equal(earlier, episodes[2].reward[:start, 1])
     assert store.read_many([], TASKS[0]) == []
 
 
 def test_rows_of_zeros_are_kept(tmp_path):
-    nothing = dataclasses.replace(make_episode(4), reward=np.zeros((5, 2), np.float32))
+    nothing = dataclasses.replace(make_episode(4), reward=np.zeros((4, 2), np.float32))
     store = stores.open_store(build(tmp_path / "s", [nothing]))
     np.testing.assert_array_equal(store.read(0, 0, 4, TASKS[0]).reward, np.zeros(4, np.float32))
 
@@ -291,4 +300,4 @@ def test_files_and_chunks_are_bounded():
     assert zarr.shard_rows(31 * 4, 1001) * 31 * 4 <= 2**25
     assert zarr.shard_rows(10**9, 1001) == 1001
     # One episode of the suite, of jaco, of 100 steps (three of them), of 10,000.
-    assert [row_writer.chunk_rows(n) for n in (1001, 251, 101, 10_001)] == [1001, 251, 303, 4096]
+    assert [builder.chunk_rows(n) for n in (1001, 251, 101, 10_001)] == [1001, 251, 303, 4096]

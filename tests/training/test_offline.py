@@ -88,26 +88,26 @@ def test_transitions_are_those_of_the_store_by_decision(offline_config, tiny_sto
     replay = replay_of(offline_config(1, AGENT | {"n_step": 1}), tmp_path)
     store, scales = open_store(tiny_store), Normalizer.fit(open_store(tiny_store), "cartpole_balance", action_repeat=4)
     steps = store.read(0, 0, int(store.lengths[0]), "cartpole_balance")
-    decisions = -(-len(steps.reward) // 4) - 1  # cut off by a time limit: what follows the last one is not known
-    assert replay.size == sum(-(-store.lengths // 4)) - store.episodes
+    decisions = -(-len(steps.reward) // 4)
+    assert replay.size == sum(-(-store.lengths // 4))
     observation, action, reward, discount, successor = (rows[:decisions] for rows in replay._rows)
-    seen = scales.normalize_observation(steps.observation[::4])
+    seen = scales.normalize_observation(np.concatenate([steps.observation[:-1:4], steps.observation[-1:]]))
     np.testing.assert_array_equal(observation, seen[:-1])
     np.testing.assert_array_equal(successor, seen[1:])
-    np.testing.assert_array_equal(action, steps.action[::4][:-1])
-    np.testing.assert_allclose(reward, np.add.reduceat(steps.reward, range(0, len(steps.reward), 4))[:-1], rtol=1e-6)
+    np.testing.assert_array_equal(action, steps.action[::4])
+    np.testing.assert_allclose(reward, np.add.reduceat(steps.reward, range(0, len(steps.reward), 4)), rtol=1e-6)
     assert (discount == np.float32(0.99)).all()
 
 
 def numbers_store(path, discount):
     """One episode of five steps of one number each."""
     column = np.arange(6, dtype=np.float32)[:, None]
-    episode = Episode(column, column / 10, column, np.float32([1, *discount]), np.zeros((6, 1)))
+    episode = Episode(column, column[1:] / 10, column[1:], np.float32(discount), np.zeros((6, 1)))
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
     return build(path, [(episode, 0)], sources=[DataSource("one", "one")], **what)
 
 
-@pytest.mark.parametrize("repeat, ended, kept", [(1, True, [1, 1, 1, 1, 0]), (1, False, [1] * 4), (2, True, [1, 1, 0])])
+@pytest.mark.parametrize("repeat, ended, kept", [(1, True, [1, 1, 1, 1, 0]), (1, False, [1] * 5), (2, True, [1, 1, 0])])
 def test_a_real_end_is_learned_and_a_cut_is_not_taken_for_one(repeat, ended, kept, offline_config, tmp_path):
     store = numbers_store(tmp_path / "s", [1, 1, 1, 1, 0 if ended else 1])
     data = {"store": str(store), "task": "cartpole_balance", "action_repeat": repeat}

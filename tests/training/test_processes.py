@@ -60,9 +60,8 @@ def store(tmp_path_factory) -> Path:
         for _ in range(64):
             observation = rng.normal(size=(LENGTH + 1, 5)).astype(np.float32)
             action, reward = (rng.uniform(-1, 1, (LENGTH + 1, 1)).astype(np.float32) for _ in range(2))
-            action[0] = reward[0] = 0
-            ones = np.ones(LENGTH + 1, np.float32)
-            yield Episode(observation, action, reward, ones, np.zeros((LENGTH + 1, 4))), 0
+            ones = np.ones(LENGTH, np.float32)
+            yield Episode(observation, action[1:], reward[1:], ones, np.zeros((LENGTH + 1, 4))), 0
 
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
     return build(tmp_path_factory.mktemp("random") / "store", episodes(), sources=[DataSource("one", "one")], **what)

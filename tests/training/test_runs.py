@@ -188,8 +188,8 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 def test_a_store_that_is_not_what_it_was_is_refused(finished, tmp_path):
     run, config = finished
-    zeros = [np.zeros((9, width), np.float32) for width in (7, 2, 1)]
-    wide = Episode(*zeros, np.ones(9, np.float32), np.zeros((9, 4)))
+    zeros = [np.zeros((rows, width), np.float32) for rows, width in ((9, 7), (8, 2), (8, 1))]
+    wide = Episode(*zeros, np.ones(8, np.float32), np.zeros((9, 4)))
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
     other = build(tmp_path / "other", [(wide, 0)], sources=[DataSource("one", "one")], **what)
     moved = config.model_copy(update={"data": config.data.model_copy(update={"store": str(other)})})

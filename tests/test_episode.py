@@ -1,22 +1,23 @@
-"""Anyone's own episodes: what `make_episode` makes and refuses, and the program in docs/your_own_data.md."""
+"""What an `Episode` is, what it refuses, and the program in docs/your_own_data.md."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import yaml
 
 from ringrl.config import parse_config
-from ringrl.episode import Episode
+from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
-from ringrl.formats.arrays import make_episode, stored_episodes
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.loop import train
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "your_own_data.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "your_own_data.md"
 
 
 def block(language: str) -> str:
@@ -44,7 +45,7 @@ def test_the_documented_program_makes_a_store_that_trains_and_is_not_evaluated(t
     assert (store.domain, store.tasks, store.lengths.tolist()) == ("rig", ("rig_balance",), [6, 7, 8])
     for index, table in enumerate(tables):
         steps = store.read(index, 0, len(table), "rig_balance")
-        np.testing.assert_allclose(steps.observation, table[:, :2], rtol=1e-6)
+        np.testing.assert_allclose(steps.observation, table[[*range(len(table)), -1], :2], rtol=1e-6)
         np.testing.assert_allclose(steps.action, table[:, 2:3] / 2, rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(steps.reward, table[:, 3], rtol=1e-6)
         np.testing.assert_array_equal(steps.discount, 1 - table[:, 4])
@@ -64,7 +65,9 @@ def test_any_widths_train(tmp_path, widths):
     rng = np.random.default_rng(0)
     observation, action = widths
     episodes = [
-        make_episode(rng.normal(size=(5, observation)), rng.uniform(-1, 1, (5, action)), rng.random(5), terminated=True)
+        Episode.from_arrays(
+            rng.normal(size=(5, observation)), rng.uniform(-1, 1, (5, action)), rng.random(5), terminated=True
+        )
         for _ in range(3)
     ]
     pairs, sources = [(episode, 0) for episode in episodes], [DataSource("own", "own")]
@@ -78,23 +81,28 @@ def test_any_widths_train(tmp_path, widths):
     train(parse_config(values, "own"), tmp_path / "run")
 
 
-def test_rows_are_those_of_an_episode():
+def test_arrays_of_any_dtype_become_an_episode():
     observation, action = np.arange(6.0).reshape(3, 2), np.array([[0.5], [-1.0]])
-    episode = make_episode(observation, action, np.array([1, 2]), terminated=True, physics=10 * observation)
+    reward, physics = np.array([1, 2]), 10 * observation
+    episode = Episode.from_arrays(observation, action, reward, terminated=True, physics=physics)
     expected = Episode(
         observation=observation.astype(np.float32),
-        action=np.array([[0], [0.5], [-1]], np.float32),
-        reward=np.array([[0], [1], [2]], np.float32),
-        discount=np.array([1, 1, 0], np.float32),
-        physics=10 * observation,
+        action=np.array([[0.5], [-1]], np.float32),
+        reward=np.array([[1], [2]], np.float32),
+        discount=np.array([1, 0], np.float32),
+        physics=physics,
     )
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(getattr(episode, name), value)
         assert getattr(episode, name).dtype == value.dtype
-    without_last = make_episode(observation[:2], action, np.ones((2, 3)), terminated=np.array([True, False]))
+    assert (episode.length, episode.dims, episode.returns.tolist()) == (2, Dims(2, 1, 1, 2), [3.0])
+    assert episode.returns.dtype == np.float64 and str(episode.dims) == "observation 2, action 1, reward 1, physics 2"
+    without_last = Episode.from_arrays(observation[:2], action, np.ones((2, 3)), terminated=np.array([False, True]))
     np.testing.assert_array_equal(without_last.observation, observation[[0, 1, 1]])
-    np.testing.assert_array_equal(without_last.discount, [1, 0, 1])
-    assert without_last.reward.shape == (3, 3) and without_last.physics.shape == (3, 0)
+    np.testing.assert_array_equal(without_last.discount, [1, 0])
+    assert without_last.reward.shape == (2, 3) and without_last.physics.shape == (3, 0)
+    beyond = Episode.from_arrays(observation, action * (1 + 1e-6), reward, terminated=False).action
+    np.testing.assert_array_equal(beyond, np.float32([[0.5 * (1 + 1e-6)], [-1]]))
 
 
 @pytest.mark.parametrize(
@@ -104,29 +112,8 @@ def test_an_end_may_be_given_as_numpy_gives_it(end):
     for given, last in ((end, 0.0), (np.logical_not(end), 1.0)):
         if np.ndim(end) and last:
             continue
-        episode = make_episode(np.zeros((4, 1)), np.zeros((3, 1)), np.zeros(3), terminated=given)
-        np.testing.assert_array_equal(episode.discount, [1, 1, 1, last])
-
-
-def test_stored_episodes_are_what_was_stored(tmp_path):
-    rng = np.random.default_rng(0)
-    parts = {"terminated": False, "physics": rng.normal(size=(4, 2))}
-    episodes = [
-        make_episode(rng.normal(size=(4, 2)), rng.uniform(-1, 1, (3, 1)), rng.random((3, 2)), **parts) for _ in range(2)
-    ]
-    pairs, sources = [(episode, 0) for episode in episodes], [DataSource("own", "own")]
-    build(tmp_path / "s", pairs, domain="own", tasks=("a", "b"), sources=sources, provenance={})
-    (found,) = stored_episodes(open_store(tmp_path / "s"), [1], "b")
-    for name, value in vars(episodes[1]).items():
-        np.testing.assert_array_equal(getattr(found, name), value[:, 1:] if name == "reward" else value)
-
-
-def test_stored_discounts_between_0_and_1_are_refused(tmp_path):
-    episode = make_episode(np.zeros((2, 1)), np.zeros((2, 1)), np.zeros(2), terminated=False)
-    half = Episode(**vars(episode) | {"discount": np.array([1, 0.5, 1], np.float32)})
-    build(tmp_path / "s", [(half, 0)], domain="o", tasks=("t",), sources=[DataSource("o", "o")], provenance={})
-    with pytest.raises(UserError, match="episode 0 has discounts besides 0 and 1"):
-        list(stored_episodes(open_store(tmp_path / "s"), [0], "t"))
+        episode = Episode.from_arrays(np.zeros((4, 1)), np.zeros((3, 1)), np.zeros(3), terminated=given)
+        np.testing.assert_array_equal(episode.discount, [1, 1, last])
 
 
 @pytest.mark.parametrize(
@@ -139,12 +126,39 @@ def test_stored_discounts_between_0_and_1_are_refused(tmp_path):
         ({"physics": np.zeros((3, 2))}, "3 of physics for 4"),
         ({"terminated": np.zeros(1, bool)}, "1 of terminated for 3"),
         ({"action": np.zeros((0, 1)), "observation": np.zeros((1, 1)), "reward": np.zeros(0)}, "no steps"),
-        ({"action": np.full((3, 1), -1.5)}, "an action is 1.5 where 1 is"),
+        ({"terminated": np.array([True, False, False])}, "discount is 0 in step 0 of 3: only the last step can end"),
+        ({"action": np.full((3, 1), -1.5)}, r"an action is 1.5, outside \[-1, 1\]"),
         ({"observation": np.array([[0], [np.nan], [0]])}, "observation is NaN or infinite in step 1"),
         ({"reward": np.array([0, 0, 1e300])}, "reward is NaN or infinite in step 2"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changes, message):
     values = {"observation": np.zeros((4, 1)), "action": np.zeros((3, 1)), "reward": np.zeros(3), "terminated": False}
-    with pytest.raises(UserError, match=message):
-        make_episode(**values | changes)
+    with pytest.raises(UserError, match=message) as refusal:
+        Episode.from_arrays(**values | changes)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"observation": np.zeros((4, 1))}, "observation is float64, not float32; Episode.from_arrays converts it"),
+        ({"discount": np.ones((3, 1), np.float32)}, r"discount has shape \(3, 1\): give it as \[steps\]"),
+        ({"action": np.zeros(3, np.float32)}, r"action has shape \(3,\): give it as \[steps, width\]"),
+        ({"reward": np.zeros((4, 1), np.float32)}, "an episode of 3 actions has 4 of reward for 3"),
+        ({"physics": np.full((4, 1), -np.inf)}, "physics is NaN or infinite in step 0"),
+        ({"discount": np.float32([1, 1, 1.5])}, r"discount is 1.5 in step 2, outside \[0, 1\]"),
+        ({"discount": np.float32([1, -0.5, 1])}, r"discount is -0.5 in step 1, outside \[0, 1\]"),
+        ({"discount": np.float32([1, 0, 1])}, "discount is 0 in step 1 of 3"),
+    ],
+)
+def test_arrays_are_checked_whichever_way_an_episode_is_made(changes, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is for users
+    values = {
+        name: np.zeros((rows, 1), np.float32) for name, rows in (("observation", 4), ("action", 3), ("reward", 3))
+    }
+    values |= {"discount": np.float32([1, 0.5, 0]), "physics": np.zeros((4, 0))}
+    assert Episode(**values).length == 3
+    for make in (lambda: Episode(**values | changes), lambda: dataclasses.replace(Episode(**values), **changes)):
+        with pytest.raises(UserError, match=message):
+            make()

@@ -1,0 +1,157 @@
+"""Episodes -> a store, whole or not at all."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from ringrl.episode import Dims, Episode
+from ringrl.errors import UserError
+from ringrl.files import atomic_folder
+from ringrl.store.metadata import METADATA, DataSource, write_metadata
+from ringrl.store.zarr import ColumnWriter, write_array
+
+_MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 250, 4096
+
+
+def build(
+    out: Path | str,
+    episodes: Iterable[Episode | tuple[Episode, int]],
+    *,
+    domain: str,
+    tasks: Sequence[str] | None = None,
+    sources: Sequence[DataSource] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a store from episodes that come one at a time. Memory is bounded by some 100 MB an array.
+
+    All is written into `OUT.partial-HOST-PID`, which is renamed at the end and removed on any exception.
+
+    Args:
+        out: the store's folder.
+        episodes: in the order of their collection; each alone, of the first source, or with the index of its source.
+        domain: such as `walker`.
+        tasks: names of the reward columns in order, such as `walker_run`; None: the domain's name is that of a single
+            column, and numbered that of several.
+        sources: what the source indices mean; None: one source, named like the domain.
+        provenance: anything that JSON can express, kept beside what is recorded anyway (time and library versions).
+        overwrite: replace a store of that name.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: if `out` exists (unless `overwrite`), if there are no episodes, if their widths differ, or if a task
+            is named twice.
+        ValueError: if an episode is of a source that there is not.
+    """
+    out, sources = Path(out), [DataSource(domain, domain)] if sources is None else sources
+    if tasks is not None and len(set(tasks)) < len(tasks):
+        raise UserError(f"{out}: of its tasks, {', '.join(tasks)}, one is named twice; name each once")
+    with atomic_folder(out, marker=METADATA, overwrite=overwrite) as partial:
+        rows, source_of = RowWriter(partial, domain, tasks), []
+        for given in episodes:
+            episode, source = (given, 0) if isinstance(given, Episode) else given
+            if not 0 <= source < len(sources):
+                raise ValueError(f"episode {len(source_of)} is of source {source}, but there are {len(sources)}")
+            rows.append(episode)
+            source_of.append(source)
+        if rows.dims is None:
+            raise UserError(f"no episodes to build {out} from")
+        rows.flush()
+        lengths, source = np.asarray(rows.lengths, np.int64), np.asarray(source_of, np.int32)
+        write_array(partial / "offsets", np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)]))
+        write_array(partial / "source", source)
+        for task, returns in zip(rows.tasks, np.asarray(rows.returns, np.float64).T, strict=True):
+            write_array(partial / "return" / task, returns)
+        write_metadata(
+            partial,
+            domain=domain,
+            tasks=rows.tasks,
+            lengths=lengths,
+            source=source,
+            dims=rows.dims,
+            sources=sources,
+            provenance=dict(provenance or {}),
+        )
+    return out
+
+
+class RowWriter:
+    """Appends episodes to the arrays in a store's folder; the first episode decides the widths and the chunks.
+
+    Attributes:
+        dims: widths of the arrays; None before the first episode.
+        tasks: names of the reward columns; those that are not given are known from the first episode on.
+        lengths: steps of every episode so far.
+        returns: float64 [tasks], the undiscounted returns of every episode so far.
+    """
+
+    def __init__(self, folder: Path, domain: str, tasks: Sequence[str] | None):
+        """Write into `folder`, one `reward/TASK` for every task; `domain` and `tasks` are those of `build`."""
+        self.dims: Dims | None = None
+        self.tasks: tuple[str, ...] = tuple(tasks or ())
+        self.lengths: list[int] = []
+        self.returns: list[Float64[np.ndarray, " tasks"]] = []
+        self._folder, self._domain, self._named = folder, domain, tasks is not None
+        self._writers: dict[str, ColumnWriter] = {}
+
+    def append(self, episode: Episode) -> None:
+        """Add an episode; one of no physics states has them 0 wide.
+
+        Raises:
+            UserError: if its widths are not those of the first, or it has not one reward column a task.
+        """
+        dims = episode.dims
+        if self.dims is None and not self._named:
+            columns = range(dims.reward)
+            self.tasks = tuple(f"{self._domain}_{column}" for column in columns) if dims.reward > 1 else (self._domain,)
+        expected = (self.dims or dims)._replace(reward=len(self.tasks))
+        if dims != expected:
+            raise UserError(
+                f"episode {len(self.lengths)} has widths {dims}; expected {expected}: "
+                "a store holds one domain, and one reward column a task"
+            )
+        if self.dims is None:
+            self.dims = dims
+            self._writers = self._open_writers(dims, chunk_rows(len(episode.observation)))
+        together = (episode.observation, _with_padding(episode.action), _with_padding(episode.discount[:, None]))
+        self._writers["transition"].append(np.concatenate(together, axis=1))
+        if dims.physics:
+            self._writers["physics"].append(episode.physics)
+        for column, task in enumerate(self.tasks):
+            self._writers[f"reward/{task}"].append(_with_padding(episode.reward[:, column]))
+        self.lengths.append(episode.length)
+        self.returns.append(episode.returns)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _open_writers(self, dims: Dims, chunk: int) -> dict[str, ColumnWriter]:
+        def read(name: str, *shape: int) -> ColumnWriter:
+            return ColumnWriter(self._folder / name, shape, np.float32, chunk_rows=chunk)
+
+        writers = {f"reward/{task}": read(f"reward/{task}") for task in self.tasks}
+        writers["transition"] = read("transition", dims.observation + dims.action + 1)
+        if dims.physics:
+            path, shape = self._folder / "physics", (dims.physics,)
+            writers["physics"] = ColumnWriter(path, shape, np.float64, chunk_rows=chunk, compressed=True)
+        return writers
+
+
+def _with_padding(values: Float32[np.ndarray, "steps *width"]) -> Float32[np.ndarray, "rows *width"]:
+    """A row of zeros at the end: nothing was done in an episode's last observation."""
+    return np.concatenate([values, np.zeros_like(values[:1])])
+
+
+def chunk_rows(rows: int) -> int:
+    """Rows of a chunk: those of the first episode, for most data sets' episodes are all of one length.
+
+    Several times as many where they are few, since every chunk costs the reader a little; never more than 4096.
+    """
+    return min(rows * -(-_MIN_CHUNK_ROWS // rows), _MAX_CHUNK_ROWS)
