@@ -49,6 +49,8 @@ def ringrl(monkeypatch, capsys):
         ("evaluate", "RUN"),
         ("evaluate nowhere", "nowhere: not a run directory"),
         ("evaluate nowhere --trials x", "--trials"),
+        ("evaluate nowhere --ablation blind", "nowhere: not a run directory"),
+        ("evaluate nowhere --probe blind", "nowhere: not a run directory"),  # the earlier name of --ablation
         ("report", "needs one RUN or more"),
         ("report nowhere", "nowhere is not a run directory"),
         ("plan", "plan needs a CONFIG"),
