@@ -4,7 +4,8 @@
   its end or, with a horizon, as a rate
 - tokens: return-to-go, observation, action; the action is predicted at the observation
 - loss: the head's, at every step (the paper: tanh and mean squared error)
-- acts: on the current trial's last `window` steps; the target return shrinks by every reward, a rate stays
+- acts: on the present trial's last `window` steps; its return-to-go is the target less the rewards so far, or with a
+  horizon the target
 """
 
 import numpy as np
@@ -60,4 +61,5 @@ class Agent(SequenceAgent[Config]):
         """
         c, target = self.config, float(returns.max())
         window = min(c.window, row_steps)
-        return RolloutSpec(window, across_trials=False, target=target, shrinks=c.horizon is None, sample=c.sample)
+        whole = c.horizon is None
+        return RolloutSpec(window, across_trials=False, target=target, subtract_rewards=whole, sample=c.sample)

@@ -45,18 +45,25 @@ class AgentDescription:
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """How a trained agent is rolled out.
+    """How a trained agent is rolled out: its context, its return conditioning, its actions.
 
-    Where `target` is a number, every trial starts with it as its return-to-go, less each reward as it comes (Decision
-    Transformer, section 3); a rate stays as it is (`shrinks`). `across_trials`: as in `AgentDescription`.
-    `context_steps` is the longest context, in agent steps, that training has shown the agent.
+    With R the target return and r_i the rewards of a trial, the return-to-go at its step t is R_t = R - sum_{i < t} r_i
+    (Chen et al. 2021, section 3), or R at every step.
+
+    Attributes:
+        context_steps: agent steps in the longest context that training has shown the agent.
+        across_trials: as in `AgentDescription`.
+        target: R; None: the agent is not conditioned on a return.
+        subtract_rewards: whether R_t is R less the rewards so far; False: R at every step, as of a mean reward over a
+            horizon (`ringrl.batch.ContextPlan`).
+        sample: whether actions are drawn from the output head's distribution, instead of taking its mode.
     """
 
     context_steps: int
     across_trials: bool
     target: float | None = None
-    shrinks: bool = True  # whether the target is what is left of a return; else it is a rate, the same at every step
-    sample: bool = False  # draw actions from the head's distribution instead of taking its mode
+    subtract_rewards: bool = True
+    sample: bool = False
 
 
 LossFunction = Callable[[OutputHead, jax.Array, Mapping[str, jax.Array]], jax.Array]

@@ -27,21 +27,21 @@ _LEAST_TRIALS: dict[Ablation, int] = {"truncated": 2, "shuffled": 3, "foreign": 
 
 
 def check_ablation(
-    ablation: Ablation, agent: str, acting: RolloutSpec, setting: EvaluationConfig, trial_steps: int
+    ablation: Ablation, agent: str, spec: RolloutSpec, setting: EvaluationConfig, trial_steps: int
 ) -> None:
     """Check that the ablation changes something.
 
     Args:
         ablation: which one.
         agent: the agent's name, for messages.
-        acting: how it is rolled out.
+        spec: how it is rolled out.
         setting: of the evaluation.
         trial_steps: agent steps in the longest possible trial.
 
     Raises:
         UserError: the context never contains earlier trials, or too few of them, or there is one environment only.
     """
-    if not acting.across_trials:
+    if not spec.across_trials:
         raise UserError(
             f"--ablation: {agent}'s context is the present trial alone; there are no earlier ones to ablate"
         )
@@ -52,10 +52,10 @@ def check_ablation(
         raise UserError(
             f"--ablation {ablation}: changes nothing in fewer than {least} trials; give --trials {least} or more"
         )
-    if acting.context_steps < least * trial_steps:
+    if spec.context_steps < least * trial_steps:
         raise UserError(
             f"--ablation {ablation}: takes a context of {least} trials, which is {least * trial_steps} steps, and "
-            f"this one is of {acting.context_steps}; give a longer --context, or an agent trained on more trials"
+            f"this one is of {spec.context_steps}; give a longer --context, or an agent trained on more trials"
         )
 
 

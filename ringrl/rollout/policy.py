@@ -62,25 +62,25 @@ class ExpertPolicy:
 
 
 class SequencePolicy:
-    """A transformer agent. Where `acting.across_trials`, earlier trials stay in its context.
+    """A transformer agent. Where `spec.across_trials`, earlier trials stay in its context.
 
     Args:
         model: the trained decoder.
         normalizer: the run's scales.
-        acting: how the agent's file says to roll it out.
+        spec: how it is rolled out.
         envs: environments in the batch.
         episode_steps: agent steps in the longest episode.
         trials: trials to come; with `episode_steps` it bounds the context.
         sizes: widths of the observation and the action.
         seed: of the drawn actions, and of an ablation's random order.
-        ablation: how earlier trials are ablated (`ringrl.rollout.ablation`), where `acting.across_trials`; None: not.
+        ablation: how earlier trials are ablated (`ringrl.rollout.ablation`), where `spec.across_trials`; None: not.
     """
 
     def __init__(
         self,
         model: Transformer,
         normalizer: Normalizer,
-        acting: RolloutSpec,
+        spec: RolloutSpec,
         *,
         envs: int,
         episode_steps: int,
@@ -89,12 +89,12 @@ class SequencePolicy:
         seed: int,
         ablation: Ablation | None = None,
     ):
-        self._normalizer, self._acting, self.target = normalizer, acting, acting.target
+        self._normalizer, self._spec, self.target = normalizer, spec, spec.target
         self._head, self._key = model.head, jax.random.key(seed)
         total = episode_steps * trials
-        windowed = not acting.across_trials and acting.context_steps < episode_steps
+        windowed = not spec.across_trials and spec.context_steps < episode_steps
         # Without a window, a context that is cleared at every trial still fills one slot a step of every trial.
-        steps = min(acting.context_steps, total) if acting.across_trials or windowed else total
+        steps = min(spec.context_steps, total) if spec.across_trials or windowed else total
         if episode_steps < steps < min(total, 2 * episode_steps):
             steps = episode_steps  # there is no room for two trials, so each has the context to itself
         if windowed:
@@ -102,7 +102,7 @@ class SequencePolicy:
         elif ablation is None:
             self._context = CachedContext(model, envs, steps, episode_steps, sizes)
         else:
-            target = (acting.target or 0.0) / normalizer.return_scale
+            target = (spec.target or 0.0) / normalizer.return_scale
             self._context = AblatedContext(
                 model, envs, steps, episode_steps, sizes, ablation=ablation, target=target, seed=seed
             )
@@ -118,7 +118,7 @@ class SequencePolicy:
         """These environments were reset: their time restarts, and their context too unless it goes across trials."""
         self._step = np.where(which, 0, self._step).astype(np.int32)
         self._earned = np.where(which, 0.0, self._earned)
-        if self._acting.across_trials:
+        if self._spec.across_trials:
             self._trial = (self._trial + which).astype(np.int32)
             self._segment = np.ones_like(self._segment)
             return
@@ -139,12 +139,12 @@ class SequencePolicy:
             "segment_ids": self._segment,
         }
         step |= {previous: self._outcome[name] for name, previous in PREVIOUS.items()}
-        key = jax.random.fold_in(self._key, self._agent_steps) if self._acting.sample else None
+        key = jax.random.fold_in(self._key, self._agent_steps) if self._spec.sample else None
         self._outcome["action"] = np.asarray(self._act(self._context.predict(step), key))
         return self._outcome["action"]
 
     def _to_go(self) -> Float64[np.ndarray, " envs"]:
-        return (self.target or 0.0) - (self._earned if self._acting.shrinks else np.zeros_like(self._earned))
+        return (self.target or 0.0) - (self._earned if self._spec.subtract_rewards else np.zeros_like(self._earned))
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Add the step's outcome to the context; completion is 1 where a trial ends with at least its target return."""

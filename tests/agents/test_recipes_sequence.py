@@ -113,7 +113,7 @@ def test_a_horizon_reaches_the_batches_and_the_rollout(tiny_config, batches):
     real = batch.segment_ids > 0
     told, paid = batch.return_to_go[real] * scales.return_scale, batch.reward[real] * scales.reward_scale
     np.testing.assert_allclose(told, paid * -(-store.lengths.max() // 4), rtol=1e-4)
-    assert not load_agent(config.agent).policy.rollout_spec(24, np.ones(3)).shrinks
+    assert not load_agent(config.agent).policy.rollout_spec(24, np.ones(3)).subtract_rewards
 
 
 def test_histories_are_never_mixed(tiny_config, tiny_store):
@@ -135,7 +135,8 @@ def test_how_each_is_rolled_out(tiny_config):
 
     bc, dt = spec("behavior_cloning"), spec("decision_transformer")
     assert (bc.context_steps, bc.across_trials, bc.target, bc.sample) == (4, False, None, False)
-    assert (dt.context_steps, dt.across_trials, dt.target, dt.sample, dt.shrinks) == (4, False, 7.0, False, True)
+    assert (dt.context_steps, dt.across_trials, dt.target, dt.sample) == (4, False, 7.0, False)
+    assert dt.subtract_rewards
     at, ad = spec("agentic_transformer"), spec("algorithm_distillation")
     assert (at.context_steps, at.across_trials, at.target, at.sample) == (24, True, 7.0, False)
     assert (ad.context_steps, ad.across_trials, ad.target, ad.sample) == (24, True, None, True)

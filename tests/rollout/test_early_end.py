@@ -24,7 +24,7 @@ TARGET = 30.0
 ACROSS = RolloutSpec(context_steps=2000, across_trials=True, target=TARGET, sample=True)
 SHORT = RolloutSpec(context_steps=24, across_trials=True, target=TARGET, sample=True)  # the cache fills up
 WINDOW = RolloutSpec(context_steps=8, across_trials=False, target=TARGET, sample=True)
-actings = pytest.mark.parametrize("acting", [ACROSS, SHORT, WINDOW], ids=["across", "short", "window"])
+specs = pytest.mark.parametrize("spec", [ACROSS, SHORT, WINDOW], ids=["across", "short", "window"])
 
 
 @cache
@@ -33,9 +33,9 @@ def make_model(max_steps: int = 1000) -> Transformer:
     return Transformer(config, TokenLayout(ORDER), Gaussian(), SIZES, rngs=nnx.Rngs(0))
 
 
-def make_policy(acting: RolloutSpec, envs: int, model: Transformer | None = None) -> SequencePolicy:
+def make_policy(spec: RolloutSpec, envs: int, model: Transformer | None = None) -> SequencePolicy:
     options = {"envs": envs, "episode_steps": 100, "trials": TRIALS, "sizes": SIZES, "seed": 0}
-    return SequencePolicy(model or make_model(), NORMALIZER, acting, **options)
+    return SequencePolicy(model or make_model(), NORMALIZER, spec, **options)
 
 
 def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
@@ -50,17 +50,17 @@ def roll_out(policy: SequencePolicy, seeds: list[int]) -> list[dict[int, tuple[f
     return [{one.trial: (one.return_, one.length) for one in found if one.env == env} for env in range(len(seeds))]
 
 
-@actings
-def test_an_environment_does_not_depend_on_the_others(acting):
-    mixed, alike = (roll_out(make_policy(acting, 2), seeds) for seeds in ([5, 6], [5, 5]))
+@specs
+def test_an_environment_does_not_depend_on_the_others(spec):
+    mixed, alike = (roll_out(make_policy(spec, 2), seeds) for seeds in ([5, 6], [5, 5]))
     assert mixed[0] == alike[0] and mixed[1] != alike[1]
     lengths = [length for trials in mixed for _, length in trials.values()]
     assert len(set(lengths)) > 3 and max(lengths) < 1000
 
 
-@actings
-def test_the_context_has_every_trials_rewards_and_its_beginning(acting):
-    policy = make_policy(acting, 2)
+@specs
+def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
+    policy = make_policy(spec, 2)
     seen: list[dict[str, np.ndarray]] = []
     predict = policy._context.predict
 
@@ -77,7 +77,7 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(acting):
         for trial, start in enumerate(starts):
             first = steps[start]
             assert first["return_to_go"] == pytest.approx(TARGET / 50.0)
-            across = acting.across_trials
+            across = spec.across_trials
             assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
             assert first["segment_ids"] == (1 if across else trial + 1)
             assert bool(first["previous_action"].any()) == (across and trial > 0)

@@ -71,7 +71,7 @@ class Recorder(VectorWrapper):
         return Episode(**{**joined, "reward": joined["reward"][:, None]})
 
 
-def roll_out(tmp_path, model: Transformer, acting: RolloutSpec, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
+def roll_out(tmp_path, model: Transformer, spec: RolloutSpec, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
     """(store of all trials, environment by environment; results)."""
     made = [
         lambda seed=seed, limit=limit: make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
@@ -79,7 +79,7 @@ def roll_out(tmp_path, model: Transformer, acting: RolloutSpec, trials: int = TR
     ]
     recorder = Recorder(VectorEnv(made, autoreset_mode=AutoresetMode.DISABLED))
     policy = SequencePolicy(
-        model, NORMALIZER, acting, envs=len(limits), episode_steps=AGENT_STEPS, trials=trials, sizes=SIZES, seed=0
+        model, NORMALIZER, spec, envs=len(limits), episode_steps=AGENT_STEPS, trials=trials, sizes=SIZES, seed=0
     )
     results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
     episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
@@ -162,14 +162,14 @@ def test_within_a_trial_the_last_steps_are_in_context(tmp_path, layout, context)
         assert_taken(np.stack([each[-1] for each in predict(model, windows)]), chain.action)
 
 
-def test_a_rate_that_is_asked_for_does_not_shrink(tmp_path):
+def test_rewards_are_subtracted_from_the_target_only_where_the_spec_says_so(tmp_path):
     model = make_model(FUSED)
-    store, _ = roll_out(tmp_path, model, RolloutSpec(100, across_trials=True, target=TARGET, shrinks=False))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(100, across_trials=True, target=TARGET, subtract_rewards=False))
     for env in range(len(LIMITS)):
         chain = read(store, [TRIALS * env + trial for trial in range(TRIALS)], TARGET)
         asked = replace(chain, return_to_go=np.full_like(chain.return_to_go, TARGET))
         assert_taken(predict(model, [asked])[0], chain.action)
-        assert np.abs(predict(model, [chain])[0] - chain.action).max() > 1e-3  # what shrinks is seen
+        assert np.abs(predict(model, [chain])[0] - chain.action).max() > 1e-3  # the rewards are subtracted here
 
 
 def test_an_agent_without_return_conditioning_needs_no_target(tmp_path):
@@ -245,8 +245,8 @@ def test_drawn_actions_follow_the_seed(tmp_path):
     model = Transformer(config, TokenLayout(("observation", "action")), Gaussian(), SIZES, rngs=nnx.Rngs(0))
 
     def actions(seed: int) -> np.ndarray:
-        acting = RolloutSpec(8, across_trials=True, sample=True)
-        policy = SequencePolicy(model, NORMALIZER, acting, envs=2, episode_steps=4, trials=1, sizes=SIZES, seed=seed)
+        spec = RolloutSpec(8, across_trials=True, sample=True)
+        policy = SequencePolicy(model, NORMALIZER, spec, envs=2, episode_steps=4, trials=1, sizes=SIZES, seed=seed)
         policy.begin_trial(np.ones(2, bool))
         taken = []
         for _ in range(3):
