@@ -37,7 +37,7 @@ def rotate(
 
         y_i = x_i cos(p w_i) - x_{i+D/2} sin(p w_i),  y_{i+D/2} = x_{i+D/2} cos(p w_i) + x_i sin(p w_i)
 
-    with w_i = 10000^(-2 i / D): the two halves of a head are paired, as in GPT-NeoX and LLaMA.
+    with w_i = 10000^(-2 i / D): feature i is paired with feature i + D/2, as in GPT-NeoX, not with i + 1.
     """
     half = x.shape[-1] // 2
     frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -111,7 +111,7 @@ def _linear(config: ModelConfig, rngs: nnx.Rngs) -> Callable[..., nnx.Linear]:
 
 
 class Layer(nnx.Module):
-    """Attention and MLP: x + MLP(norm(x + attention(norm(x)))), each with the projections beside it.
+    """A pre-norm layer: y = x + attention(norm(x)), then y + MLP(norm(y)) (Xiong et al. 2020, arXiv 2002.04745).
 
     The two modules are called `before` and `after` (attention) in the paths of parameters in checkpoints.
     """

@@ -93,7 +93,7 @@ class Gaussian:
 class Categorical:
     """`outputs` equal bins of [-1, 1] for each dimension: loss -log softmax(y)[bin of a]; an action is a bin's centre.
 
-    As in Gato and the Trajectory Transformer (uniform bins; Janner et al. 2021, arXiv 2106.02039, section 3.1).
+    Uniform bins, as in the Trajectory Transformer (Janner et al. 2021, arXiv 2106.02039).
     """
 
     outputs: int = 32
