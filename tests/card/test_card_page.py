@@ -11,7 +11,7 @@ from ringrl.card.card_sample import principal_components
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.store.episode_store import DataSource, build, open_store
-from tests.reporting.browser import CHROMIUM, PROBE, browse
+from tests.reporting.browser import CHROMIUM, MEASURE, browse
 
 
 def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=None, **provenance):
@@ -204,11 +204,11 @@ def test_the_page_shows_itself_without_complaint(page, tmp_path, dark):
 def test_nothing_is_wider_than_the_screen(page, tmp_path, width, narrow):
     """Headless windows are never narrower than 500 pixels, so a phone is a frame within one."""
     text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
-    (tmp_path / "copy.html").write_text(text.replace("</body>", f"{PROBE}</body>"))
+    (tmp_path / "copy.html").write_text(text.replace("</body>", f"{MEASURE}</body>"))
     frame = tmp_path / "frame.html"
     frame.write_text(f'<body style="margin:0"><iframe src="copy.html" style="width:{width}px;height:1500px;border:0">')
     _, console = browse(frame, tmp_path / "profile", max(width, 600))
     words = console.split()
-    assert words[:2] == ["probe", str(width)]
+    assert words[:2] == ["measured", str(width)]
     assert int(words[2]) <= width
     assert words[3] == narrow and int(words[4]) > 40
