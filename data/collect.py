@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ringrl import envs, recipes
-from ringrl.collect.record import Decisions, record_episode
+from ringrl.collect.record import AgentSteps, record_episode
 from ringrl.envs import DMControlEnv
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
@@ -67,7 +67,7 @@ class Collector(Protocol):
         """The next action, in [-1, 1]."""
         ...
 
-    def learn(self, episode: Decisions) -> None:
+    def learn(self, episode: AgentSteps) -> None:
         """Take in an episode that has just ended."""
         ...
 
@@ -83,7 +83,7 @@ class RandomCollector:
         """Uniform in [-1, 1], regardless of the observation."""
         return self._rng.uniform(-1.0, 1.0, self._shape).astype(np.float32)
 
-    def learn(self, episode: Decisions) -> None:
+    def learn(self, episode: AgentSteps) -> None:
         """Nothing is learned."""
 
 
@@ -104,7 +104,7 @@ class TD3Collector:
         self._agent_steps += 1
         return td3.explore(self._config, self._state, observation, self._agent_steps - 1, self._rng)
 
-    def learn(self, episode: Decisions) -> None:
+    def learn(self, episode: AgentSteps) -> None:
         """Store the episode and, once the warm-up is over, take `update_to_data` gradient steps for each agent step.
 
         Raises:
@@ -123,7 +123,12 @@ class TD3Collector:
 
 
 def main(args: Args) -> None:
-    """Collect the episodes; see the module."""
+    """Collect the episodes; see the module.
+
+    Raises:
+        UserError: in one line, for an unknown task, a setting out of range, or a folder that is not to be replaced.
+        FloatingPointError: if learning diverged.
+    """
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: give a whole number, 1 or more")
     env = envs.make_env(args.task, seed=args.seed, action_repeat=args.action_repeat)

@@ -1,4 +1,4 @@
-"""The rollout of one episode: every environment step, and as a learner sees it."""
+"""The rollout of one episode, recorded in environment steps and in agent steps."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,19 +10,31 @@ from ringrl.envs import DMControlEnv
 from ringrl.episode import Episode
 
 
-class Decisions(NamedTuple):
-    """An episode as the learner sees it: one row a decision, with the sum of the rewards while the action is held."""
+class AgentSteps(NamedTuple):
+    """An episode of K agent steps, as its learner sees it.
 
-    observation: Float32[np.ndarray, "decisions_plus_1 observation"]
-    action: Float32[np.ndarray, "decisions action"]
-    reward: Float32[np.ndarray, " decisions"]
-    discount: Float32[np.ndarray, " decisions"]
+    Attributes:
+        observation: before each agent step, and after the last.
+        action: in [-1, 1].
+        reward: the sum over the environment steps of each agent step.
+        discount: 0 where the episode really ended, else 1.
+    """
+
+    observation: Float32[np.ndarray, "agent_steps_plus_1 observation"]
+    action: Float32[np.ndarray, "agent_steps action"]
+    reward: Float32[np.ndarray, " agent_steps"]
+    discount: Float32[np.ndarray, " agent_steps"]
 
 
-def record_episode(env: DMControlEnv, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Episode, Decisions]:
-    """One episode of `env` from its reset on, one step an environment step, and as a learner sees it.
+def record_episode(env: DMControlEnv, act: Callable[[np.ndarray], np.ndarray]) -> tuple[Episode, AgentSteps]:
+    """Roll out one episode, from a reset to its end.
 
-    `act` maps an observation, float32 [O], to an action, float32 [A] in [-1, 1].
+    Args:
+        env: the environment; its action repeat is the number of environment steps per agent step.
+        act: the policy: an observation, float32 [O], to an action, float32 [A] in [-1, 1].
+
+    Returns:
+        The episode in environment steps, and the same in agent steps.
     """
     observation, info = env.reset()
     rows = {"observation": [observation[None]], "physics": [info["physics"][None]], "reward": [], "discount": []}
@@ -40,6 +52,6 @@ def record_episode(env: DMControlEnv, act: Callable[[np.ndarray], np.ndarray]) -
         discounts.append(info["discount"])
     joined = {name: np.concatenate(parts) for name, parts in rows.items()}
     episode = Episode(**{**joined, "reward": joined["reward"][:, None]}, action=np.concatenate(repeated))
-    return episode, Decisions(
+    return episode, AgentSteps(
         np.stack(seen), np.stack(actions), np.asarray(rewards, np.float32), np.asarray(discounts, np.float32)
     )

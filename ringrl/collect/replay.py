@@ -44,10 +44,10 @@ class Replay:
 
     def add_episode(
         self,
-        observation: Float32[np.ndarray, "steps_plus_1 observation"],
-        action: Float32[np.ndarray, "steps action"],
-        reward: Float32[np.ndarray, " steps"],
-        discount: Float32[np.ndarray, " steps"],
+        observation: Float32[np.ndarray, "agent_steps_plus_1 observation"],
+        action: Float32[np.ndarray, "agent_steps action"],
+        reward: Float32[np.ndarray, " agent_steps"],
+        discount: Float32[np.ndarray, " agent_steps"],
     ) -> None:
         """Store an episode as n-step transitions (Sutton & Barto 2018, section 7.1).
 

@@ -110,9 +110,9 @@ def test_gradient_steps_follow_the_agent_steps_after_the_warm_up():
 def test_divergence_stops_the_run():
     learner = collect.TD3Collector(replace(SMALL, warmup=0), 1, 1, seed=0)
     nan = np.full(25, np.nan, np.float32)
-    decisions = collect.Decisions(np.zeros((26, 1), np.float32), nan[:, None], nan, nan)
+    diverged = collect.AgentSteps(np.zeros((26, 1), np.float32), nan[:, None], nan, nan)
     with pytest.raises(FloatingPointError, match="diverged at gradient step 25"):
-        learner.learn(decisions)
+        learner.learn(diverged)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):

@@ -24,13 +24,13 @@ def args(out, **changes):
     return replace(step.Args(out=out, task=GOAL, histories=3, trials=TRIALS, action_repeat=REPEAT, jobs=1), **changes)
 
 
-def held(episode, repeat=REPEAT):
+def chosen(episode, repeat=REPEAT):
     """The actions of an episode's agent steps: without repetitions."""
     return episode.action[::repeat]
 
 
 def experts(task, seed, episode):
-    """What the expert does in the states of an episode's decisions."""
+    """What the expert does in the states of an episode's agent steps."""
     env = envs.make_env(task, seed=seed)
     env.reset()
     actions = []
@@ -63,7 +63,7 @@ def test_every_history_is_a_source_of_one_hidden_task(path):
 def test_the_store_tells_how_it_was_made(path):
     provenance = open_store(path).provenance
     assert provenance["relabel"] == "recorded"
-    told = {
+    settings = {
         "task": GOAL,
         "histories": 3,
         "trials": TRIALS,
@@ -72,7 +72,7 @@ def test_the_store_tells_how_it_was_made(path):
         "correlation": 0.8,
         "seed": 0,
     }
-    assert told.items() <= provenance["histories"].items() and "jobs" not in provenance["histories"]
+    assert settings.items() <= provenance["histories"].items() and "jobs" not in provenance["histories"]
 
 
 def test_the_rewards_are_those_of_the_histories_own_task(path):
@@ -106,7 +106,7 @@ def test_noise_fades_from_all_to_nothing(mix, task, monkeypatch):
     history = noisy_history(task, 4, TRIALS, REPEAT, Noise(mix=mix))
     shares = []
     for episode in history:
-        off = np.abs(held(episode) - experts(task, 4, episode)).max(axis=1)
+        off = np.abs(chosen(episode) - experts(task, 4, episode)).max(axis=1)
         shares.append(np.mean(off > 1e-6))
     assert shares[0] == 1 and shares[-1] == 0  # the last trials are exactly the expert's
     if mix == "coin":
@@ -122,19 +122,19 @@ def test_noise_fades_from_all_to_nothing(mix, task, monkeypatch):
 def test_every_trial_of_a_shorter_anneal_is_the_experts():
     history = noisy_history(GOAL, 0, 4, REPEAT, Noise(anneal=0.25))
     for episode in history[1:]:
-        np.testing.assert_allclose(held(episode), experts(GOAL, 0, episode), atol=1e-6)
+        np.testing.assert_allclose(chosen(episode), experts(GOAL, 0, episode), atol=1e-6)
 
 
 def test_a_blend_of_noise_and_expert(monkeypatch):
     monkeypatch.setattr(type(envs.make_env(GOAL).task), "expert", lambda *_: np.array([0.5, -0.5]))
     still = Noise(correlation=0.0, scale=1e-9)  # nothing but the expert's share is left
-    shares = [held(episode).mean(axis=0) for episode in noisy_history(GOAL, 0, 5, REPEAT, still)]
+    shares = [chosen(episode).mean(axis=0) for episode in noisy_history(GOAL, 0, 5, REPEAT, still)]
     np.testing.assert_allclose(shares, np.outer([0, 0.25, 0.5, 0.75, 1], [0.5, -0.5]), atol=1e-6)
 
 
 def test_the_blended_noise_goes_on_from_one_decision_to_the_next():
     def correlation(noise):
-        draws = np.concatenate([held(noisy_history(GOAL, seed, 1, 5, noise)[0], 5) for seed in range(6)])
+        draws = np.concatenate([chosen(noisy_history(GOAL, seed, 1, 5, noise)[0], 5) for seed in range(6)])
         return np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]
 
     assert correlation(Noise(correlation=0.9, scale=0.3)) > 0.7
@@ -165,7 +165,7 @@ def test_what_is_refused(changes, message, tmp_path):
     assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
 
 
-def test_a_store_that_is_there_is_kept_unless_told(path, tmp_path):
+def test_a_store_that_is_there_is_kept_unless_settings(path, tmp_path):
     out, small = tmp_path / "a.store", {"histories": 1, "trials": 1}
     step.main(args(out, **small))
     with pytest.raises(UserError, match=r"a\.store"):
