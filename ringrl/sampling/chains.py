@@ -10,37 +10,13 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from ringrl.batch import Chain, ContextPlan
+from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 
 
 @runtime_checkable
-class Steps(Protocol):
-    """What a store returns for one span: n environment steps, by the step convention of `ringrl.episode`."""
-
-    @property
-    def observation(self) -> Float32[np.ndarray, "n_and_one observation"]:
-        """The observation in which each action was taken, and the one that follows the last."""
-        ...
-
-    @property
-    def action(self) -> Float32[np.ndarray, "n action"]:
-        """The actions, in [-1, 1]."""
-        ...
-
-    @property
-    def reward(self) -> Float32[np.ndarray, " n"]:
-        """The rewards of the task that was asked for."""
-        ...
-
-    @property
-    def earlier(self) -> Float32[np.ndarray, " start"]:
-        """The rewards of the episode's steps before these."""
-        ...
-
-
-@runtime_checkable
 class EpisodeReader(Protocol):
-    """The part of `ringrl.store.episode_store.Store` that chains, normalizers and loaders need."""
+    """Episodes by index: what chains, normalizers and loaders need of a `ringrl.store.episode_store.Store`."""
 
     @property
     def lengths(self) -> Int64[np.ndarray, " episodes"]:
@@ -48,11 +24,11 @@ class EpisodeReader(Protocol):
         ...
 
     def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
-        """Undiscounted return of every episode."""
+        """Undiscounted return of every episode under a task."""
         ...
 
-    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> Sequence[Steps]:
-        """Steps `start:stop` of each (episode, start, stop), read concurrently."""
+    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> Sequence[StepSpan]:
+        """Environment steps `start:stop` of each (episode, start, stop), with the task's rewards, read concurrently."""
         ...
 
 
@@ -132,9 +108,9 @@ def agent_steps(plan: ContextPlan, action_repeat: int = 1) -> Int64[np.ndarray, 
 
 
 def by_agent_step(
-    steps: Steps, repeat: int
+    steps: StepSpan, repeat: int
 ) -> tuple[Float32[np.ndarray, "n observation"], Float32[np.ndarray, "n action"]]:
-    """Observation and action of every agent step, from those of its `repeat` environment steps."""
+    """Observation and action of every agent step: the first observation and the mean action of its `repeat` steps."""
     if repeat == 1:
         return steps.observation[:-1], steps.action
     first = np.arange(0, len(steps.reward), repeat)
@@ -144,7 +120,7 @@ def by_agent_step(
     return steps.observation[first], action.astype(np.float32)
 
 
-def rewards_by_agent_step(steps: Steps, repeat: int) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+def rewards_by_agent_step(steps: StepSpan, repeat: int) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
     """The reward of every agent step, and the sum of its episode's rewards before it.
 
     Sums begin at the episode's first step, so that they are the same to the bit for any start of a piece.

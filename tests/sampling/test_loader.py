@@ -1,14 +1,15 @@
 """Batches from a store in memory: what a row holds, that it is the same every time, and what was read for it."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import fields
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ringrl.attention.layout import from_ring_order, to_ring_order
 from ringrl.batch import BATCH_SCHEMA, Batch, Chain, ContextPlan
+from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.loader import make_loader
@@ -33,13 +34,14 @@ class MemoryStore:
     def returns(self, task: str) -> np.ndarray:
         return np.array([each.sum(dtype=np.float64) for each in self.reward])
 
-    def read_many(self, spans, task):
+    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> list[StepSpan]:
         self.spans.extend(spans)
         return [
-            SimpleNamespace(
+            StepSpan(
                 observation=np.concatenate([self.observation[e][a:b], np.full((1, 2), np.nan, np.float32)]),
                 action=self.action[e][a:b],
                 reward=self.reward[e][a:b],
+                discount=np.ones(b - a, np.float32),
                 earlier=self.reward[e][:a],
             )
             for e, a, b in spans

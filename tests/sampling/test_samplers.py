@@ -1,6 +1,6 @@
 """Every context sampler on a store of ten integers' size, its answer worked out by hand."""
 
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringrl.batch import ContextPlan
-from ringrl.episode import Episode
+from ringrl.episode import Episode, StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.chains import agent_steps, build_chain
 from ringrl.sampling.samplers import HindsightSampler, HistorySampler, WindowSampler, top_fraction
@@ -26,16 +26,17 @@ class FakeStore:
     def returns(self, task: str) -> np.ndarray:
         return np.array([each.sum() for each in self.rewards], np.float64)
 
-    def read_many(self, spans, task):
+    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> list[StepSpan]:
         self.spans.extend(spans)
         return [self._steps(*span) for span in spans]
 
-    def _steps(self, episode: int, start: int, stop: int) -> SimpleNamespace:
+    def _steps(self, episode: int, start: int, stop: int) -> StepSpan:
         step = np.arange(start, stop + 1, dtype=np.float32)
-        return SimpleNamespace(
+        return StepSpan(
             observation=np.stack([np.full_like(step, episode), step], axis=1),
             action=step[:-1, None] / 10,
             reward=self.rewards[episode][start:stop],
+            discount=np.ones(stop - start, np.float32),
             earlier=self.rewards[episode][:start],
         )
 
@@ -221,10 +222,11 @@ def test_returns_over_a_horizon_do_not_depend_on_where_a_piece_is_cut(rewards, h
 def test_a_repeated_action_survives_an_action_repeat_to_the_bit():
     store = FakeStore([[0] * 6])
     repeated = np.float32(0.1)
-    store._steps = lambda episode, start, stop: SimpleNamespace(
+    store._steps = lambda episode, start, stop: StepSpan(
         observation=np.zeros((stop - start + 1, 1), np.float32),
         action=np.full((stop - start, 1), repeated),
         reward=np.zeros(stop - start, np.float32),
+        discount=np.ones(stop - start, np.float32),
         earlier=np.zeros(start, np.float32),
     )
     chain = build_chain(store, plan([0], [0], [6], [0], [False]), "any", action_repeat=3)

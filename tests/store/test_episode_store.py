@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.episode import Episode
+from ringrl.episode import Episode, StepSpan
 from ringrl.errors import UserError
-from ringrl.sampling.chains import EpisodeReader, Steps
+from ringrl.sampling.chains import EpisodeReader
 from ringrl.store import builder, zarr
 from ringrl.store import episode_store as stores
 
@@ -101,7 +101,7 @@ def test_whole_episodes_are_what_was_stored(tmp_path, episodes, small_files):
 
 def test_it_is_what_chains_and_loaders_ask_for(tmp_path, episodes):
     store = stores.open_store(build(tmp_path / "s", episodes))
-    assert isinstance(store, EpisodeReader) and isinstance(store.read(0, 0, 2, TASKS[0]), Steps)
+    assert isinstance(store, EpisodeReader) and isinstance(store.read(0, 0, 2, TASKS[0]), StepSpan)
 
 
 def test_metadata_says_where_the_data_come_from(tmp_path, episodes):
