@@ -1,11 +1,63 @@
-"""What tests of several rooms make: episodes, stores, configurations, runs, and the shorter episodes of evaluations.
+"""What tests of several rooms make: episodes, configurations, runs, and the shorter episodes of evaluations.
 
-`from tests.builders import make_episode`.
+`from tests.builders import make_config`.
 """
 
+import json
+from collections.abc import Mapping
 from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+
+# Sections of runs that take seconds, and of the decoder that the planner's tests compile.
+TINY: dict[str, dict[str, Any]] = {
+    "data": {"store": "missing.store", "task": "cartpole_balance", "action_repeat": 4},
+    "model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "max_steps": 16, "max_trials": 4},
+    "training": {"steps": 5, "batch": 4, "row_steps": 24, "log_every": 1, "checkpoint_every": 100},
+    "optimizer": {"warmup_steps": 2},
+    "evaluation": {"trials": 2, "envs": 2},
+}
+PLANNED: dict[str, dict[str, Any]] = {
+    "data": {"store": "missing.store", "task": "cartpole_swingup"},
+    "agent": {"name": "agentic_transformer", "trajectories": 2, "fused": True},
+    "training": {"steps": 10},
+}
+
+
+def make_config(base: Mapping[str, Mapping[str, Any]], **sections: Mapping[str, Any]):
+    """The RunConfig of `base` with the fields of `sections` changed; an agent of another name replaces the base's."""
+    from ringrl.config import parse_config
+
+    values = {name: dict(section) for name, section in base.items()}
+    for name, section in sections.items():
+        replaced = name == "agent" and "name" in section
+        values[name] = dict(section) if replaced else values.get(name, {}) | dict(section)
+    return parse_config(values, "test")
+
+
+def make_episode(
+    length: int = 6,
+    seed: int = 0,
+    widths: tuple[int, int, int, int] = (3, 2, 1, 4),
+    discount: np.ndarray | None = None,
+):
+    """An Episode of `length` random steps; `widths` are those of `Dims`; the discount is 1 unless it is given."""
+    from ringrl.episode import Episode
+
+    rng = np.random.default_rng(seed)
+    observation, action, reward, physics = widths
+    return Episode(
+        observation=rng.normal(size=(length + 1, observation)).astype(np.float32),
+        action=rng.uniform(-1, 1, (length, action)).astype(np.float32),
+        reward=rng.normal(size=(length, reward)).astype(np.float32),
+        discount=np.ones(length, np.float32) if discount is None else discount,
+        physics=rng.normal(size=(length + 1, physics)),
+    )
 
 
 def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
@@ -13,3 +65,93 @@ def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
     from ringrl.envs import make_vector
 
     patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
+
+
+RETURNS_HEADER = "agent,task,seed,env,trial,return,length,target_return"
+
+
+def write_run(
+    path: Path,
+    agent: str = "agentic_transformer",
+    task: str = "walker_run",
+    seed: int = 0,
+    envs: int = 8,
+    trials: int = 4,
+    first: float = 300.0,
+    gain: float = 40.0,
+    target: float | None = 800.0,
+    random: bool = True,
+    data: bool = True,
+    collectors: tuple[str, ...] = ("rnd", "td3"),
+    episodes: int = 60,
+    points: int = 50,
+    label: str | None = None,
+    trajectories: int | None = None,
+    expert: float | None = None,
+    targets: tuple[float, ...] = (),
+    ablations: dict[str, float] | None = None,
+) -> Path:
+    """Writes a run whose mean return rises by `gain` a trial, with noise that depends on `seed` alone.
+
+    `expert` is that policy's return; `targets` are achieved to nine tenths; `ablations` says what each takes from every
+    trial but the first.
+    """
+    rng = np.random.default_rng(seed)
+    (path / "evaluation").mkdir(parents=True)
+    config = {"seed": seed, "agent": {"name": agent}, "data": {"store": "datasets/walker", "task": task}}
+    config["label"] = label
+    if trajectories is not None:
+        config["agent"]["trajectories"] = trajectories
+    name = label or Path(agent).stem
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [RETURNS_HEADER]
+    returns = first + gain * np.arange(trials) + rng.normal(0, 25, (envs, trials)) + rng.normal(0, 15, (envs, 1))
+    asked = "" if target is None else repr(target)
+    for env in range(envs):
+        lines += _rows(name, task, seed, env, returns[env], asked)
+        if expert is not None:
+            lines += _rows("expert", task, seed, env, expert + np.full(2, env % 3 - 1.0), "")
+        if random:
+            lines += [f"random,{task},{seed},{env},{k},{rng.normal(30, 6):.3f},1000," for k in range(2)]
+    (path / "evaluation" / "returns.csv").write_text("\n".join(lines) + "\n")
+    if targets:
+        swept = [RETURNS_HEADER]
+        for target_return, env in product(targets, range(envs)):
+            swept += _rows(name, task, seed, env, 0.9 * target_return + rng.normal(0, 5, trials), repr(target_return))
+        (path / "evaluation" / "targets.csv").write_text("\n".join(swept) + "\n")
+    for ablation, cost in (ablations or {}).items():
+        worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
+        rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
+        (path / "evaluation" / f"ablation-{ablation}.csv").write_text("\n".join([RETURNS_HEADER, *rows]) + "\n")
+    about = {"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000, "seed": 1000}
+    tables = ["evaluation", *(["targets"] if targets else []), *(f"ablation-{name}" for name in ablations or {})]
+    for table in tables:
+        (path / "evaluation" / f"{table}.json").write_text(json.dumps(about))
+    metrics = [
+        {"step": 20 * (k + 1), "loss": 0.4 / (1 + k / 8) + 0.1 + rng.normal(0, 0.01), "tokens": 81920 * (k + 1),
+         "tokens_per_s": 51000.0, "mfu": 0.31} for k in range(points)
+    ]  # fmt: skip
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    if data:
+        (path / "dataset.json").write_text(json.dumps(dataset_card(task, collectors, episodes)))
+    return path
+
+
+def _rows(name: str, task: str, seed: int, env: int, returns: np.ndarray, target: str) -> list[str]:
+    quoted = f'"{name}"' if "," in name else name
+    return [f"{quoted},{task},{seed},{env},{k},{value:.3f},1000,{target}" for k, value in enumerate(returns)]
+
+
+def dataset_card(task: str, collectors: tuple[str, ...], episodes: int) -> dict:
+    """A data-set card whose collectors rise to different heights; the same for every run of the task."""
+    rng = np.random.default_rng(7)
+    returns, source = [], []
+    for index in range(len(collectors)):
+        rise = np.linspace(30, 260 + 230 * index, episodes)
+        returns += (rise + rng.normal(0, 30, episodes)).round(3).tolist()
+        source += [index] * episodes
+    return {
+        "task": task, "domain": task.split("_")[0], "store": "datasets/walker", "episodes": len(returns),
+        "steps": 1000 * len(returns), "relabel": "exact", "returns": returns, "source": source,
+        "sources": [{"name": f"walker-{name}", "collector": name, "episodes": episodes} for name in collectors],
+    }  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 from tests import compile_cache
+from tests.builders import TINY, make_config
 
 # MuJoCo must not look for a display on a machine that has none; tests render nothing unless they say so.
 os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -76,20 +77,6 @@ def tiny_store(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_store):
-    """A function (agent settings, **sections) -> RunConfig of a run that takes seconds."""
-    from ringrl.config import parse_config
-
-    def make(agent: dict, **sections: dict):
-        values = {
-            "data": {"store": str(tiny_store), "task": "cartpole_balance", "action_repeat": 4},
-            "agent": agent,
-            "model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "max_steps": 16, "max_trials": 4},
-            "training": {"steps": 5, "batch": 4, "row_steps": 24, "log_every": 1, "checkpoint_every": 100},
-            "optimizer": {"warmup_steps": 2},
-            "evaluation": {"trials": 2, "envs": 2},
-        }
-        for name, section in sections.items():
-            values[name] = values.get(name, {}) | section
-        return parse_config(values, "tiny")
-
-    return make
+    """A function (agent settings, **sections) -> RunConfig of a run on `tiny_store` that takes seconds."""
+    base = TINY | {"data": TINY["data"] | {"store": str(tiny_store)}}
+    return lambda agent, **sections: make_config(base, agent=agent, **sections)

@@ -12,21 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats import archive, exorl
 from ringrl.formats.description import describe_folder
-
-
-def make_episode(length=6, seed=0, width=3):
-    rng = np.random.default_rng(seed)
-    return Episode(
-        observation=rng.normal(size=(length + 1, width)).astype(np.float32),
-        action=rng.uniform(-1, 1, (length, 2)).astype(np.float32),
-        reward=rng.normal(size=(length, 1)).astype(np.float32),
-        discount=np.ones(length, np.float32),
-        physics=rng.normal(size=(length + 1, 4)),
-    )
+from tests.builders import make_episode
 
 
 def pack(path, count=3, inside="buffer", extra=(), compression=zipfile.ZIP_STORED):

@@ -13,18 +13,7 @@ from hypothesis import strategies as st
 from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.formats import exorl
-
-
-def make_episode(length=6, seed=0, widths=(3, 2, 1, 4)):
-    rng = np.random.default_rng(seed)
-    observation, action, reward, physics = widths
-    return Episode(
-        observation=rng.normal(size=(length + 1, observation)).astype(np.float32),
-        action=rng.uniform(-1, 1, (length, action)).astype(np.float32),
-        reward=rng.normal(size=(length, reward)).astype(np.float32),
-        discount=np.ones(length, np.float32),
-        physics=rng.normal(size=(length + 1, physics)),
-    )
+from tests.builders import make_episode
 
 
 def raw(episode):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from dataclasses import fields
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from ringrl.planner.abstract_step import abstract_batch, fit_mesh, model_sizes
 from ringrl.planner.plan_table import to_json, to_table
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.mesh import make_mesh
+from tests.builders import PLANNED, make_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
@@ -36,60 +38,58 @@ def standard_promotion():
         yield
 
 
-def make_config(store="missing.store", **sections):
-    values = {
-        "data": {"store": str(store), "task": "cartpole_swingup"},
-        "agent": {"name": "agentic_transformer", "trajectories": 2, "fused": True},
+small = partial(
+    make_config,
+    PLANNED
+    | {
         "model": {"layers": 2, "width": 32, "heads": 2, "kv_heads": 2, "max_steps": 16, "max_trials": 2},
-        "training": {"batch": 2, "row_steps": 64, "steps": 10},
-    }
-    for name, section in sections.items():
-        values[name] = values.get(name, {}) | section
-    return parse_config(values, "test")
+        "training": {"steps": 10, "batch": 2, "row_steps": 64},
+    },
+)
 
 
 def test_a_mesh_of_the_right_size_is_kept():
-    config = make_config(mesh={"fsdp": 2, "seq": 4})
+    config = small(mesh={"fsdp": 2, "seq": 4})
     assert fit_mesh(config, "v5e:2x4", 8) == (config, None)
 
 
 def test_the_ring_takes_the_devices_that_are_left():
-    config, note = fit_mesh(make_config(mesh={"fsdp": 2}), "v5e:2x4", 8)
+    config, note = fit_mesh(small(mesh={"fsdp": 2}), "v5e:2x4", 8)
     assert config.mesh == MeshConfig(fsdp=2, seq=4)
     assert note == "mesh.seq is 4, not the config's 1: the slice has 8 devices"
 
 
 def test_a_slice_that_does_not_divide():
-    config = make_config(mesh={"data": 3}, training={"batch": 3})
+    config = small(mesh={"data": 3}, training={"batch": 3})
     with pytest.raises(UserError, match="v5e:2x4 has 8 devices.* = 3 does not divide.* whose product divides 8"):
         fit_mesh(config, "v5e:2x4", 8)
 
 
 def test_a_row_that_does_not_divide_over_the_ring():
-    config = make_config(training={"row_steps": 60})
+    config = small(training={"row_steps": 60})
     with pytest.raises(UserError, match="v5e:2x4 with mesh.seq=8: training.row_steps 60 must be a multiple of 16"):
         fit_mesh(config, "v5e:2x4", 8)
 
 
 def test_sizes_come_from_the_environment_until_there_is_a_store(tmp_path):
-    assert model_sizes(make_config(), DECODER) == {"observation": 5, "action": 1}
+    assert model_sizes(small(), DECODER) == {"observation": 5, "action": 1}
     store = tmp_path / "some.store"
     seen, acted, paid = np.zeros((3, 7), np.float32), np.zeros((2, 2), np.float32), np.zeros((2, 1), np.float32)
     episode = Episode(seen, acted, paid, np.ones(2, np.float32), np.zeros((3, 4)))
     source = DataSource("cartpole/test", "test")
     facts = {"domain": "cartpole", "tasks": ["cartpole_swingup"], "sources": [source], "provenance": {}}
     build(store, [(episode, 0)], **facts)
-    assert model_sizes(make_config(store), DECODER) == {"observation": 7, "action": 2}
+    assert model_sizes(small(data={"store": str(store)}), DECODER) == {"observation": 7, "action": 2}
 
 
 def test_an_unknown_task_is_named():
     with pytest.raises(UserError, match="unknown task 'cartpole_swing'.*cartpole_swingup"):
-        model_sizes(make_config(data={"task": "cartpole_swing"}), DECODER)
+        model_sizes(small(data={"task": "cartpole_swing"}), DECODER)
 
 
 def test_the_planned_batch_is_the_loaders_batch():
     mesh = make_mesh(MeshConfig(seq=2), jax.devices()[:2])
-    batch = abstract_batch(make_config(), DECODER, {"observation": 5, "action": 1}, mesh)
+    batch = abstract_batch(small(), DECODER, {"observation": 5, "action": 1}, mesh)
     assert set(batch) == {field.name for field in fields(Batch)}
     for field in fields(Batch):
         assert list(field.type.dtypes) == [batch[field.name].dtype.name]
@@ -98,7 +98,7 @@ def test_the_planned_batch_is_the_loaders_batch():
 
 def test_the_planned_batch_of_a_language_model():
     mesh, decoder = make_mesh(MeshConfig(seq=2), jax.devices()[:2]), load_decoder("language_model")
-    values = make_config().model_dump(mode="json") | {"agent": {"name": "language_model"}}
+    values = small().model_dump(mode="json") | {"agent": {"name": "language_model"}}
     config = parse_config(values, "test")
     assert model_sizes(config, decoder) == {}
     batch = abstract_batch(config, decoder, {}, mesh)
@@ -119,7 +119,7 @@ def test_parameters_are_spread_over_the_ring_as_well():
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_a_small_step_fits(standard_promotion):
     model = {"compute_dtype": "bfloat16", "width": 256, "remat": "full"}  # heads of 128, so that nothing is padded
-    plan = plan_training_step(make_config(mesh={"fsdp": 2, "seq": 2}, model=model, training=LONG), "v5e:2x2")
+    plan = plan_training_step(small(mesh={"fsdp": 2, "seq": 2}, model=model, training=LONG), "v5e:2x2")
     assert plan.fits and plan.reason is None and plan.mesh_note is None
     assert plan.mesh == {"data": 1, "fsdp": 2, "tensor": 1, "seq": 2, "heads": 1}
     assert (plan.tokens, plan.row_tokens, plan.devices) == (2 * 4096, 4096, 4)
@@ -145,7 +145,7 @@ def test_a_small_step_fits(standard_promotion):
 @needs_libtpu
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_a_step_that_does_not_fit_says_by_how_much(standard_promotion):
-    config = make_config(training={"row_steps": 2**25, "batch": 1}, model={"layers": 1, "block": 1024})
+    config = small(training={"row_steps": 2**25, "batch": 1}, model={"layers": 1, "block": 1024})
     plan = plan_training_step(config, "v5e:1x1")
     assert not plan.fits and plan.traffic is None and plan.mfu_bound is None
     assert plan.bytes_per_device > plan.hbm_bytes == round(15.75 * 2**30)

@@ -5,29 +5,25 @@ import json
 
 import pytest
 
-from ringrl.config import parse_config
 from ringrl.errors import UserError
 from ringrl.planner.exchanges import plan_exchanges, to_json, to_table
+from tests.builders import PLANNED, make_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
 )
 
 
-def make_config(row_steps=8192, **mesh):
-    values = {
-        "data": {"store": "missing.store", "task": "cartpole_swingup"},
-        "agent": {"name": "agentic_transformer", "trajectories": 2, "fused": True},
-        "model": {"layers": 1, "width": 512, "heads": 4, "kv_heads": 2, "compute_dtype": "bfloat16"},
-        "training": {"batch": mesh.get("data", 1), "row_steps": row_steps, "steps": 10},
-        "mesh": mesh,
-    }
-    return parse_config(values, "test")
+def wide(data=1, row_steps=8192):
+    """One wide layer on a mesh of `data` devices, a row a device."""
+    model = {"layers": 1, "width": 512, "heads": 4, "kv_heads": 2, "compute_dtype": "bfloat16"}
+    training = {"batch": data, "row_steps": row_steps}
+    return make_config(PLANNED, model=model, training=training, mesh={"data": data})
 
 
 @needs_libtpu
 def test_what_each_way_sends():
-    plans = {(p.exchange, p.seq, p.heads): p for p in plan_exchanges(make_config(data=2), "v5e:2x4")}
+    plans = {(p.exchange, p.seq, p.heads): p for p in plan_exchanges(wide(data=2), "v5e:2x4")}
     assert set(plans) == {("ring", 4, 1), ("all_gather", 4, 1), ("ring", 2, 2), ("ring", 1, 4)}
     assert all(plan.fits for plan in plans.values())
     # One row a device, 2048 tokens of 2 key heads of 128 numbers: keys and values go 3 hops forward and 3 backward in
@@ -44,7 +40,7 @@ def test_what_each_way_sends():
 
 @needs_libtpu
 def test_the_best_comes_first_and_both_forms_say_the_same():
-    plans = plan_exchanges(make_config(data=4), "v5e:2x4")
+    plans = plan_exchanges(wide(data=4), "v5e:2x4")
     estimates = [plan.estimate_ms for plan in plans]
     assert estimates == sorted(estimates)
     assert [row["heads"] for row in json.loads(to_json(plans))] == [plan.heads for plan in plans]
@@ -54,13 +50,13 @@ def test_the_best_comes_first_and_both_forms_say_the_same():
 @needs_libtpu
 def test_a_slice_without_devices_for_the_sequence():
     with pytest.raises(UserError, match="v5e:1x1 has 1 devices, of which data x fsdp x tensor = 1 must leave some"):
-        plan_exchanges(make_config(), "v5e:1x1")
+        plan_exchanges(wide(), "v5e:1x1")
 
 
 @needs_libtpu
 def test_rows_that_do_not_divide():
     # Zigzag over 8 needs a multiple of 16 steps; groups that exchange heads over less.
-    ways = {(p.exchange, p.seq, p.heads) for p in plan_exchanges(make_config(row_steps=4104), "v5e:2x4")}
+    ways = {(p.exchange, p.seq, p.heads) for p in plan_exchanges(wide(row_steps=4104), "v5e:2x4")}
     assert ways == {("ring", 4, 2), ("ring", 2, 4)}
     with pytest.raises(UserError, match="training.row_steps 4100 divides over 8 devices in no way"):
-        plan_exchanges(make_config(row_steps=4100), "v5e:2x4")
+        plan_exchanges(wide(row_steps=4100), "v5e:2x4")

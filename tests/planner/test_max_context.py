@@ -3,15 +3,16 @@
 import importlib.util
 import json
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from ringrl.config import parse_config
 from ringrl.errors import UserError
 from ringrl.planner import CompiledPlan, CompilerError, find_max_context, longest_context
 from ringrl.planner.plan_table import attempt_line, to_json, to_max_context_table
+from tests.builders import PLANNED, make_config
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
@@ -19,16 +20,14 @@ needs_libtpu = pytest.mark.skipif(
 HBM = 1_000_000
 
 
-def make_config(row_steps=4096, **sections):
-    values = {
-        "data": {"store": "missing.store", "task": "cartpole_swingup"},
-        "agent": {"name": "agentic_transformer", "trajectories": 2, "fused": True},
+small = partial(
+    make_config,
+    PLANNED
+    | {
         "model": {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2, "compute_dtype": "bfloat16"},
-        "training": {"batch": 1, "row_steps": row_steps, "steps": 10},
-    }
-    for name, section in sections.items():
-        values[name] = values.get(name, {}) | section
-    return parse_config(values, "test")
+        "training": {"steps": 10, "batch": 1, "row_steps": 4096},
+    },
+)
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def compiler(monkeypatch):
 @pytest.mark.parametrize("slope", [0.3, 2.0, 40.0])
 def test_the_longest_row_is_found_in_few_compilations(compiler, start, slope):
     compiler.slope = slope
-    found = find_max_context(make_config(), "v5e:2x4", start=start)
+    found = find_max_context(small(), "v5e:2x4", start=start)
     longest = (HBM - compiler.fixed) / slope
     unit = 16 * 1024
     assert found.max_context <= longest < found.too_long
@@ -73,17 +72,17 @@ def test_the_longest_row_is_found_in_few_compilations(compiler, start, slope):
 
 
 def test_precision_decides_how_long_it_goes_on(compiler):
-    rough = find_max_context(make_config(), "v5e:2x4", precision=1.0)
-    fine = find_max_context(make_config(), "v5e:2x4", precision=0.05)
+    rough = find_max_context(small(), "v5e:2x4", precision=1.0)
+    fine = find_max_context(small(), "v5e:2x4", precision=0.05)
     assert fine.too_long - fine.max_context <= 0.05 * fine.max_context
     assert len(rough.attempts) <= len(fine.attempts)
     with pytest.raises(UserError, match="precision 0"):
-        find_max_context(make_config(), "v5e:2x4", precision=0.0)
+        find_max_context(small(), "v5e:2x4", precision=0.0)
 
 
 def test_nothing_fits(compiler):
     compiler.fixed = 2 * HBM
-    found = find_max_context(make_config(), "v5e:2x4")
+    found = find_max_context(small(), "v5e:2x4")
     assert found.max_context == 0 and found.too_long == 16 and found.plan is None
     assert to_max_context_table(found, "title").row_count == 3
 
@@ -95,7 +94,7 @@ def test_another_error_of_the_compiler_counts_as_too_long(compiler):
 
     compiler.fails = fails
     seen = []
-    found = find_max_context(make_config(), "v5e:2x4", on_attempt=seen.append)
+    found = find_max_context(small(), "v5e:2x4", on_attempt=seen.append)
     assert 100_000 / 1.125 - 16384 <= found.max_context <= 100_000 < found.too_long
     assert seen == found.attempts and any(a.reason and "tired" in a.reason for a in seen)
     assert "tired" in attempt_line(next(a for a in seen if a.reason))
@@ -103,14 +102,16 @@ def test_another_error_of_the_compiler_counts_as_too_long(compiler):
 
 def test_a_host_can_be_full_too(compiler):
     compiler.host = 200_000
-    found = find_max_context(make_config(), "v5e:2x4")
+    found = find_max_context(small(), "v5e:2x4")
     assert found.max_context <= 200_000 < found.too_long <= 1.125 * found.max_context
     assert len(compiler.tried) <= 8
     assert any(a.reason and "of a host that has 200,000" in a.reason for a in found.attempts)
 
 
 def test_the_mesh_is_fitted_once_and_rows_divide_over_it(compiler):
-    find_max_context(make_config(row_steps=60, mesh={"heads": 2}), "v5e:2x4")  # seq 4, zigzag, two devices a station
+    find_max_context(
+        small(training={"row_steps": 60}, mesh={"heads": 2}), "v5e:2x4"
+    )  # seq 4, zigzag, two devices a station
     assert all(tokens % 16 == 0 for tokens in compiler.tried)
 
 
@@ -118,7 +119,7 @@ def test_the_mesh_is_fitted_once_and_rows_divide_over_it(compiler):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_with_the_real_compiler():
-    config = make_config(2**23, model={"layers": 2, "block": 1024})
+    config = small(training={"row_steps": 2**23}, model={"layers": 2, "block": 1024})
     with jax.numpy_dtype_promotion("standard"):  # optax raises a Python float to an int32 power
         found = find_max_context(config, "v5e:1x1", precision=1.0)
     assert found.max_context >= 2**20 and found.plan.fits

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from ringrl.reporting import write_report
+from tests.builders import write_run
 from tests.reporting.browser import CHROMIUM, MEASURE, browse
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory, write_run) -> Path:
+def report(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("browser")
     runs = [
         write_run(base / "at", envs=6),
@@ -23,7 +24,7 @@ def report(tmp_path_factory, write_run) -> Path:
 
 
 @pytest.fixture(scope="module")
-def crowded(tmp_path_factory, write_run) -> Path:
+def crowded(tmp_path_factory) -> Path:
     """Two tasks, many labels, all that a page can have; small, for figures take their time."""
     base = tmp_path_factory.mktemp("crowded")
     small = {"envs": 2, "trials": 2, "points": 0, "data": False, "expert": 900.0}

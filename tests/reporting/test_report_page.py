@@ -11,6 +11,7 @@ import pytest
 from ringrl.errors import UserError
 from ringrl.reporting import write_report
 from ringrl.reporting.figures.style import assign_colours
+from tests.builders import write_run
 
 VOID = {"meta", "link", "br", "wbr", "path", "use", "rect"}
 
@@ -54,7 +55,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def one_task(tmp_path_factory, write_run):
+def one_task(tmp_path_factory):
     """Three seeds of one agent, one of another, in one report: (directory, page, summary)."""
     base = tmp_path_factory.mktemp("one_task")
     runs = [write_run(base / f"at{seed}", seed=seed, envs=6) for seed in range(3)]

@@ -8,26 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.episode import Episode, StepSpan
+from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.chains import EpisodeReader
 from ringrl.store import builder, zarr
 from ringrl.store import episode_store as stores
+from tests import builders
 
 TASKS = ["walker_run", "walker_walk"]
 SOURCES = [stores.DataSource("a", "a", "rnd"), stores.DataSource("b", "buffer", collected={"seed": 3})]
 
 
 def make_episode(length, seed=0, widths=(3, 2, 2, 4)):
+    """An episode whose steps have discounts of their own, and which may have ended."""
     rng = np.random.default_rng(seed)
-    observation, action, reward, physics = widths
-    return Episode(
-        observation=rng.normal(size=(length + 1, observation)).astype(np.float32),
-        action=rng.uniform(-1, 1, (length, action)).astype(np.float32),
-        reward=rng.normal(size=(length, reward)).astype(np.float32),
-        discount=np.append(rng.uniform(0.1, 1, length - 1), rng.integers(0, 2)).astype(np.float32),
-        physics=rng.normal(size=(length + 1, physics)),
-    )
+    discount = np.append(rng.uniform(0.1, 1, length - 1), rng.integers(0, 2)).astype(np.float32)
+    return builders.make_episode(length, seed, widths, discount)
 
 
 def build(out, episodes, sources=None, **options):

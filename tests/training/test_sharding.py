@@ -11,10 +11,10 @@ import pytest
 
 from ringrl.agent import load_decoder
 from ringrl.attention.layout import to_ring_order
-from ringrl.config import parse_config
 from ringrl.model.sharding import AXES
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.state import init_state, make_loss
+from tests.builders import make_config
 
 POLICIES = ("none", "block", "full", "offload")
 MESHES = [mesh for mesh in itertools.product((1, 2, 4, 8), repeat=len(AXES)) if math.prod(mesh) == 8]
@@ -22,20 +22,25 @@ ROWS, STEPS, VOCABULARY = 8, 16, 11
 
 
 ONE = (1,) * len(AXES)
+LANGUAGE_MODEL = {
+    "data": {"store": "no.npy", "task": "next_token"},
+    "agent": {"name": "language_model", "bins": VOCABULARY},
+    "model": {
+        "layers": 2,
+        "width": 32,
+        "heads": 8,
+        "kv_heads": 8,
+        "hidden": 48,
+        "feed_forward_block": 3,
+        "activation": "swiglu",
+    },
+    "training": {"batch": ROWS, "row_steps": STEPS},
+}
 
 
-def make_config(mesh=ONE, **model):
-    shape = {"layers": 2, "width": 32, "heads": 8, "kv_heads": 8, "hidden": 48, "feed_forward_block": 3}
-    return parse_config(
-        {
-            "data": {"store": "no.npy", "task": "next_token"},
-            "agent": {"name": "language_model", "bins": VOCABULARY},
-            "model": shape | {"activation": "swiglu"} | model,
-            "mesh": dict(zip(AXES, mesh, strict=True)),
-            "training": {"batch": ROWS, "row_steps": STEPS},
-        },
-        "test",
-    )
+def shaped(mesh=ONE, **model):
+    """The configuration of a language model on a mesh of AXES."""
+    return make_config(LANGUAGE_MODEL, mesh=dict(zip(AXES, mesh, strict=True)), model=model)
 
 
 @cache
@@ -63,7 +68,7 @@ def loss_and_gradients(config):
 
 @cache
 def of_one_device():
-    return loss_and_gradients(make_config(remat="none"))
+    return loss_and_gradients(shaped(remat="none"))
 
 
 def check(config):
@@ -78,22 +83,22 @@ def check(config):
 @pytest.mark.parametrize("remat", POLICIES)
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_every_mesh_under_every_policy(mesh, remat):
-    check(make_config(mesh, remat=remat))
+    check(shaped(mesh, remat=remat))
 
 
 @pytest.mark.parametrize(("mesh", "remat"), [(mesh, POLICIES[i % 4]) for i, mesh in enumerate(MESHES[::5])], ids=str)
 def test_some_meshes_under_some_policies(mesh, remat):
-    check(make_config(mesh, remat=remat))
+    check(shaped(mesh, remat=remat))
 
 
 @pytest.mark.parametrize(("mesh", "remat"), [((1, 1, 1, 1, 1), "offload"), ((1, 2, 2, 2, 1), "block")], ids=str)
 def test_groups_of_heads_change_nothing(mesh, remat):
-    check(make_config(mesh, remat=remat, head_groups=2))
+    check(shaped(mesh, remat=remat, head_groups=2))
 
 
 def test_a_layer_is_gathered_when_it_is_computed():
     """In the program of a scan over layers, no array is a whole stack of matrices."""
-    config = make_config((1, 2, 1, 4, 1), remat="full", layers=3)
+    config = shaped((1, 2, 1, 4, 1), remat="full", layers=3)
     decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     placed = place_batch(batch(), mesh)
@@ -105,7 +110,7 @@ def test_a_layer_is_gathered_when_it_is_computed():
 
 @pytest.mark.parametrize("remat", POLICIES)
 def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
-    config = make_config((1, 8, 1, 1, 1), remat=remat, layers=3, head_groups=2)
+    config = shaped((1, 8, 1, 1, 1), remat=remat, layers=3, head_groups=2)
     decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     program = str(
@@ -117,7 +122,7 @@ def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
 
 
 def test_bfloat16_gradients_are_summed_in_float32():
-    config = make_config((1, 8, 1, 1, 1), compute_dtype="bfloat16")
+    config = shaped((1, 8, 1, 1, 1), compute_dtype="bfloat16")
     decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     with jax.numpy_dtype_promotion("standard"):  # flax's norm promotes bfloat16 itself
