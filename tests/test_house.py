@@ -148,13 +148,13 @@ def test_no_two_files_share_a_name():
 
 
 def test_no_two_classes_share_a_name():
-    """But for the `Config` of each agent and the `Args` of each data step, which are found by these names."""
+    """But for the `Config` and `Agent` of each agent, and the `Args` of each data step, which are found by these names."""
     classes = [
         (node.name, path)
         for path in ALL
         for node in ast.walk(parse(path))
         if isinstance(node, ast.ClassDef)
-        and not (path.parent.name == "agents" and node.name == "Config")
+        and not (path.parent.name == "agents" and node.name in ("Config", "Agent"))
         and not (path.parent.name == "data" and node.name == "Args")
     ]
     assert not twice(classes)
