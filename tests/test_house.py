@@ -148,7 +148,7 @@ def test_no_two_files_share_a_name():
 
 
 def test_no_two_classes_share_a_name():
-    """But for the `Config` and `Agent` of each agent, and the `Args` of each data step, which are found by these names."""
+    """But for `Config` and `Agent` of each agent and `Args` of each data step, which are found by these names."""
     classes = [
         (node.name, path)
         for path in ALL
