@@ -106,6 +106,8 @@ def read_metadata(path: Path | str, context: ts.Context, version: int = FORMAT_V
         raise UserError(f"{path} is not an episode store: its {METADATA} is of another kind")
     if metadata.get("version") != version:
         found = metadata.get("version")
+        if found == FORMAT_VERSION:
+            raise UserError(f"{path} has store format {found}, the present one: it needs no conversion")
         todo = f"convert it: `ringrl data convert_store {path} --out NEW`" if found == 2 else "build it again"
         raise UserError(f"{path} has store format {found}, this ringrl reads {version}; {todo}")
     return metadata
