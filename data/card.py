@@ -3,7 +3,7 @@
     ringrl data card stores/walker                            # -> stores/walker.card/index.html
 
 Counts, returns by task and source, how monotone the histories are, what the observations cover, where all came from,
-and what is missing or odd, in words. Takes seconds whatever the store's size: coverage is that of a sample.
+and what is missing or odd, in words. Takes seconds for a store of any size: coverage is that of a sample.
 """
 
 from dataclasses import dataclass

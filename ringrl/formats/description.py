@@ -36,7 +36,7 @@ def describe_folder(folder: Path, domain: str | None = None) -> Description:
 
     Args:
         folder: of the episode files, or the one above it that contains `buffer/`; or a .zip of either, which may be
-            named `DOMAIN/ALGORITHM.zip` or hold such folders, and whose download is told by `NAME.download.json`.
+            named `DOMAIN/ALGORITHM.zip` or hold such folders, and whose download is described by `NAME.download.json`.
         domain: what the domain is, if nothing tells it.
 
     Raises:
@@ -73,9 +73,9 @@ def describe_folder(folder: Path, domain: str | None = None) -> Description:
     return Description(str(found or domain), tuple(recorded) if recorded else None, source)
 
 
-def _read_json(archive: Path | None, places: tuple[Path, ...]) -> dict[str, Any]:
+def _read_json(archive: Path | None, candidates: tuple[Path, ...]) -> dict[str, Any]:
     """The object in the first of these files that there is, in the archive if one is given; else an empty one."""
-    for path in places:
+    for path in candidates:
         text = _read_text(archive, path)
         if text is None:
             continue

@@ -10,11 +10,8 @@ A file's name is `episode_{index:06d}_{T}.npz` (ExoRL, Yarats et al. 2022) or `{
 Laskin et al. 2021). The files are in a folder, or in a zip archive that is read as it is.
 """
 
-import functools
 import io
-import math
 import re
-import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -29,6 +26,7 @@ from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.files import atomic_file
 from ringrl.formats.archive import Member, episode_members, is_archive
+from ringrl.formats.npy import MAX_BYTES, parse_npy
 
 EpisodeFile = Path | Member
 """An episode file, in a folder or in an archive: it has a `name`, `read_bytes()`, and is small to pickle."""
@@ -39,8 +37,6 @@ _NAME = re.compile(r"(?P<prefix>episode|\d{8}T\d{6})_(?P<index>\d+)_(?P<length>\
 _DTYPES = {name: np.float32 for name in ("observation", "action", "reward", "discount")} | {"physics": np.float64}
 # A folder's files are judged by the widths that most of the first ones have, lest an odd first file condemn the rest.
 _FILES_FOR_DIMS = 5
-# Of all arrays of a file together, against archives that blow up: 1000 times a walker episode.
-_MAX_BYTES = 2**28
 
 
 class DummyRow(NamedTuple):
@@ -96,15 +92,15 @@ def read_with_dummy_row(path: EpisodeFile | str, *, dims: Dims | None = None) ->
 
 def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
     try:
-        # Whole files are small, and np.load's many small reads take longer than the rest but for the decompression.
+        # Files are small: one read of the whole costs less than many of its parts.
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             missing = [name for name in _DTYPES if name not in members]
             if missing:
                 raise _bad(path, f"it has no {', '.join(missing)}; it has {', '.join(members) or 'nothing'}")
-            if sum(members[name].file_size for name in _DTYPES) > _MAX_BYTES:
-                raise _bad(path, f"its arrays unpack to more than {_MAX_BYTES} bytes")
-            return {name: _check_array(path, name, _parse_npy(archive.read(members[name]))) for name in _DTYPES}
+            if sum(members[name].file_size for name in _DTYPES) > MAX_BYTES:
+                raise _bad(path, f"its arrays unpack to more than {MAX_BYTES} bytes")
+            return {name: _check_array(path, name, parse_npy(archive.read(members[name]))) for name in _DTYPES}
     except FileNotFoundError:
         raise UserError(f"{path}: no such episode file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
@@ -112,37 +108,6 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
         raise _bad(path, f"it is truncated or damaged ({error})") from error
     except ValueError as error:
         raise _bad(path, str(error)) from error
-
-
-def _parse_npy(content: bytes) -> np.ndarray:
-    """The array of a .npy file (numpy.lib.format); a ValueError says what is wrong with it."""
-    width = {1: 2, 2: 4}.get(content[6] if len(content) > 6 else 0, 0)  # of the header's length, by format version
-    start = 8 + width + int.from_bytes(content[8 : 8 + width], "little")
-    shape, fortran_order, dtype = _parse_header(content[:start])
-    if dtype.hasobject:
-        raise ValueError("it holds pickled objects, which are never loaded")
-    if math.prod(shape) * dtype.itemsize != len(content) - start:
-        raise ValueError(f"an array of shape {shape} and type {dtype} is truncated or damaged")
-    array = np.frombuffer(content, dtype, offset=start).copy()  # what was read is the caller's, to write into
-    return array.reshape(shape, order="F" if fortran_order else "C")
-
-
-@functools.lru_cache(maxsize=64)  # thousands of files have the same few headers, and NumPy parses them as Python
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    stream = io.BytesIO(header)
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"an array is in version {version} of the .npy format")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python's, about odd literals
-            shape, fortran_order, dtype = read(stream)
-    except Exception as error:  # whatever a Python literal or the name of a dtype may raise
-        raise ValueError(f"an array's header is damaged ({type(error).__name__}: {error})") from error
-    if not all(0 <= size <= _MAX_BYTES for size in shape):
-        raise ValueError(f"an array's header is damaged: it tells the shape {shape}")
-    return shape, fortran_order, dtype
 
 
 def _check_array(path: EpisodeFile, name: str, array: np.ndarray) -> np.ndarray:

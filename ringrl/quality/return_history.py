@@ -10,7 +10,7 @@ from jaxtyping import Float64
 def monotonicity(returns: Float64[np.ndarray, " history"]) -> float:
     """Spearman's rank correlation of return with position in a history: 1 rises always, -1 falls always.
 
-    It is 0 where no return differs from another, since no order can be told.
+    It is 0 where no return differs from another, since there is no order.
     """
     return _rank_correlation(np.arange(len(returns), dtype=np.float64), returns)
 
