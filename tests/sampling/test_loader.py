@@ -1,93 +1,19 @@
-"""Batches from a store in memory: what a row holds, that it is the same every time, and what was read for it."""
+"""Batches from a store in memory: what a row contains, that it is the same every time, and what was read for it."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from ringrl.attention.layout import from_ring_order, to_ring_order
-from ringrl.batch import BATCH_SCHEMA, Batch, Chain, ContextPlan
-from ringrl.episode import StepSpan
+from ringrl.batch import BATCH_SCHEMA, Batch, ContextPlan
 from ringrl.errors import UserError
-from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.loader import make_loader
-from ringrl.sampling.normalizer import Normalizer
-from ringrl.sampling.packing import Packing, one_a_row
 from ringrl.sampling.samplers import HindsightSampler, WindowSampler
+from tests.sampling.stores import MemoryStore, unit_normalizer
 
 LAYOUTS = ("contiguous", "striped", "zigzag")
-
-
-class MemoryStore:
-    """Random episodes of two observation and one action dimension; it records the spans that are read."""
-
-    def __init__(self, lengths: list[int], seed: int = 0):
-        rng = np.random.default_rng(seed)
-        self.lengths = np.array(lengths, np.int64)
-        self.observation = [rng.normal(3, 2, (n, 2)).astype(np.float32) for n in lengths]
-        self.action = [rng.uniform(-1, 1, (n, 1)).astype(np.float32) for n in lengths]
-        self.reward = [rng.uniform(0, 1, n).astype(np.float32) for n in lengths]
-        self.spans: list[tuple[int, int, int]] = []
-
-    def returns(self, task: str) -> np.ndarray:
-        return np.array([each.sum(dtype=np.float64) for each in self.reward])
-
-    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> list[StepSpan]:
-        self.spans.extend(spans)
-        return [
-            StepSpan(
-                observation=np.concatenate([self.observation[e][a:b], np.full((1, 2), np.nan, np.float32)]),
-                action=self.action[e][a:b],
-                reward=self.reward[e][a:b],
-                discount=np.ones(b - a, np.float32),
-                earlier=self.reward[e][:a],
-            )
-            for e, a, b in spans
-        ]
-
-
-def unit_normalizer(**changes) -> Normalizer:
-    values = {
-        "observation_mean": np.zeros(2, np.float32),
-        "observation_std": np.ones(2, np.float32),
-        "return_scale": 1.0,
-        "reward_scale": 1.0,
-    }
-    return Normalizer(**(values | changes))
-
-
-def chain(*trials: int, first: float = 1) -> Chain:
-    """A chain of trials of these lengths whose step number t, from `first` on, has action t / 100 and reward t."""
-    step = np.concatenate([np.arange(n, dtype=np.int32) for n in trials])
-    count = first + np.arange(len(step), dtype=np.float32)
-    ends = np.zeros(len(step), np.float32)
-    ends[np.cumsum(trials) - 1] = 1
-    return Chain(
-        observation=np.stack([count, -count], axis=1),
-        action=count[:, None] / 100,
-        reward=count,
-        return_to_go=10 * count,
-        completion=ends,
-        step=step,
-        trial=np.repeat(np.arange(len(trials), dtype=np.int32), trials),
-    )
-
-
-def batch_of(chains: list[Chain], length: int, normalizer: Normalizer, packing: Packing | None = None) -> Batch:
-    """Chains as rows of one length: as `packing` says, or one a row."""
-    counts = [each.length for each in chains]
-    packing = packing or one_a_row(counts, length)
-    joined = Chain(**{f.name: np.concatenate([getattr(each, f.name) for each in chains]) for f in fields(Chain)})
-    to = StepPlacement(
-        row=np.repeat(packing.row, counts),
-        position=np.concatenate([np.arange(n) + first for n, first in zip(counts, packing.first, strict=True)]),
-        segment=np.repeat(packing.segment, counts),
-        segment_first=np.repeat(packing.first, counts),
-        trial=joined.trial.astype(np.int64),
-    )
-    return assemble(joined, to, int(packing.row.max()) + 1, LocalPositions(np.arange(length)), normalizer)
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -103,33 +29,6 @@ def take(loader, count: int) -> list[Batch]:
 
 def ascending(store: MemoryStore, trajectories: int) -> HindsightSampler:
     return HindsightSampler(store.lengths, store.returns("any"), trajectories)
-
-
-def test_a_padded_row_of_two_trials():
-    batch = batch_of([chain(2, 3)], 7, unit_normalizer(reward_scale=2.0, return_scale=10.0))
-    assert batch.reward[0].tolist() == [0.5, 1, 1.5, 2, 2.5, 0, 0]
-    # The last reward and the completion of trial 0 are what the first step of trial 1 sees.
-    assert batch.previous_reward[0].tolist() == [0, 0.5, 1, 1.5, 2, 0, 0]
-    assert batch.previous_completion[0].tolist() == [0, 0, 1, 0, 0, 0, 0]
-    assert batch.completion[0].tolist() == [0, 1, 0, 0, 1, 0, 0]
-    np.testing.assert_allclose(batch.previous_action[0, :, 0], [0, 0.01, 0.02, 0.03, 0.04, 0, 0], rtol=1e-6)
-    assert batch.return_to_go[0].tolist() == [1, 2, 3, 4, 5, 0, 0]
-    assert batch.step[0].tolist() == [0, 1, 0, 1, 2, 0, 0]
-    assert batch.trial[0].tolist() == [0, 0, 1, 1, 1, 0, 0]
-    assert batch.position[0].tolist() == [0, 1, 2, 3, 4, 0, 0]
-    assert batch.segment_ids[0].tolist() == [1, 1, 1, 1, 1, 0, 0]
-    assert batch.weight[0].tolist() == [1, 1, 1, 1, 1, 0, 0]
-
-
-def test_packed_chains_do_not_see_each_other():
-    chains = [chain(2), chain(3, first=5), chain(1), chain(4)]
-    packing = Packing(np.array([0, 0, 1, 1]), np.array([0, 2, 0, 1]), np.array([1, 2, 1, 2]))
-    batch = batch_of(chains, 6, unit_normalizer(), packing)
-    assert batch.segment_ids.tolist() == [[1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 2, 0]]
-    assert batch.position.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
-    assert batch.step.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 2, 3, 0]]
-    assert batch.previous_reward.tolist() == [[0, 1, 0, 5, 6, 0], [0, 0, 1, 2, 3, 0]]
-    assert batch.previous_completion.tolist() == [[0] * 6, [0] * 6]
 
 
 def ring_positions(length: int, layout: str) -> np.ndarray:
@@ -351,61 +250,3 @@ def test_the_horizon_of_the_plans_reaches_the_batch_and_must_be_one():
     np.testing.assert_allclose(next(loader).return_to_go, np.stack([expected, expected]), rtol=1e-6)
     with pytest.raises(UserError, match="horizons .*2, 3"):
         next(loader)
-
-
-def test_normalizer_measures_what_numpy_does():
-    store = MemoryStore([40, 30, 50, 20])
-    fitted = Normalizer.fit(store, "any", np.array([0, 2, 3], np.int64))
-    observation = np.concatenate([store.observation[e] for e in (0, 2, 3)]).astype(np.float64)
-    reward = np.concatenate([store.reward[e] for e in (0, 2, 3)]).astype(np.float64)
-    np.testing.assert_allclose(fitted.observation_mean, observation.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(fitted.observation_std, observation.std(axis=0) + 1e-6, rtol=1e-6)
-    assert fitted.return_scale == pytest.approx(store.returns("any")[[0, 2, 3]].max())
-    assert fitted.reward_scale == pytest.approx(reward.std())
-    normal = fitted.normalize_observation(observation.astype(np.float32))
-    assert normal.dtype == np.float32
-    np.testing.assert_allclose([normal.mean(), normal.std()], [0, 1], atol=1e-5)
-
-
-def test_normalizer_counts_agent_steps_under_an_action_repeat():
-    store = MemoryStore([7, 6])
-    fitted = Normalizer.fit(store, "any", action_repeat=3)
-    observation = np.concatenate([each[::3] for each in store.observation])
-    reward = [each[first : first + 3].sum() for each in store.reward for first in range(0, len(each), 3)]
-    np.testing.assert_allclose(fitted.observation_mean, observation.mean(axis=0), rtol=1e-6)
-    assert fitted.reward_scale == pytest.approx(np.std(reward), rel=1e-6)
-
-
-def test_normalizer_leaves_constants_alone():
-    store = MemoryStore([6, 6])
-    for observation, reward in zip(store.observation, store.reward, strict=True):
-        observation[:, 1] = 0.1
-        reward[:] = 0
-    fitted = Normalizer.fit(store, "any")
-    assert fitted.observation_std[1] == 1
-    assert (fitted.return_scale, fitted.reward_scale) == (1.0, 1.0)
-
-
-def test_normalizer_subsamples_evenly_but_counts_every_return():
-    store = MemoryStore([4] * 9)
-    store.reward[1][:] = 100
-    fitted = Normalizer.fit(store, "any", max_episodes=3)
-    assert [span[0] for span in store.spans] == [0, 4, 8]
-    assert fitted.return_scale == 400
-    with pytest.raises(UserError, match="no episodes"):
-        Normalizer.fit(store, "any", np.array([], np.int64))
-
-
-def test_normalizer_survives_the_disk(tmp_path):
-    fitted = Normalizer.fit(MemoryStore([5, 6]), "any")
-    path = tmp_path / "normalizer.json"
-    fitted.save(path)
-    loaded = Normalizer.load(path)
-    for field in fields(Normalizer):
-        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(fitted, field.name))
-    assert [each.name for each in tmp_path.iterdir()] == ["normalizer.json"]
-    with pytest.raises(UserError, match="no such file"):
-        Normalizer.load(tmp_path / "absent.json")
-    path.write_text('{"return_scale": 1}')
-    with pytest.raises(UserError, match="not a normalizer"):
-        Normalizer.load(path)

@@ -1,56 +1,14 @@
 """Every context sampler on a store of ten integers' size, its answer worked out by hand."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringrl.batch import ContextPlan
-from ringrl.episode import Episode, StepSpan
 from ringrl.errors import UserError
-from ringrl.sampling.chains import agent_steps, build_chain
 from ringrl.sampling.samplers import HindsightSampler, HistorySampler, WindowSampler, top_fraction
-from ringrl.store.episode_store import DataSource, build, open_store
-
-
-class FakeStore:
-    """Episodes in memory; rewards are given, observation and action tell which step of which episode they are."""
-
-    def __init__(self, rewards: list[list[float]]):
-        self.rewards = [np.array(each, np.float32) for each in rewards]
-        self.lengths = np.array([len(each) for each in rewards], np.int64)
-        self.spans: list[tuple[int, int, int]] = []
-
-    def returns(self, task: str) -> np.ndarray:
-        return np.array([each.sum() for each in self.rewards], np.float64)
-
-    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> list[StepSpan]:
-        self.spans.extend(spans)
-        return [self._steps(*span) for span in spans]
-
-    def _steps(self, episode: int, start: int, stop: int) -> StepSpan:
-        step = np.arange(start, stop + 1, dtype=np.float32)
-        return StepSpan(
-            observation=np.stack([np.full_like(step, episode), step], axis=1),
-            action=step[:-1, None] / 10,
-            reward=self.rewards[episode][start:stop],
-            discount=np.ones(stop - start, np.float32),
-            earlier=self.rewards[episode][:start],
-        )
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, np.int64)
-
-
-def floats(*values: float) -> np.ndarray:
-    return np.array(values, np.float64)
-
-
-def plan(episode, start, stop, target, completed, horizon=None) -> ContextPlan:
-    return ContextPlan(ints(*episode), ints(*start), ints(*stop), floats(*target), np.array(completed), horizon)
+from tests.sampling.stores import floats, ints
 
 
 def draws(sampler, count: int = 300) -> list[ContextPlan]:
@@ -153,113 +111,6 @@ def test_histories_too_short_say_what_to_do():
         HistorySampler(np.ones(2, np.int64), floats(1, 2), np.full(2, 5, np.int32), trajectories=2, every=2)
     with pytest.raises(UserError, match="at least 1"):
         HistorySampler(np.ones(2, np.int64), floats(1, 2), np.full(2, 5, np.int32), trajectories=2, every=0)
-
-
-def test_build_chain_joins_two_episodes():
-    store = FakeStore([[1, 2], [3, 0, 4]])
-    chain = build_chain(store, plan([0, 1], [0, 0], [2, 3], [7, 7], [False, True]), "any")
-    assert chain.observation.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
-    assert chain.reward.tolist() == [1, 2, 3, 0, 4]
-    assert chain.return_to_go.tolist() == [7, 6, 7, 4, 4]
-    assert chain.completion.tolist() == [0, 0, 0, 0, 1]
-    assert chain.step.tolist() == [0, 1, 0, 1, 2]
-    assert chain.trial.tolist() == [0, 0, 1, 1, 1]
-    assert chain.length == 5
-
-
-def test_build_chain_inside_an_episode_counts_the_earlier_rewards():
-    store = FakeStore([[5, 1, 2, 3, 4]])
-    chain = build_chain(store, plan([0], [2], [4], [15], [True]), "any")
-    assert chain.return_to_go.tolist() == [9, 7]
-    assert chain.step.tolist() == [2, 3]
-    assert chain.completion.tolist() == [0, 0], "the piece does not reach the episode's end"
-
-
-def test_build_chain_sums_rewards_over_an_action_repeat():
-    store = FakeStore([[1, 2, 3, 4, 5]])
-    pieces = plan([0], [2], [5], [15], [True])
-    assert agent_steps(pieces, 2).tolist() == [2]
-    chain = build_chain(store, pieces, "any", action_repeat=2)
-    assert chain.observation[:, 1].tolist() == [2, 4]
-    np.testing.assert_allclose(chain.action[:, 0], [0.25, 0.4], rtol=1e-6)
-    assert chain.reward.tolist() == [7, 5]
-    assert chain.return_to_go.tolist() == [12, 5]
-    assert chain.step.tolist() == [1, 2]
-    assert chain.completion.tolist() == [0, 1]
-    with pytest.raises(UserError, match="multiples of action_repeat=2"):
-        build_chain(store, plan([0], [1], [5], [15], [True]), "any", action_repeat=2)
-
-
-def test_with_a_horizon_a_return_to_go_is_a_mean_reward_as_a_whole_return():
-    """Rewards 5 1 2 3 4, two steps ahead: 6 3 5 7 in two, and at the end 4 in one; five steps at that rate."""
-    store = FakeStore([[5, 1, 2, 3, 4]])
-    whole = build_chain(store, plan([0], [0], [5], [15], [True], horizon=2), "any")
-    assert whole.return_to_go.tolist() == [15, 7.5, 12.5, 17.5, 20]
-    assert whole.reward.tolist() == [5, 1, 2, 3, 4] and whole.completion.tolist() == [0, 0, 0, 0, 1]
-    piece = build_chain(store, plan([0], [1], [3], [15], [True], horizon=2), "any")
-    assert piece.return_to_go.tolist() == [7.5, 12.5], "it looks beyond the piece's end"
-    assert piece.observation[:, 1].tolist() == [1, 2] and piece.reward.tolist() == [1, 2]
-    assert len(piece.action) == piece.length == 2 and not piece.completion.any()
-    # Episodes of all lengths have the unit of the store's longest.
-    both = FakeStore([[5, 1, 2, 3, 4], [2, 2]])
-    assert build_chain(both, plan([1], [0], [2], [4], [True], horizon=2), "any").return_to_go.tolist() == [10, 10]
-    # Two steps an agent step: 6 5 4; one ahead 6 5 4; three agent steps at that rate.
-    repeated = build_chain(store, plan([0], [2], [5], [15], [True], horizon=1), "any", action_repeat=2)
-    assert repeated.return_to_go.tolist() == [15, 12] and repeated.reward.tolist() == [5, 4]
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=12), st.integers(1, 14), st.data())
-def test_returns_over_a_horizon_do_not_depend_on_where_a_piece_is_cut(rewards, horizon, data):
-    start = data.draw(st.integers(0, len(rewards) - 1))
-    stop = data.draw(st.integers(start + 1, len(rewards)))
-    store = FakeStore([rewards])
-    whole = build_chain(store, plan([0], [0], [len(rewards)], [0], [False], horizon=horizon), "any")
-    piece = build_chain(store, plan([0], [start], [stop], [0], [False], horizon=horizon), "any")
-    assert (piece.return_to_go == whole.return_to_go[start:stop]).all()
-
-
-def test_a_repeated_action_survives_an_action_repeat_to_the_bit():
-    store = FakeStore([[0] * 6])
-    repeated = np.float32(0.1)
-    store._steps = lambda episode, start, stop: StepSpan(
-        observation=np.zeros((stop - start + 1, 1), np.float32),
-        action=np.full((stop - start, 1), repeated),
-        reward=np.zeros(stop - start, np.float32),
-        discount=np.ones(stop - start, np.float32),
-        earlier=np.zeros(start, np.float32),
-    )
-    chain = build_chain(store, plan([0], [0], [6], [0], [False]), "any", action_repeat=3)
-    assert (chain.action == repeated).all()
-
-
-def test_a_chain_from_a_store_on_disk(tmp_path):
-    rows = np.arange(5, dtype=np.float32)
-    episode = Episode(
-        observation=rows[:, None] * 10,
-        action=rows[1:, None] / 10,
-        reward=rows[1:, None],
-        discount=np.ones(4, np.float32),
-        physics=np.zeros((5, 2)),
-    )
-    build(
-        tmp_path / "store",
-        [(episode, 0)],
-        domain="any",
-        tasks=["any_task"],
-        sources=[DataSource("any", "any")],
-        provenance={},
-    )
-    store = open_store(tmp_path / "store")
-    sampler = WindowSampler(store.lengths, store.returns("any_task"))
-    chain = build_chain(store, sampler.sample(np.random.default_rng(0)), "any_task")
-    assert chain.observation.ravel().tolist() == [0, 10, 20, 30]
-    np.testing.assert_allclose(chain.action.ravel(), [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
-    assert chain.reward.tolist() == [1, 2, 3, 4]
-    assert chain.return_to_go.tolist() == [10, 9, 7, 4]
-    inside = build_chain(store, plan([0], [2], [4], [10], [True]), "any_task")
-    assert inside.return_to_go.tolist() == [7, 4]
-    assert inside.completion.tolist() == [0, 1]
 
 
 def test_a_jittered_target_is_one_for_the_chain_and_stays_within_its_bounds():
