@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ringrl.reporting import write_report as report
     from ringrl.rollout.evaluate import evaluate
     from ringrl.rollout.session import load_agent
-    from ringrl.store.episode_store import build as build_store
+    from ringrl.store.builder import build as build_store
     from ringrl.store.episode_store import open_store
     from ringrl.training.start import train
 
@@ -50,7 +50,7 @@ __all__ = [
 _DEFINED: dict[str, tuple[str, str | None]] = {
     "Episode": ("ringrl.episode", "Episode"),
     "attention": ("ringrl.attention", None),
-    "build_store": ("ringrl.store.episode_store", "build"),
+    "build_store": ("ringrl.store.builder", "build"),
     "evaluate": ("ringrl.rollout.evaluate", "evaluate"),
     "load_agent": ("ringrl.rollout.session", "load_agent"),
     "make_env": ("ringrl.envs", "make_env"),

@@ -48,6 +48,14 @@ class Episode:
     Raises:
         UserError: if a dtype, a number of axes or a length is not that; if T is 0; if a number is NaN or infinite, an
             action outside [-1, 1], a discount outside [0, 1], or 0 before the last step. The message names no file.
+
+    Example:
+        >>> import numpy as np
+        >>> import ringrl
+        >>> observation, action, reward = np.zeros((4, 2)), np.zeros((3, 1)), np.array([0.0, 0.5, 1.0])
+        >>> episode = ringrl.Episode.from_arrays(observation, action, reward, terminated=True)
+        >>> episode.length, episode.returns.tolist(), episode.discount.tolist()
+        (3, [1.5], [1.0, 1.0, 0.0])
     """
 
     observation: Float32[np.ndarray, "_steps_and_one _observation"]

@@ -47,6 +47,17 @@ def build(
         UserError: if `out` exists (unless `overwrite`), if there are no episodes, if their widths differ, or if a task
             is named twice.
         ValueError: if an episode is of a source that there is not.
+
+    Example:
+        >>> import numpy as np
+        >>> import ringrl
+        >>> def episodes():
+        ...     for length in (3, 5):
+        ...         observation, action = np.zeros((length + 1, 2)), np.zeros((length, 1))
+        ...         yield ringrl.Episode.from_arrays(observation, action, np.ones(length), terminated=False)
+        >>> store = ringrl.open_store(ringrl.build_store("stores/rig", episodes(), domain="rig", tasks=["rig_balance"]))
+        >>> store.lengths.tolist(), store.returns("rig_balance").tolist()
+        ([3, 5], [3.0, 5.0])
     """
     out, sources = Path(out), [DataSource(domain, domain)] if sources is None else sources
     if tasks is not None and len(set(tasks)) < len(tasks):
