@@ -92,7 +92,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
             state, about = restored[STATE], restored[ABOUT]
-        except Exception as error:  # whatever Orbax and TensorStore make of what they find
+        except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{folder}: cannot be read ({reason}); try again, and if it is damaged or of another model, "

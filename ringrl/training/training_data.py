@@ -40,7 +40,7 @@ class EpisodeData:
         self.normalizer: Normalizer | None = None
 
     def prepare(self, run: Path) -> None:
-        """The scales of a run that there is already, if its data are what they were; else those of the store."""
+        """The scales of the run if it exists, else those of the store. Raises UserError where the data are others."""
         if from_first("card", lambda: self.card) != self.card:
             raise UserError(f"{self._config.data.store}: not the store that process 0 reads; give all hosts the same")
         scales = from_first(
@@ -114,7 +114,7 @@ class TokenData:
         self.card |= {"sizes": self.sizes, "returns": []}
 
     def prepare(self, run: Path) -> None:
-        """Nothing is measured."""
+        """Nothing is measured. Raises UserError where the data are others."""
         if from_first("card", lambda: self.card) != self.card:
             raise UserError(f"{self._text.path}: not the file that process 0 reads; give all hosts the same")
         if RunDirectory(run).exists:
