@@ -28,7 +28,7 @@ class ObservationCheck:
     def add(self, episode: Episode, dummy: Float32[np.ndarray, " action"]) -> None:
         """Compare every observation of an episode; `dummy`: the action of its file's row 0, before the first."""
         ours = np.empty_like(episode.observation)
-        actions = np.concatenate([dummy[None], episode.action])  # that each state is said to follow
+        actions = np.concatenate([np.nan_to_num(dummy)[None], episode.action])  # that each state is said to follow
         for row, (state, action) in enumerate(zip(episode.physics, actions, strict=True)):
             self._env.set_state(state, action)
             ours[row] = _observe(self._env)

@@ -168,6 +168,7 @@ def set_row(row, value):
         ("walker_flip", {"observation": swap([3, 7])}, "observation orientations agrees in 0.0% of rows"),
         ("walker_flip", {"reward": lambda reward: reward * np.float32(0.5)}, "reward column 0 agrees with no task"),
         ("walker_flip", {"reward": set_row(0, 0.5)}, "dummy row: not so in some episode"),
+        ("walker_flip", {"action": set_row(0, np.nan)}, "dummy row: not so in some episode"),
         ("walker_flip", {"discount": set_row(3, 0.5)}, "discount: 0.5, 1, expected 1; 0 only in the last step"),
         ("jaco_reach_top_left", {"observation": swap([31, 32])}, "observation jaco_arm/jaco_hand/pinch_site_pos"),
     ],
