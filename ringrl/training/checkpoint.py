@@ -28,7 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, keep: int = 2, best: int = 0, *, read_only: bool = False):
-        """Keep the newest `keep`, and besides the `best` of lowest loss."""
+        """Keep the newest `keep`, and the `best` of lowest loss."""
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(checkpoint_managers.BestN(get_metric_fn=_loss, reverse=True, n=best))
@@ -96,7 +96,7 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{folder}: cannot be read ({reason}); try again, and if it is damaged or of another model, "
-                "move that folder away to go on from an earlier one"
+                "move that folder away to continue from an earlier one"
             ) from error
         if about.get("format") != FORMAT:
             raise UserError(f"{folder}: checkpoint format {about.get('format')}, this ringrl reads {FORMAT}")

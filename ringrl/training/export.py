@@ -29,7 +29,7 @@ FORMAT = "ringrl export"
 def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Path, *, overwrite: bool = False) -> Path:
     """Write the folder `out`: complete or not at all. Returns it.
 
-    `model.safetensors` holds the parameters, float32, named by their place in the model, such as
+    `model.safetensors` holds the parameters, float32, named by their path in the model, such as
     `layers.before.query.kernel`; those of layers are stacked along the first axis. `config.json` holds the resolved
     `config`, `step` (optimiser steps done), `versions`, the run's `agent`, and its `normalizer` and `dataset` where it
     has them. `agent.py` is the run's copy of the agent's source.

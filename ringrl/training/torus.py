@@ -1,7 +1,7 @@
 """The mesh laid on a slice of TPUs so that a ring's neighbours are neighbours on the chips' links.
 
 JAX orders a slice of 4x8 chips row by row: the ring's hop from the end of one row to the beginning of the next crosses
-the slice. XLA sends along such a ring synchronously (libtpu 0.0.42): nothing hides behind computation any more. Here
+the slice. XLA sends along such a ring synchronously (libtpu 0.0.42): no transfer is hidden behind computation. Here
 the chips of a ring form a closed path of neighbours. Devices that share a station of the ring (`tensor`, `heads`) are
 the chips of a small box, those that share nothing (`data`, `fsdp`) lie in boxes of their own.
 """
@@ -20,7 +20,7 @@ def lay_out(devices: Sequence[Any], outer: int, ring: int, inner: int) -> np.nda
 
     Args:
         devices: all chips (or cores) of a box; of TPUs, `coords` and `core_on_chip` say where they are.
-        outer: groups of devices, each of which holds rings of its own.
+        outer: groups of devices, each with rings of its own.
         ring: stations of a ring.
         inner: devices at a station.
     """

@@ -163,7 +163,7 @@ class Clock:
         """While the next batch comes.
 
         Counted is the time in which the devices had nothing to do: from the moment at which they have done `before`,
-        what the last step returns, which is mostly still being computed when its caller goes on. These are this
+        what the last step returns, which is mostly still being computed when its caller continues. These are this
         process's devices and its loader: another process's late loader shows only as slow steps.
 
         With the second batch the clock starts again, at the moment at which the first step was done, for which this

@@ -20,7 +20,7 @@ from ringrl.training.mesh import make_mesh
 from ringrl.training.training_data import EpisodeData
 
 EPISODES_AT_ONCE = 16
-MOST_STEPS_A_CALL = 100  # gradient steps fused into one compiled call: more gain nothing, and take memory
+MOST_STEPS_A_CALL = 100  # gradient steps fused into one compiled call: more gain no speed, and take memory
 
 
 @runtime_checkable
@@ -162,7 +162,7 @@ def _plain(leaf: jax.Array) -> jax.Array:
 
 
 def _refuse_unused(config: RunConfig) -> None:
-    """Settings that would change nothing must not be taken for ones that do."""
+    """Raise UserError where a setting that such an agent does not use is not at its default."""
     kept = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "keep_best")
     ours = {"model": config.model, "mesh": config.mesh, "optimizer": config.optimizer, "training": config.training}
     changed = [

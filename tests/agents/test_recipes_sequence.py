@@ -88,8 +88,8 @@ def test_its_chains_are_those_of_its_paper(name, tiny_config, batches):
             else:
                 assert len(starts) == 2 and (step[starts] == 0).all() and set(trial) == {0, 1}
             if name == "agentic_transformer":
-                told = batch.return_to_go[row][real][starts]
-                np.testing.assert_allclose(told, told[0], rtol=1e-6)
+                targets = batch.return_to_go[row][real][starts]
+                np.testing.assert_allclose(targets, targets[0], rtol=1e-6)
                 assert batch.completion[row][real][-1] == 1
 
 
@@ -106,13 +106,13 @@ def test_a_fraction_reads_the_best_episodes_alone(name, tiny_config, tiny_store)
 
 
 def test_a_horizon_reaches_the_batches_and_the_rollout(tiny_config, batches):
-    """One decision ahead, a return-to-go is the decision's own reward, times the decisions of an episode."""
+    """One agent step ahead, a return-to-go is the step's own reward, times the agent steps of an episode."""
     config = tiny_config({"name": "decision_transformer", "window": 4, "horizon": 1})
     store, loader = batches(config)
     scales, batch = Normalizer.fit(store, TASK, action_repeat=4), next(loader)
     real = batch.segment_ids > 0
-    told, paid = batch.return_to_go[real] * scales.return_scale, batch.reward[real] * scales.reward_scale
-    np.testing.assert_allclose(told, paid * -(-store.lengths.max() // 4), rtol=1e-4)
+    to_go, reward = batch.return_to_go[real] * scales.return_scale, batch.reward[real] * scales.reward_scale
+    np.testing.assert_allclose(to_go, reward * -(-store.lengths.max() // 4), rtol=1e-4)
     assert not load_agent(config.agent).policy.rollout_spec(24, np.ones(3)).subtract_rewards
 
 

@@ -160,9 +160,9 @@ def test_exploration_is_uniform_then_ever_less_noisy():
     state, observation = td3.init(config, 3, 2, seed=0), np.zeros(3, np.float32)
     mean = td3.act(state, observation)  # 0 for an observation of 0
 
-    def deviation(decision):
+    def deviation(agent_step):
         rng = np.random.default_rng(0)
-        actions = np.stack([td3.explore(config, state, observation, decision, rng) for _ in range(300)])
+        actions = np.stack([td3.explore(config, state, observation, agent_step, rng) for _ in range(300)])
         assert actions.dtype == np.float32 and np.abs(actions).max() <= 1.0
         return np.sqrt(np.mean(np.square(actions - mean)))
 
@@ -202,7 +202,7 @@ def test_learns_to_go_to_the_origin():
         td3.init(config, 1, 1, seed=0),
         td3.make_replay(config, config.capacity, 1, 1),
     )
-    decision = 0
+    agent_step = 0
 
     def episode(choose):
         xs, actions = [rng.uniform(-1, 1, 1).astype(np.float32)], []
@@ -212,9 +212,9 @@ def test_learns_to_go_to_the_origin():
         return np.stack(xs), np.stack(actions)
 
     def exploring(x):
-        nonlocal decision
-        decision += 1
-        return td3.explore(config, state, x, decision, rng)
+        nonlocal agent_step
+        agent_step += 1
+        return td3.explore(config, state, x, agent_step, rng)
 
     for _ in range(60):
         xs, actions = episode(exploring)

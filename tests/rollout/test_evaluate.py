@@ -50,7 +50,7 @@ def test_a_label_is_what_tables_call_a_run(run, tiny_config):
 
 
 def expert(_, physics) -> np.ndarray:
-    """A controller that holds the pole up."""
+    """A controller that keeps the pole up."""
     angle = np.arctan2(physics.named.data.xmat["pole_1", "xz"], physics.named.data.xmat["pole_1", "zz"])
     return np.clip(8 * angle + 2 * physics.angular_vel(), -1, 1)
 
@@ -100,7 +100,7 @@ def test_ablations_are_written_one_by_one_and_again_the_same(run):
     for table in tables:
         rows = read(table)
         assert len(rows) == 4 and {row["agent"] for row in rows} == {LABEL}
-        # There is nothing to tamper with before the first trial's end, but for its rewards.
+        # There is nothing to ablate before the first trial's end, but for its rewards.
         unlike = {(row["env"], row["return"]) for row in rows if row["trial"] == "0"} != first
         assert unlike == (table.name == "ablation-blind.csv")
     before = tables[0].read_text()

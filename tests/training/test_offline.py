@@ -60,7 +60,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(finished, offline_conf
     _, whole = finished
     run = tmp_path / "run"
     train(offline_config(20), run)
-    train(offline_config(60), run)  # goes on from 20
+    train(offline_config(60), run)  # continues from 20
     resume(run)  # nothing is left to do
     assert [line["loss"] for line in metrics(run)] == pytest.approx([line["loss"] for line in metrics(whole)], rel=1e-6)
     with pytest.raises(UserError, match="was trained with seed 0, not 1"):
@@ -84,13 +84,13 @@ def replay_of(config, run):
     return fill_replay(config, load_agent(config.agent), data)
 
 
-def test_transitions_are_those_of_the_store_by_decision(offline_config, tiny_store, tmp_path):
+def test_transitions_are_those_of_the_store_by_agent_step(offline_config, tiny_store, tmp_path):
     replay = replay_of(offline_config(1, AGENT | {"n_step": 1}), tmp_path)
     store, scales = open_store(tiny_store), Normalizer.fit(open_store(tiny_store), "cartpole_balance", action_repeat=4)
     steps = store.read(0, 0, int(store.lengths[0]), "cartpole_balance")
-    decisions = -(-len(steps.reward) // 4)
+    agent_steps = -(-len(steps.reward) // 4)
     assert replay.size == sum(-(-store.lengths // 4))
-    observation, action, reward, discount, successor = (rows[:decisions] for rows in replay._rows)
+    observation, action, reward, discount, successor = (rows[:agent_steps] for rows in replay._rows)
     seen = scales.normalize_observation(np.concatenate([steps.observation[:-1:4], steps.observation[-1:]]))
     np.testing.assert_array_equal(observation, seen[:-1])
     np.testing.assert_array_equal(successor, seen[1:])

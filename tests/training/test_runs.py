@@ -102,7 +102,7 @@ def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, 
     _, params = split_model(model)
     assert step == 5 and {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {1}
     jax.tree.map(np.testing.assert_array_equal, params, ring.params)
-    # A run that began on a ring goes on on one device.
+    # A run that began on a ring continues on one device.
     train(tiny_config(FUSED, training={"steps": 7}, model={"feed_forward_block": 8, "remat": "none"}), run)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6, 7]
 
@@ -167,7 +167,7 @@ def test_a_run_directory_has_all_that_was_promised(finished):
     assert card["episodes"] == 8 == len(card["returns"]) and card["sizes"] == SIZES
 
 
-def test_padding_is_the_share_of_empty_places_of_the_steps_own_batch(trained):
+def test_padding_is_the_share_of_empty_positions_of_the_steps_own_batch(trained):
     config, run = trained(True)
     source = load_agent(config.agent).make_trainer(config).data
     source.prepare(run)
