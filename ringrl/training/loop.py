@@ -7,7 +7,7 @@ from ringrl.agent import load_agent
 from ringrl.config import RunConfig
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
-from ringrl.training.processes import is_first
+from ringrl.training.processes import is_first, wait_for_all
 from ringrl.training.tracker import NoTracker, Tracker, check_finite
 
 
@@ -32,6 +32,7 @@ def train(config: RunConfig, run: Path) -> None:
             packed, about = checkpoints.restore(trainer.pack(state))
             state, start = trainer.unpack(packed, state), next_batch(about, config, run)
         updates = trainer.updates(state, start)  # settings that do not fit the data are found before there is a run
+        wait_for_all("ready to train")
         if is_first():
             directory.write(config, trainer.data.card, trainer.data.normalizer, **asdict(agent.description))
         with Tracker(run, t.steps, start, directory.label()) if is_first() else NoTracker() as metrics:

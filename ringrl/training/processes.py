@@ -2,8 +2,9 @@
 
 `jax.distributed` finds the processes and connects them. Two things of it that are needed here have no public name, and
 are taken from its private state (as Orbax takes them), in `_service` alone:
-- the coordination service's key-value store, which carries the configuration and the heartbeat's address from process
-  0 to the others. `multihost_utils.broadcast_one_to_all` is a collective instead: it takes arrays whose shapes are
+- the coordination service's key-value store and barrier. They carry the configuration and the heartbeat's address
+  from process 0 to the others, and let all be ready before a run is written. The public functions for this,
+  `multihost_utils.broadcast_one_to_all` and `sync_global_devices`, are collectives: they take arrays whose shapes are
   known, and may fail while process 0 takes minutes (gloo gives up after 30 s);
 - the coordinator's address, where a launcher has chosen it: the one name of process 0 that all can reach.
 """
@@ -87,6 +88,16 @@ def from_first(name: str, compute: Callable[[], T]) -> T:
     if is_first():
         client.key_value_set(f"ringrl/{name}", json.dumps(compute()))
     return json.loads(client.blocking_key_value_get(f"ringrl/{name}", AGREE_SECONDS * 1000))
+
+
+def wait_for_all(name: str) -> None:
+    """Return when every process has called this; where one fails before, its reason ends the others meanwhile.
+
+    Args:
+        name: different for every call of a process.
+    """
+    if jax.distributed.is_initialized():
+        _service().client.wait_at_barrier(f"ringrl/{name}", AGREE_SECONDS * 1000)
 
 
 @dataclass(frozen=True, eq=False)
