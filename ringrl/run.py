@@ -1,4 +1,4 @@
-"""The run directory: every file of a run is named, written, read and verified here.
+"""The run directory: the files that its steps share are named, written, read and verified here, and its folders named.
 
 | file | content |
 |---|---|

@@ -10,7 +10,7 @@ one run of that same code on arrays of all rows (`PerRow`). A task whose code do
 # MuJoCo's functions live in a compiled module that has no type stubs.
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +53,8 @@ _ROWS_AT_ONCE = 1024
 # A float64 has 29 bits more than a float32; where the two ways differ in the last one, a reward near 0 may amplify it.
 _SLACK = 2.0**-40
 _COMPARED_STEPS = 8
+# The controls that are set for all rows at once, from those of the actions.
+_CONTROLS: dict[Mode, Callable[[Controls], Controls]] = {"exact": lambda controls: controls, "exorl": np.zeros_like}
 
 
 class RowByRow:
@@ -220,7 +222,7 @@ class Recorder:
         model, data = physics.model.ptr, physics.data.ptr
         splits = np.split(states, [model.nq, model.nq + model.nv], axis=1)
         recorded: dict[str, np.ndarray] = dict(zip(("qpos", "qvel", "act"), splits, strict=True))
-        recorded["ctrl"] = controls if self._mode == "exact" else np.zeros_like(controls)
+        recorded["ctrl"] = _CONTROLS[self._mode](controls)
         calls = [getattr(mujoco, name) for name in self._needs.calls]
         if calls:
             names = sorted(self._needs.fields - _STATE_FIELDS)
