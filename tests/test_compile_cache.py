@@ -1,4 +1,4 @@
-"""The compile cache of tests: programs outlive the process, broken entries are compiled anew, and its size is bounded."""
+"""The compile cache of tests: programs outlive the process, broken ones are compiled anew, its size is bounded."""
 
 import os
 import subprocess
