@@ -26,8 +26,13 @@ AGENT = {"name": "agentic_transformer", "fused": True, "trajectories": TRAJECTOR
 # `ringrl` with a count of what the loader reads of the store: bytes a process, in FOLDER/PROCESS.json.
 COUNTING = """
 import json, os, sys
+from types import SimpleNamespace
+from jax._src import compiler
 from ringrl.cli import entry
 from ringrl.training import training_data
+
+# JAX lets process 0 alone write to the compile cache, though each process has programs of its own; here all of them do.
+compiler.distributed = SimpleNamespace(global_state=SimpleNamespace(process_id=0, client=None))
 
 class Counting:
     def __init__(self, store):
