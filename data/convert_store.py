@@ -43,6 +43,7 @@ def main(args: Args) -> None:
         tasks=old.tasks,
         sources=old.sources,
         provenance=old.provenance | {"converted_from_format": VERSION},
+        returns={task: old.returns(task) for task in old.tasks},
         overwrite=args.overwrite,
     )
     print(f"{args.out}: {len(old)} episodes of {old.domain}, converted from {args.store}")

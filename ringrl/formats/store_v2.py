@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
@@ -54,6 +55,14 @@ class StoreV2:
     def __len__(self) -> int:
         """The number of episodes."""
         return self._episodes
+
+    def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
+        """Undiscounted return of every episode under a task, float64 [episodes], as it was stored.
+
+        Raises:
+            UserError: if a file is lost or damaged.
+        """
+        return self._arrays.whole(f"return/{task}")
 
     def __iter__(self) -> Iterator[tuple[Episode, int]]:
         """Every episode, with the rewards of all tasks and the index of its source.

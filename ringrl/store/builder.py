@@ -24,6 +24,7 @@ def build(
     tasks: Sequence[str] | None = None,
     sources: Sequence[DataSource] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    returns: Mapping[str, Float64[np.ndarray, " episodes"]] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a store from episodes that come one at a time. Memory is bounded by some 100 MB an array.
@@ -38,6 +39,8 @@ def build(
             column, and numbered that of several.
         sources: what the source indices mean; None: one source, named like the domain.
         provenance: anything that JSON can express, kept beside what is recorded anyway (time and library versions).
+        returns: float64 [episodes] by task, the undiscounted returns as another store has them; None: the sums of the
+            rewards. A sum depends on the order of its terms in the last bits.
         overwrite: replace a store of that name.
 
     Returns:
@@ -46,7 +49,7 @@ def build(
     Raises:
         UserError: if `out` exists (unless `overwrite`), if there are no episodes, if their widths differ, or if a task
             is named twice.
-        ValueError: if an episode is of a source that there is not.
+        ValueError: if an episode is of a source that there is not, or if `returns` are not of all tasks and episodes.
 
     Example:
         >>> import numpy as np
@@ -76,8 +79,9 @@ def build(
         lengths, source = np.asarray(rows.lengths, np.int64), np.asarray(source_of, np.int32)
         write_array(partial / "offsets", np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)]))
         write_array(partial / "source", source)
-        for task, returns in zip(rows.tasks, np.asarray(rows.returns, np.float64).T, strict=True):
-            write_array(partial / "return" / task, returns)
+        summed = dict(zip(rows.tasks, np.asarray(rows.returns, np.float64).T, strict=True))
+        for task, values in (summed if returns is None else _checked(returns, summed)).items():
+            write_array(partial / "return" / task, values)
         write_metadata(
             partial,
             domain=domain,
@@ -89,6 +93,16 @@ def build(
             provenance=dict(provenance or {}),
         )
     return out
+
+
+def _checked(
+    returns: Mapping[str, Float64[np.ndarray, " episodes"]], summed: Mapping[str, Float64[np.ndarray, " _episodes"]]
+) -> Mapping[str, Float64[np.ndarray, " episodes"]]:
+    """`returns`, where they are of the tasks and as many as those that the episodes' rewards sum to."""
+    shapes, expected = ({task: values.shape for task, values in each.items()} for each in (returns, summed))
+    if shapes != expected:
+        raise ValueError(f"returns have shapes {shapes}, but the episodes need {expected}")
+    return returns
 
 
 class RowWriter:

@@ -27,19 +27,24 @@ PROVENANCE = {
 }
 
 
-def write_store(path: Path, state: int = 4, **changes) -> dict[str, np.ndarray]:
-    """A store of format 2; its arrays by name, all but those of the episodes' ends random."""
-    rng, rows = np.random.default_rng(0), sum(LENGTHS) + len(LENGTHS)
-    first = np.cumsum([0, *(n + 1 for n in LENGTHS)])
+def write_store(path: Path, state: int = 4, lengths: tuple[int, ...] = LENGTHS, **changes) -> dict[str, np.ndarray]:
+    """A store of format 2 of three episodes; its arrays by name, all but those of the episodes' ends random.
+
+    Returns are summed over all tasks' rewards in column-major order, as they were of relabelled episodes.
+    """
+    rng, rows = np.random.default_rng(0), sum(lengths) + len(lengths)
+    first = np.cumsum([0, *(n + 1 for n in lengths)])
     transition = rng.uniform(-1, 1, (rows, 3 + 2 + 1)).astype(np.float32)
     transition[:, -1] = 1
     transition[first[1:-1] - 1, -1] = 0  # the last episode is cut off by a time limit
     arrays = {"transition": transition, "offsets": first, "source": np.array([0, 1, 1], np.int32)}
     arrays |= {"physics": rng.normal(size=(rows, state))} if state else {}
     for task in TASKS:
-        arrays[f"reward/{task}"] = rng.normal(size=rows).astype(np.float32)
-        paid = [arrays[f"reward/{task}"][a + 1 : b] for a, b in zip(first[:-1], first[1:], strict=True)]
-        arrays[f"return/{task}"] = np.array([each[:, None].sum(axis=0, dtype=np.float64)[0] for each in paid])
+        arrays[f"reward/{task}"] = (rng.normal(size=rows) * 10 ** rng.uniform(-8, 0, rows)).astype(np.float32)
+    paid = np.asfortranarray(np.stack([arrays[f"reward/{task}"] for task in TASKS], axis=1))
+    spans = list(zip(first[:-1], first[1:], strict=True))
+    returns = np.array([paid[a + 1 : b].sum(axis=0, dtype=np.float64) for a, b in spans])
+    arrays |= {f"return/{task}": column.copy() for task, column in zip(TASKS, returns.T, strict=True)}
     for name, values in arrays.items():
         writer = zarr.ColumnWriter(
             path / name, values.shape[1:], values.dtype.type, chunk_rows=4, compressed=name == "physics"
@@ -51,8 +56,8 @@ def write_store(path: Path, state: int = 4, **changes) -> dict[str, np.ndarray]:
         "version": 2,
         "domain": "walker",
         "tasks": TASKS,
-        "episodes": len(LENGTHS),
-        "steps": sum(LENGTHS),
+        "episodes": len(lengths),
+        "steps": sum(lengths),
         "dims": {"observation": 3, "action": 2, "reward": 2, "physics": state},
         "sources": [asdict(source) for source in SOURCES],
         "provenance": PROVENANCE,
@@ -90,6 +95,15 @@ def test_a_converted_store_has_everything_to_the_bit(tmp_path, capsys, state):
         assert episode.discount[-1] == (index == 2) and episode.physics.shape == (length + 1, state)
         if state:
             np.testing.assert_array_equal(store.physics(index), arrays["physics"][rows])
+
+
+def test_returns_are_kept_to_the_bit_however_they_were_summed(tmp_path):
+    arrays = write_store(tmp_path / "old", lengths=(1000, 1000, 1000))
+    summed = np.array([episode.returns for episode, _ in StoreV2(tmp_path / "old")])
+    assert any((summed[:, i] != arrays[f"return/{task}"]).any() for i, task in enumerate(TASKS))
+    convert(tmp_path / "old", tmp_path / "new")
+    for task in TASKS:
+        np.testing.assert_array_equal(open_store(tmp_path / "new").returns(task), arrays[f"return/{task}"])
 
 
 def test_an_old_store_is_refused_with_the_command_that_converts_it(tmp_path):

@@ -50,6 +50,16 @@ def test_a_later_episode_must_have_the_tasks_of_the_first(tmp_path):
         build(tmp_path / "s", [make_episode(0), make_episode(0, tasks=2)], domain="rig")
 
 
+def test_given_returns_are_stored_as_they_are_and_must_be_of_every_task_and_episode(tmp_path):
+    given = np.array([0.1, 0.2])
+    episodes = [make_episode(0), make_episode(1)]
+    store = open_store(build(tmp_path / "s", episodes, domain="rig", returns={"rig": given}))
+    np.testing.assert_array_equal(store.returns("rig"), given)
+    for wrong in ({"rig": given[:1]}, {"other": given}, {}):
+        with pytest.raises(ValueError, match="returns have shapes"):
+            build(tmp_path / "t", episodes, domain="rig", returns=wrong)
+
+
 def test_a_chunk_is_an_episode_unless_that_is_short_or_long():
     # One episode of the suite, of jaco, of 100 steps (three of them), of 10,000.
     assert [chunk_rows(n) for n in (1001, 251, 101, 10_001)] == [1001, 251, 303, 4096]
