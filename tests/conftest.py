@@ -48,9 +48,9 @@ def compile_quickly(request):
 
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> Path:
-    """The path of a store of 8 short cartpole episodes, 36 to 43 control steps, from two sources; actions held for 4.
+    """The path of a store of 8 short cartpole episodes, 36 to 43 environment steps, from two sources.
 
-    Its tasks are cartpole_balance and cartpole_swingup.
+    Every action is applied for 4 environment steps. Its tasks are cartpole_balance and cartpole_swingup.
     """
     from ringrl import envs, recipes
     from ringrl.collect.record import record_episode

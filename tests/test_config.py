@@ -1,4 +1,4 @@
-"""Configurations: every shipped one loads, overrides apply, and whatever is wrong is named in one line."""
+"""Configurations: every shipped one loads, overrides apply, and what is wrong is named in one line."""
 
 import pytest
 import yaml

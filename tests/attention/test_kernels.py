@@ -100,7 +100,7 @@ def test_a_kernel_that_cannot_be_used_says_why(monkeypatch):
         blockwise_attention(q, q, q, kernel="gpu")
 
 
-def test_steps_can_be_told_apart_by_jit():
+def test_jit_distinguishes_steps():
     q = jnp.zeros((1, 128, 2, 32))
     step = make_step(q, q, kernel="xla")
     assert hash(step) == hash(make_step(q, q, kernel="xla"))

@@ -55,7 +55,7 @@ def test_counts_and_returns_are_those_of_every_episode(tmp_path):
     assert task["quantiles"] == {"0": 1, "0.1": 1.5, "0.5": 3.5, "0.9": 8.5, "1": 9}
     assert sum(task["histogram"]) == 6 and task["mean"] == 4.5
     assert [each["monotonicity"] for each in task["sources"]] == [1, -1]
-    assert [each["persistence"] for each in task["sources"]] == [1, 0]  # of two episodes nothing can be told
+    assert [each["persistence"] for each in task["sources"]] == [1, 0]  # two episodes are too few to measure it
     for whole, *parts in zip(task["histogram"], *(each["histogram"] for each in task["sources"]), strict=True):
         assert whole == sum(parts)
     size = sum(path.stat().st_size for path in (tmp_path / "s").rglob("*") if path.is_file())
@@ -67,7 +67,7 @@ def test_coverage_is_of_equally_many_steps_of_every_source(tmp_path):
     coverage = card["coverage"]
     assert coverage["sampled_episodes"] == 63 and coverage["sampled_steps"] == 630
     assert list(coverage["cells"]) == ["a", "b"]
-    assert abs(coverage["cells"]["a"] - coverage["cells"]["b"]) < 0.2  # the same distribution, whatever the numbers
+    assert abs(coverage["cells"]["a"] - coverage["cells"]["b"]) < 0.2  # of one distribution, but of unlike numbers
     assert coverage["observation"]["min"][0] == coverage["observation"]["max"][0] == 7
 
 
@@ -147,7 +147,7 @@ def test_one_episode_of_one_step_has_a_card(tmp_path):
     assert card["episodes"] == 1 and card["tasks"]["walker_0"]["sources"][0]["monotonicity"] == 0
 
 
-def test_the_page_stands_alone_and_holds_what_users_named(tmp_path):
+def test_the_page_needs_no_other_file_and_escapes_what_users_named(tmp_path):
     page = write_card(make_store(tmp_path / "<b>s", [[1, 2], [3, 4]], tasks=["walker_run"]), tmp_path / "card")
     text = page.read_text()
     assert sorted(path.name for path in page.parent.iterdir()) == ["card.json", "index.html"]

@@ -111,7 +111,7 @@ def test_recorded_rewards_are_named_by_the_notes_or_by_the_user(tmp_path):
         run(noted, "--out", tmp_path / "c", "--relabel", "recorded", "--tasks", "reacher_hard")
 
 
-def test_recorded_rewards_that_cannot_be_recomputed_are_not_dropped_in_silence(tmp_path):
+def test_recorded_rewards_that_cannot_be_recomputed_are_not_dropped_silently(tmp_path):
     folder = collect(tmp_path / "in", "finger_turn_easy", count=1)
     with pytest.raises(UserError, match="of finger_turn_easy cannot be recomputed .it draws site_pos.*recorded"):
         run(folder, "--out", tmp_path / "a")

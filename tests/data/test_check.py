@@ -117,7 +117,7 @@ def test_an_episode_that_disagrees_says_where_a_part_is(collected, capsys, tmp_p
     assert [(part["share"], part["note"]) for part in report["observation"]] == [(0.5, ""), (0.5, "")]
 
 
-def test_exact_and_exorl_rewards_are_told_apart(collected, capsys, tmp_path):
+def test_exact_and_exorl_rewards_are_distinguished(collected, capsys, tmp_path):
     _, report, _ = run(collected("cartpole_swingup"), capsys)
     shares = {one["mode"]: one["share"] for one in report["rewards"] if one["name"] == "cartpole_swingup"}
     assert shares["exact"] == 1.0 and shares["exorl"] < 0.5

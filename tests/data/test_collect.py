@@ -129,7 +129,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     assert len(written) == 2 and not list(tmp_path.iterdir())
 
 
-def test_an_existing_folder_is_kept_unless_told_otherwise(random_data, tmp_path):
+def test_an_existing_folder_is_kept_unless_overwrite_is_given(random_data, tmp_path):
     with pytest.raises(UserError, match="--overwrite"):
         collect.main(args(random_data))
     foreign = tmp_path / "mine"

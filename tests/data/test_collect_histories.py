@@ -132,7 +132,7 @@ def test_a_blend_of_noise_and_expert(monkeypatch):
     np.testing.assert_allclose(shares, np.outer([0, 0.25, 0.5, 0.75, 1], [0.5, -0.5]), atol=1e-6)
 
 
-def test_the_blended_noise_goes_on_from_one_decision_to_the_next():
+def test_the_blended_noise_goes_on_from_one_agent_step_to_the_next():
     def correlation(noise):
         draws = np.concatenate([chosen(noisy_history(GOAL, seed, 1, 5, noise)[0], 5) for seed in range(6)])
         return np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]

@@ -239,7 +239,7 @@ def test_a_server_in_trouble_is_asked_again_when_it_wishes(site, tmp_path, pause
         fetch(site, tmp_path)
 
 
-def test_silence_counts_as_a_broken_line(site, tmp_path):
+def test_a_server_that_sends_nothing_counts_as_a_broken_line(site, tmp_path):
     silent = threading.Event()
     site.faults += [lambda handler: silent.wait(20)]
     try:

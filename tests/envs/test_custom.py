@@ -77,8 +77,8 @@ def spin(env, direction):
 
 def walker_flip(env, action):
     height = env.physics.data.ptr.xpos[body(env, "torso"), 2]
-    standing = 1.0 if height >= 1.2 else bell(1.2 - height, 0.6)
-    return (3 * standing + (1 + upright(env)) / 2) / 4 * (5 * spin(env, 1) + 1) / 6
+    tall = 1.0 if height >= 1.2 else bell(1.2 - height, 0.6)
+    return (3 * tall + (1 + upright(env)) / 2) / 4 * (5 * spin(env, 1) + 1) / 6
 
 
 def hopper(quantity):

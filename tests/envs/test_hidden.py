@@ -14,7 +14,7 @@ from ringrl.errors import UserError
 from ringrl.relabelling.rewards import Relabeler, examine
 from ringrl.store.episode_store import open_store
 
-# Task -> widths of observation, action, physics state and hidden parameter; control steps, and seconds each.
+# Task -> widths of observation, action, physics state and hidden parameter; environment steps, and seconds each.
 FAMILIES = {
     "point_mass_goal": (4, 2, 4, 2, 250, 0.02),
     "point_mass_actuators": (4, 2, 4, 4, 250, 0.02),
@@ -117,9 +117,9 @@ def test_only_the_twin_sees_what_is_hidden(task):
         for seed in (1, HELD_OUT):
             seen, _ = put(make(task, seed), state, action)
             np.testing.assert_array_equal(seen, expected)
-            told, _ = put(make(task, seed, visible=True), state, action)
-            np.testing.assert_array_equal(told[:width], expected)
-            np.testing.assert_array_equal(told[width:], hidden(task, seed).astype(np.float32))
+            twin, _ = put(make(task, seed, visible=True), state, action)
+            np.testing.assert_array_equal(twin[:width], expected)
+            np.testing.assert_array_equal(twin[width:], hidden(task, seed).astype(np.float32))
 
 
 @pytest.mark.parametrize("task", ["point_mass_goal", "reacher_target", "cheetah_velocity"])
@@ -185,7 +185,7 @@ def test_the_expert_earns_much_more_than_chance(task):
         chance.append(record_episode(env, lambda _: rng.uniform(-1, 1, width).astype(np.float32))[0].reward.sum())  # noqa: B023
         end = episode.physics[-1]
         if task == "point_mass_actuators":
-            assert np.linalg.norm(end[:2]) < 0.005  # at the origin, whatever the motors' directions
+            assert np.linalg.norm(end[:2]) < 0.005  # at the origin, for any directions of the motors
         elif task == "point_mass_goal":
             assert np.linalg.norm(end[:2] - env.task.hidden) < 0.02
     least, most = WORTH[task]
@@ -249,7 +249,7 @@ def test_files_of_hidden_tasks_keep_their_rewards(task, collected, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["hidden_reacher_target", "hidden_cheetah_velocity", "visible_point_mass_goal"])
-def test_check_says_that_rewards_and_the_hidden_are_not_to_be_told(task, collected, capsys):
+def test_check_says_that_rewards_and_hidden_parameters_cannot_be_recomputed(task, collected, capsys):
     check, folder = recipes.load("data", "check"), collected(task)
     capsys.readouterr()
     check.main(check.Args(folder, json=True))  # ends with no status: nothing disagrees

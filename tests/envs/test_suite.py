@@ -72,11 +72,12 @@ def test_a_time_limit_counts_environment_steps(task, time_limit, action_repeat):
     vector.close()
 
 
-def test_held_action_sums_rewards_and_gives_every_row():
-    held, native = envs.make_env("cartpole_swingup", seed=1, action_repeat=4), envs.make_env("cartpole_swingup", seed=1)
-    held.reset(), native.reset()
+def test_a_repeated_action_sums_rewards_and_gives_every_row():
+    repeated = envs.make_env("cartpole_swingup", seed=1, action_repeat=4)
+    native = envs.make_env("cartpole_swingup", seed=1)
+    repeated.reset(), native.reset()
     for action in actions_for(native, 5):
-        observation, reward, _, _, info = held.step(action)
+        observation, reward, _, _, info = repeated.step(action)
         steps = [native.step(action) for _ in range(4)]
         np.testing.assert_array_equal(info["rows"]["observation"], [step[0] for step in steps])
         np.testing.assert_array_equal(info["rows"]["physics"], [step[4]["physics"] for step in steps])
@@ -86,7 +87,7 @@ def test_held_action_sums_rewards_and_gives_every_row():
         np.testing.assert_array_equal(observation, steps[-1][0])
 
 
-def test_truncates_at_the_time_limit_with_a_short_last_hold():
+def test_truncates_at_the_time_limit_with_a_short_last_repeat():
     env = envs.make_env("cartpole_swingup", action_repeat=300)
     env.reset()
     action = np.zeros(1, np.float32)

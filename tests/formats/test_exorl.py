@@ -81,7 +81,7 @@ def test_written_layout_is_exorls(tmp_path):
     }
 
 
-def test_the_dummy_row_is_dropped_whatever_is_in_it(tmp_path):
+def test_any_dummy_row_is_dropped(tmp_path):
     episode, arrays = make_episode(), raw(make_episode())
     assert exorl.read_with_dummy_row(save(tmp_path, arrays))[1].standard
     arrays["action"][0], arrays["reward"][0], arrays["discount"][0] = 0.25, np.nan, 0.0

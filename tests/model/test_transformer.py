@@ -103,7 +103,7 @@ def test_decoding_step_by_step_equals_the_full_forward(layout):
 
 
 @pytest.mark.parametrize("length", [24, 27, 8, 6])
-def test_blockwise_applies_the_function_to_every_token_where_it_stands(length):
+def test_blockwise_applies_the_function_to_every_token_in_its_position(length):
     x, w = jax.random.normal(jax.random.key(0), (2, length, 5)), jnp.arange(1.0, 6.0)
     heads, constants = jax.random.normal(jax.random.key(1), (3, 2, length, 5)), jnp.arange(2 * length).reshape(2, -1)
 

@@ -21,7 +21,7 @@ def test_monotonicity():
 def test_persistence():
     assert persistence(floats(1, 2, 5, 9)) == pytest.approx(1)
     assert persistence(floats(1, 9, 1, 9, 1)) == pytest.approx(-1)
-    assert persistence(floats(1, 1, 9, 9, 1)) == pytest.approx(0)  # pairs 1 1, 1 9, 9 9, 9 1: none stands out
+    assert persistence(floats(1, 1, 9, 9, 1)) == pytest.approx(0)  # pairs 1 1, 1 9, 9 9, 9 1: none is unlike the rest
     assert persistence(floats(4, 4, 4)) == persistence(floats(1, 2)) == persistence(floats(4)) == 0
     luck = np.random.default_rng(0).normal(size=2000)
     assert persistence(luck) == pytest.approx(0, abs=0.1)

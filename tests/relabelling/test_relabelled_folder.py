@@ -202,7 +202,7 @@ def test_a_run_that_leaves_early_takes_nothing_from_another(folder, tmp_path, mo
     assert len(list_episodes(out)) == 4 and beside(out) == ["out"]
 
 
-def test_a_work_folder_that_somebody_removes_is_told(folder, tmp_path):
+def test_a_work_folder_that_somebody_removes_is_named(folder, tmp_path):
     job = job_of(folder)
     steps = relabel_folder(job, tmp_path / "out", workers=ALONE)
     next(steps)

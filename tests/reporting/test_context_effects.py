@@ -39,7 +39,7 @@ def test_labels_are_shown_as_they_are_in_order_of_their_numbers_and_pooled_over_
     assert [series.seeds for series in section.series] == [(0,), (0, 1), (0, 1)] and not section.notes
 
 
-def test_runs_without_a_label_are_told_apart_by_their_trajectories(make_run):
+def test_runs_without_a_label_are_distinguished_by_their_trajectories(make_run):
     paths = [make_run(f"n{n}", trajectories=n, seed=n, **SMALL) for n in (4, 1)]
     (section,) = arrange([read_run(path) for path in paths])
     assert [s.label for s in section.series] == [

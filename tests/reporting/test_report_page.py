@@ -156,7 +156,7 @@ def test_a_report_is_the_same_twice_but_for_its_date(make_run):
     assert texts[0] == texts[1]
 
 
-def test_tasks_stand_in_sections_of_their_own_and_poor_runs_are_told_apart(make_run, monkeypatch, tmp_path):
+def test_tasks_have_sections_of_their_own_and_poor_runs_are_distinguished(make_run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     walker = make_run("a", task="walker_run", envs=2, trials=30, points=4, episodes=600, collectors=("rnd",))
     cheetah = make_run("b", task="cheetah_run", envs=1, trials=1, target=None, data=False, random=False, points=0)
@@ -220,7 +220,7 @@ def test_agents_keep_their_colours_and_strangers_do_not_take_them():
     assert set(many.values()) == set(range(20))
 
 
-def test_a_label_keeps_its_colour_whatever_else_is_reported_and_only_its_own_task_crowds_it():
+def test_a_label_keeps_its_colour_beside_any_others_and_only_its_own_task_crowds_it():
     alone = assign_colours([["AD, 4 trials"]])["AD, 4 trials"]
     tasks = [["AD, 4 trials", "TD3"], [f"other {n}" for n in range(8)]]
     both = assign_colours(tasks)

@@ -70,7 +70,7 @@ def test_constant_data_have_an_interval_of_no_width_and_one_unit_has_none():
     assert alone.value == 7 and not alone.has_interval and not alone.excludes_zero
 
 
-def test_where_bca_is_undefined_percentiles_stand_in():
+def test_where_bca_is_undefined_percentiles_are_used():
     # The interquartile mean of the jackknife samples never varies here, so BCa divides by zero.
     number = estimate(np.array([[1, 1, 1, 1, 1, 1, 1, 2]], dtype=np.float64), interquartile_mean)
     assert number.value == 1 and number.has_interval

@@ -25,10 +25,10 @@ from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import DataSource, build, open_store
 
 TASK, REPEAT, TRIALS = "cartpole_balance", 4, 2
-LIMITS = (38, 50, 43)  # control steps of an episode in each environment: 10, 13 and 11 agent steps
+LIMITS = (38, 50, 43)  # environment steps of an episode in each environment: 10, 13 and 11 agent steps
 AGENT_STEPS = 13
 ROWS, AT_ONCE = 4 * AGENT_STEPS, 16  # steps of the longest chain here; chains in a batch
-TARGET = 36.0  # of at most one a control step: some trials reach it, and those are completed
+TARGET = 36.0  # of at most one an environment step: some trials reach it, and those are completed
 SIZES = {"observation": 5, "action": 1}
 NORMALIZER = Normalizer(np.linspace(-1, 1, 5, dtype=np.float32), np.linspace(0.5, 2, 5, dtype=np.float32), 40.0, 3.0)
 INTERLEAVED, FUSED = TokenLayout(ORDER), TokenLayout(ORDER, fused=True)

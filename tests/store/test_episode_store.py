@@ -125,7 +125,7 @@ def test_a_store_can_be_pickled(tmp_path, episodes):
     assert_steps(store.read(2, 0, 9, TASKS[0]), episodes[2], 0, 9, 0)
 
 
-def test_an_existing_store_is_replaced_only_when_told(tmp_path, episodes):
+def test_an_existing_store_is_replaced_only_with_overwrite(tmp_path, episodes):
     out = build(tmp_path / "s", episodes)
     with pytest.raises(UserError, match="exists already.*--overwrite"):
         build(out, episodes[:1])

@@ -41,7 +41,7 @@ def test_a_servers_page_is_not_quoted(url):
     assert "http_response_body" not in str(caught.value) and "html" not in str(caught.value)
 
 
-def test_a_server_that_sends_whole_files_only_is_told_from_a_damaged_store(tmp_path, url):
+def test_a_server_that_sends_whole_files_only_is_no_damaged_store(tmp_path, url):
     build(tmp_path / "walker", [make_episode(5, 0)])
     with pytest.raises(UserError, match="ignored by server; take a server that answers requests for ranges of bytes"):
         open_store(f"{url}/walker").read(0, 0, 5, TASKS[0])

@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
 
 
 @leaves_coroutines
-def test_a_checkpoint_of_an_older_version_is_told(saved, tmp_path):
+def test_a_checkpoint_of_an_older_version_is_refused(saved, tmp_path):
     run, folder = broken(saved, tmp_path)
     shutil.rmtree(folder / "about")
     assert "not a checkpoint of this version" in complaint(run)
