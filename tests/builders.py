@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import yaml
+
+if TYPE_CHECKING:
+    from ringrl.envs import DMControlEnv
 
 # Sections of runs that take seconds, and of the decoder that the planner's tests compile.
 TINY: dict[str, dict[str, Any]] = {
@@ -58,6 +61,22 @@ def make_episode(
         discount=np.ones(length, np.float32) if discount is None else discount,
         physics=rng.normal(size=(length + 1, physics)),
     )
+
+
+def random_episode(env: "DMControlEnv", steps: int, rng: np.random.Generator):
+    """An Episode of `steps` uniform actions from a reset of `env`, which need not last so long: no discount is 0."""
+    from ringrl.episode import Episode
+
+    (observation, info), reward = env.reset(), []
+    observations, states = [observation], [info["physics"]]
+    action = rng.uniform(-1, 1, (steps, *env.action_space.shape)).astype(np.float32)
+    for each in action:
+        observation, paid, _, _, info = env.step(each)
+        observations.append(observation)
+        states.append(info["physics"])
+        reward.append(paid)
+    ones = np.ones(steps, np.float32)
+    return Episode(np.stack(observations), action, np.asarray(reward, np.float32)[:, None], ones, np.stack(states))
 
 
 def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:

@@ -11,7 +11,7 @@ from ringrl.card.card_sample import principal_components
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.store.episode_store import DataSource, build, open_store
-from tests.reporting.browser import CHROMIUM, MEASURE, browse
+from tests.reporting.browser import check_drawing, check_width, each_scheme, each_width, needs_browser
 
 
 def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=None, **provenance):
@@ -186,29 +186,14 @@ def page(tmp_path_factory):
     return write_card(make_store(base / "walker.store", [rising, flat, rising], observation=24))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize("dark", [False, True])
+@needs_browser
+@each_scheme
 def test_the_page_shows_itself_without_complaint(page, tmp_path, dark):
-    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    pixels, console = browse(page, tmp_path / "profile", 1200, *scheme)
-    assert console == ""
-    corner = pixels[2, 2].mean()
-    assert corner < 0.2 if dark else corner > 0.95
-    drawn = np.abs(pixels - pixels[2, 2]).max(axis=-1) > 0.3
-    assert 0.01 < drawn.mean() < 0.3  # neither blank nor a block of colour
+    drawn = check_drawing(page, tmp_path, dark)
     assert drawn[:300].any() and drawn[600:1000].any() and drawn[1200:].any()  # heading, tables, figures
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-@pytest.mark.parametrize(("width", "narrow"), [(360, "block"), (1200, "none")])
+@needs_browser
+@each_width
 def test_nothing_is_wider_than_the_screen(page, tmp_path, width, narrow):
-    """Headless windows are never narrower than 500 pixels, so a phone is a frame within one."""
-    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
-    (tmp_path / "copy.html").write_text(text.replace("</body>", f"{MEASURE}</body>"))
-    frame = tmp_path / "frame.html"
-    frame.write_text(f'<body style="margin:0"><iframe src="copy.html" style="width:{width}px;height:1500px;border:0">')
-    _, console = browse(frame, tmp_path / "profile", max(width, 600))
-    words = console.split()
-    assert words[:2] == ["measured", str(width)]
-    assert int(words[2]) <= width
-    assert words[3] == narrow and int(words[4]) > 40
+    check_width(page, tmp_path, width, narrow)

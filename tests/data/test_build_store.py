@@ -14,10 +14,10 @@ import pytest
 import tyro
 
 from ringrl import envs
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats import exorl
 from ringrl.store.episode_store import open_store
+from tests.builders import random_episode
 
 STEP = Path(__file__).parents[2] / "data" / "build_store.py"
 
@@ -37,15 +37,7 @@ def collect(folder, task, count=3, steps=20, note=True, **written):
     env = envs.make_env(task, seed=0)
     rng = np.random.default_rng(0)
     for index in range(count):
-        observation, info = env.reset()
-        rows = [(observation, np.zeros(env.action_space.shape, np.float32), 0.0, info["physics"])]
-        for _ in range(steps):
-            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-            observation, reward, _, _, info = env.step(action)
-            rows.append((observation, action, reward, info["physics"]))
-        observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-        action, reward = action[1:], reward.astype(np.float32)[1:, None]
-        exorl.write_episode(folder, index, Episode(observation, action, reward, np.ones_like(reward[:, 0]), physics))
+        exorl.write_episode(folder, index, random_episode(env, steps, rng))
     if note:
         about = {"task": task, "domain": env.domain, "collector": "random", "seed": 0} | written
         (folder / "collect.json").write_text(json.dumps(about))

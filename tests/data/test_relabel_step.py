@@ -9,10 +9,10 @@ import pytest
 import tyro
 
 from ringrl import __version__, envs
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats import exorl
 from ringrl.formats.description import describe_folder
+from tests.builders import random_episode
 
 STEP = Path(__file__).parents[2] / "data" / "relabel.py"
 
@@ -32,14 +32,7 @@ def folder(tmp_path):
     path = tmp_path / "cartpole" / "proto"
     env = envs.make_env("cartpole_swingup", seed=0)
     for index in range(2):
-        observation, info = env.reset()
-        rows = [(observation, np.zeros(1, np.float32), 0.0, info["physics"])]
-        for action in np.random.default_rng(index).uniform(-1, 1, (15, 1)).astype(np.float32):
-            observation, reward, _, _, info = env.step(action)
-            rows.append((observation, action, reward, info["physics"]))
-        observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-        reward = reward.astype(np.float32)[1:, None]
-        episode = Episode(observation, action[1:], reward, np.ones(15, np.float32), physics)
+        episode = random_episode(env, 15, np.random.default_rng(index))
         exorl.write_episode(path / "buffer", 10 * index, episode)
     return path
 

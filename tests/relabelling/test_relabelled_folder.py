@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 from ringrl import envs
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats.exorl import list_episodes, read_folder, write_episode
 from ringrl.relabelling import relabelled_folder as relabel_folder_module
 from ringrl.relabelling.relabelled_folder import RelabelJob, relabel_folder
 from ringrl.relabelling.workers import Workers
+from tests.builders import random_episode
 
 MANY = 120
 ALONE = Workers()
@@ -25,14 +25,7 @@ ALONE = Workers()
 def write_files(folder, steps, count):
     """One episode of cartpole under `count` names; the copies are links."""
     env = envs.make_env("cartpole_swingup", seed=0)
-    observation, info = env.reset()
-    rows = [(observation, np.zeros(1, np.float32), 0.0, info["physics"])]
-    for action in np.random.default_rng(0).uniform(-1, 1, (steps, 1)).astype(np.float32):
-        observation, reward, _, _, info = env.step(action)
-        rows.append((observation, action, reward, info["physics"]))
-    observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-    ones, reward = np.ones(steps, np.float32), reward.astype(np.float32)[1:, None]
-    first = write_episode(folder, 0, Episode(observation, action[1:], reward, ones, physics))
+    first = write_episode(folder, 0, random_episode(env, steps, np.random.default_rng(0)))
     for index in range(1, count):
         os.link(first, folder / f"episode_{index:06d}_{steps}.npz")
 

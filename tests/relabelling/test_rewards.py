@@ -9,25 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringrl import envs
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling import reward_physics
 from ringrl.relabelling.reward_physics import Needs, Recorder, RowByRow, needs_of
 from ringrl.relabelling.rewards import Relabeler, relabel_episode, relabelable_tasks
+from tests.builders import random_episode
 
 
 def collect(task, steps=60, seed=0):
-    env = envs.make_env(task, seed=seed)
-    rng = np.random.default_rng(seed)
-    observation, info = env.reset()
-    rows = [(observation, np.zeros(env.action_space.shape, np.float32), 0.0, info["physics"])]
-    for _ in range(steps):
-        action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
-        observation, reward, _, _, info = env.step(action)
-        rows.append((observation, action, reward, info["physics"]))
-    observation, action, reward, physics = (np.stack(column) for column in zip(*rows, strict=True))
-    reward = reward.astype(np.float32)[1:, None]
-    return Episode(observation, action[1:], reward, np.ones(steps, np.float32), physics)
+    return random_episode(envs.make_env(task, seed=seed), steps, np.random.default_rng(seed))
 
 
 @functools.cache

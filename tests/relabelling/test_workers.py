@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from ringrl import envs
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats.exorl import read_episode, write_episode
 from ringrl.relabelling.rewards import relabel_episode
 from ringrl.relabelling.workers import Workers, parallel_map, relabel_files
+from tests.builders import random_episode
 
 TASKS = ("cartpole_balance", "cartpole_swingup")
 
@@ -22,17 +22,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("buffer")
     env = envs.make_env("cartpole_swingup", seed=0)
     for index in range(7):
-        observation, info = env.reset()
-        observations, states, rewards = [observation], [info["physics"]], []
-        actions = np.random.default_rng(index).uniform(-1, 1, (5 + index, 1)).astype(np.float32)
-        for action in actions:
-            observation, reward, _, _, info = env.step(action)
-            observations.append(observation)
-            states.append(info["physics"])
-            rewards.append(reward)
-        physics = np.stack(states)
-        arrays = np.stack(observations), actions, np.array(rewards)
-        write_episode(folder, index, Episode.from_arrays(*arrays, terminated=False, physics=physics))
+        write_episode(folder, index, random_episode(env, 5 + index, np.random.default_rng(index)))
     return sorted(folder.iterdir())
 
 

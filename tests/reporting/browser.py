@@ -1,4 +1,4 @@
-"""Pages in a real browser."""
+"""Pages in a real browser, and what is asked of every page there."""
 
 import re
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -34,3 +35,37 @@ def browse(page: Path, profile: Path, width: int, *flags: str) -> tuple[np.ndarr
     assert image.is_file(), done.stderr
     console = "\n".join(re.findall(r"CONSOLE[^\"]*\"(.*?)\", source", done.stderr, re.DOTALL))
     return matplotlib.image.imread(image)[..., :3], console
+
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+each_scheme = pytest.mark.parametrize("dark", [False, True])
+each_width = pytest.mark.parametrize(("width", "narrow"), [(360, "block"), (1200, "none")])
+
+
+def check_drawing(page: Path, folder: Path, dark: bool) -> np.ndarray:
+    """The console is empty and the page not; gives bool [1600, 1200], whether a pixel differs from the background."""
+    scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    pixels, console = browse(page, folder / "profile", 1200, *scheme)
+    assert console == ""
+    assert pixels.shape[:2] == (1600, 1200)
+    corner = pixels[2, 2].mean()
+    assert corner < 0.2 if dark else corner > 0.95
+    drawn = np.abs(pixels - pixels[2, 2]).max(axis=-1) > 0.3
+    assert 0.01 < drawn.mean() < 0.3  # neither blank nor a block of colour
+    return drawn
+
+
+def check_width(page: Path, folder: Path, width: int, narrow: str) -> None:
+    """The page fits a screen of `width` pixels and shows its narrow figures as `narrow`, a value of CSS's `display`.
+
+    Headless windows are never narrower than 500 pixels, so a phone is a frame within one.
+    """
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
+    (folder / "copy.html").write_text(text.replace("</body>", f"{MEASURE}</body>"))
+    frame = folder / "frame.html"
+    frame.write_text(f'<body style="margin:0"><iframe src="copy.html" style="width:{width}px;height:1500px;border:0">')
+    _, console = browse(frame, folder / "profile", max(width, 600))
+    words = console.split()
+    assert words[:2] == ["measured", str(width)]
+    assert int(words[2]) <= width
+    assert words[3] == narrow and int(words[4]) > 40
