@@ -117,13 +117,13 @@ def write_run(
     """
     rng = np.random.default_rng(seed)
     (path / "evaluation").mkdir(parents=True)
-    config = {"seed": seed, "agent": {"name": agent}, "data": {"store": "datasets/walker", "task": task}}
-    config["label"] = label
+    config = {"label": label, "seed": seed, "agent": {"name": agent}}
+    config["data"] = {"store": "datasets/walker", "task": task}
     if trajectories is not None:
         config["agent"]["trajectories"] = trajectories
     name = label or Path(agent).stem
     (path / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = [RETURNS_HEADER]
+    lines = []
     returns = first + gain * np.arange(trials) + rng.normal(0, 25, (envs, trials)) + rng.normal(0, 15, (envs, 1))
     asked = "" if target is None else repr(target)
     for env in range(envs):
@@ -132,28 +132,43 @@ def write_run(
             lines += _rows("expert", task, seed, env, expert + np.full(2, env % 3 - 1.0), "")
         if random:
             lines += [f"random,{task},{seed},{env},{k},{rng.normal(30, 6):.3f},1000," for k in range(2)]
-    (path / "evaluation" / "returns.csv").write_text("\n".join(lines) + "\n")
+    _write_table(path, "returns", lines)
+    swept = []
+    for target_return, env in product(targets, range(envs)):
+        swept += _rows(name, task, seed, env, 0.9 * target_return + rng.normal(0, 5, trials), repr(target_return))
     if targets:
-        swept = [RETURNS_HEADER]
-        for target_return, env in product(targets, range(envs)):
-            swept += _rows(name, task, seed, env, 0.9 * target_return + rng.normal(0, 5, trials), repr(target_return))
-        (path / "evaluation" / "targets.csv").write_text("\n".join(swept) + "\n")
+        _write_table(path, "targets", swept)
     for ablation, cost in (ablations or {}).items():
         worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
         rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
-        (path / "evaluation" / f"ablation-{ablation}.csv").write_text("\n".join([RETURNS_HEADER, *rows]) + "\n")
-    about = {"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000, "seed": 1000}
-    tables = ["evaluation", *(["targets"] if targets else []), *(f"ablation-{name}" for name in ablations or {})]
-    for table in tables:
-        (path / "evaluation" / f"{table}.json").write_text(json.dumps(about))
-    metrics = [
-        {"step": 20 * (k + 1), "loss": 0.4 / (1 + k / 8) + 0.1 + rng.normal(0, 0.01), "tokens": 81920 * (k + 1),
-         "tokens_per_s": 51000.0, "mfu": 0.31} for k in range(points)
-    ]  # fmt: skip
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+        _write_table(path, f"ablation-{ablation}", rows)
+    _write_about(path, trials, envs)
+    (path / "metrics.jsonl").write_text(_metrics(points, rng))
     if data:
         (path / "dataset.json").write_text(json.dumps(dataset_card(task, collectors, episodes)))
     return path
+
+
+def _write_table(path: Path, name: str, rows: list[str]) -> None:
+    (path / "evaluation" / f"{name}.csv").write_text("\n".join([RETURNS_HEADER, *rows]) + "\n")
+
+
+def _write_about(path: Path, trials: int, envs: int) -> None:
+    """Beside every table, how it was measured."""
+    about = {"seconds": 41.5, "trials": trials, "envs": envs, "context": 16000, "checkpoint_step": 1000, "seed": 1000}
+    for table in (path / "evaluation").glob("*.csv"):
+        name = "evaluation" if table.stem == "returns" else table.stem
+        table.with_name(f"{name}.json").write_text(json.dumps(about))
+
+
+def _metrics(points: int, rng: np.random.Generator) -> str:
+    """A line of JSON for each of `points` logged training steps, with a loss that falls."""
+    return "".join(
+        json.dumps({
+            "step": 20 * (k + 1), "loss": 0.4 / (1 + k / 8) + 0.1 + rng.normal(0, 0.01), "tokens": 81920 * (k + 1),
+            "tokens_per_s": 51000.0, "mfu": 0.31,
+        }) + "\n" for k in range(points)
+    )  # fmt: skip
 
 
 def _rows(name: str, task: str, seed: int, env: int, returns: np.ndarray, target: str) -> list[str]:

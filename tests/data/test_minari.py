@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 import warnings
 
 import gymnasium
@@ -11,19 +10,15 @@ import pytest
 
 from ringrl import envs, recipes
 from ringrl.config import dump_config, parse_config
-from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats.minari import (
     changed_settings,
-    domain_of,
-    flatten_observations,
-    open_dataset,
     read_episodes,
-    write_dataset,
 )
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.loop import train
+from tests.builders import make_episode
 
 minari = pytest.importorskip("minari")
 export_step, import_step = (recipes.load("data", f"{way}_minari") for way in ("export", "import"))
@@ -174,21 +169,9 @@ def test_a_store_goes_to_minari_and_back(root, tmp_path, name, task):
             assert values.dtype == getattr(second, field).dtype
 
 
-def random_episode(seed: int, widths: tuple[int, int, int], ended: bool, steps: int = 4) -> Episode:
-    rng = np.random.default_rng(seed)
-    observation, action, state = widths
-    return Episode(
-        observation=rng.normal(size=(steps + 1, observation)).astype(np.float32),
-        action=rng.uniform(-1, 1, (steps, action)).astype(np.float32),
-        reward=rng.normal(size=(steps, 2)).astype(np.float32),
-        discount=np.asarray([*[1] * (steps - 1), 0 if ended else 1], np.float32),
-        physics=rng.normal(size=(steps + 1, state)),
-    )
-
-
 def test_any_store_can_be_written_one_task_and_some_episodes(root, tmp_path):
-    tasks, widths = ("walker_walk", "walker_run"), (24, 6, 18)
-    episodes = [random_episode(seed, widths, ended=seed == 1) for seed in range(3)]
+    tasks, ended = ("walker_walk", "walker_run"), np.float32([1, 1, 1, 0])
+    episodes = [make_episode(4, seed, (24, 6, 2, 18), ended if seed == 1 else None) for seed in range(3)]
     pairs, source = [(episode, 0) for episode in episodes], DataSource("random", "random")
     build(tmp_path / "s", pairs, domain="walker", tasks=tasks, sources=[source], provenance={})
     args = export_step.Args(store=str(tmp_path / "s"), task="walker_run", id="walker-v3", episodes=(2, 1))
@@ -203,42 +186,6 @@ def test_any_store_can_be_written_one_task_and_some_episodes(root, tmp_path):
     assert (store.domain, store.dims.physics) == ("walker", 18)
     with pytest.raises(UserError, match="walker-v3 exists already"):
         export_step.main(args)
-
-
-def test_bounds_that_are_not_one_are_mapped_both_ways(root):
-    episode = random_episode(0, (348, 17, 47), ended=False)
-    episode = Episode(**vars(episode) | {"reward": episode.reward[:, :1]})
-    write_dataset("humanoid-v0", [episode], "Humanoid-v5", description="for a test")
-    dataset = minari.load_dataset("humanoid-v0")
-    np.testing.assert_allclose(dataset[0].actions, 0.4 * episode.action, rtol=1e-6)
-    (again,) = read_episodes(dataset)
-    np.testing.assert_allclose(again.action, episode.action, atol=1e-7)
-
-
-def test_more_episodes_than_are_read_at_once_keep_their_order(root):
-    episodes = [
-        Episode.from_arrays(np.full((3, 1), i), np.zeros((2, 1)), np.array([i, 0]), terminated=False)
-        for i in range(120)
-    ]
-    write_dataset("many-v0", iter(episodes), "t", description="for a test")
-    assert [episode.reward[0, 0] for episode in read_episodes(minari.load_dataset("many-v0"))] == list(range(120))
-
-
-def test_domains_of_tasks():
-    found = [domain_of(task) for task in ("Hopper-v5", "cheetah_run", "AntMaze_UMaze-v4", "my_robot")]
-    assert found == ["Hopper", "cheetah", "AntMaze_UMaze", "my_robot"]
-
-
-def test_observations_are_flattened_as_gymnasium_does():
-    box = gymnasium.spaces.Box(-1, 1, (2, 3))
-    pair = gymnasium.spaces.Tuple([box, gymnasium.spaces.Box(0, 255, (2,), np.uint8)])
-    space = gymnasium.spaces.Dict({"z": box, "a": pair, "m": gymnasium.spaces.Dict({"x": box})})
-    space.seed(0)
-    steps = [space.sample() for _ in range(3)]
-    stack = gymnasium.vector.utils.create_empty_array(space, n=3)
-    joined = gymnasium.vector.utils.concatenate(space, steps, stack)
-    expected = np.stack([gymnasium.spaces.flatten(space, step) for step in steps])
-    np.testing.assert_array_equal(flatten_observations(space, joined), expected.astype(np.float32))
 
 
 def write_raw(name: str, observation_space=None, action_space=None, **changes) -> None:
@@ -299,10 +246,6 @@ def test_wrong_names_and_mixtures_are_named(root, tmp_path):
         with pytest.raises(UserError, match=message):
             import_store(out, *datasets, **options)
         assert not out.exists()
-    with pytest.raises(UserError, match="bad id: not a name for a Minari data set"):
-        write_dataset("bad id", [], "t", description="")
-    with pytest.raises(UserError, match="no episodes to write x-v0 from"):
-        write_dataset("x-v0", [], "t", description="")
 
 
 def test_a_damaged_file_is_named_and_nothing_is_left(root, tmp_path):
@@ -312,22 +255,6 @@ def test_a_damaged_file_is_named_and_nothing_is_left(root, tmp_path):
     with pytest.raises(UserError, match="cut-v0, episode 0: cannot be read"):
         import_store(tmp_path / "s", "cut-v0", task="t")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_export_leaves_nothing(root, tmp_path):
-    def episodes():
-        yield random_episode(0, (2, 1, 0), ended=True)
-        raise UserError("stop")
-
-    with pytest.raises(UserError, match="stop"):
-        write_dataset("half/x-v0", episodes(), "t", description="")
-    assert not list((root / "half").iterdir())
-
-
-def test_without_minari_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "minari", None)
-    with pytest.raises(UserError, match=r"pip install 'ringrl\[minari\]'"):
-        open_dataset("hopper/a-v0")
 
 
 def test_gymnasiums_tasks_can_be_collected_and_stored(tmp_path):
