@@ -117,10 +117,8 @@ def write_run(
     """
     rng = np.random.default_rng(seed)
     (path / "evaluation").mkdir(parents=True)
-    config = {"label": label, "seed": seed, "agent": {"name": agent}}
-    config["data"] = {"store": "datasets/walker", "task": task}
-    if trajectories is not None:
-        config["agent"]["trajectories"] = trajectories
+    settings = {"name": agent} if trajectories is None else {"name": agent, "trajectories": trajectories}
+    config = {"label": label, "seed": seed, "agent": settings, "data": {"store": "datasets/walker", "task": task}}
     name = label or Path(agent).stem
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     lines = []
@@ -128,10 +126,7 @@ def write_run(
     asked = "" if target is None else repr(target)
     for env in range(envs):
         lines += _rows(name, task, seed, env, returns[env], asked)
-        if expert is not None:
-            lines += _rows("expert", task, seed, env, expert + np.full(2, env % 3 - 1.0), "")
-        if random:
-            lines += [f"random,{task},{seed},{env},{k},{rng.normal(30, 6):.3f},1000," for k in range(2)]
+        lines += _baselines(task, seed, env, expert, rng if random else None)
     _write_table(path, "returns", lines)
     swept = []
     for target_return, env in product(targets, range(envs)):
@@ -169,6 +164,12 @@ def _metrics(points: int, rng: np.random.Generator) -> str:
             "tokens_per_s": 51000.0, "mfu": 0.31,
         }) + "\n" for k in range(points)
     )  # fmt: skip
+
+
+def _baselines(task: str, seed: int, env: int, expert: float | None, rng: np.random.Generator | None) -> list[str]:
+    """Rows of the expert, where its return is given, and of the random policy, where `rng` is."""
+    rows = [] if expert is None else _rows("expert", task, seed, env, expert + np.full(2, env % 3 - 1.0), "")
+    return rows if rng is None else rows + _rows("random", task, seed, env, rng.normal(30, 6, 2), "")
 
 
 def _rows(name: str, task: str, seed: int, env: int, returns: np.ndarray, target: str) -> list[str]:

@@ -1,19 +1,19 @@
-"""What keeps the house readable: the direction of imports, one meaning a name, sizes, words, and documentation."""
+"""What keeps the house readable: the direction of imports, one meaning a name, and sizes.
+
+Words are checked by test_house_words.py, documentation by test_house_docstrings.py.
+"""
 
 import ast
 import graphlib
-import inspect
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-import ringrl
+from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, sources
 
-ROOT = Path(__file__).parents[1]
 # From low to high. A room (a folder or a file of ringrl, or a part of one, which is then named by itself) imports from
 # itself and from what is before it.
 ORDER = """
@@ -26,20 +26,7 @@ model agent run training rollout planner sequence_agent transition_agent
 reporting.statistics reporting.figures reporting.page reporting
 card cli __init__
 """.split()
-CODE = ("ringrl", "agents", "data", "benchmarks")
-NOT_PYTHON = (".cc", ".h", ".css", ".js", ".html")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 49
-
-
-@cache
-def sources(folder: str) -> tuple[Path, ...]:
-    """The Python files of a folder of the repository."""
-    return tuple(sorted((ROOT / folder).rglob("*.py")))
-
-
-@cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
@@ -86,14 +73,6 @@ def by_room() -> dict[str, list[Path]]:
 
 ROOMS = by_room()
 each_room = pytest.mark.parametrize("room", sorted(ROOMS))
-each_folder = pytest.mark.parametrize("folder", [*sorted({room.partition(".")[0] for room in ROOMS}), *CODE[1:]])
-
-
-def files_of(folder: str) -> list[Path]:
-    """The Python files of a root folder, or of a top-level room of ringrl."""
-    if folder in CODE:
-        return list(sources(folder))
-    return [path for room, paths in ROOMS.items() if room.partition(".")[0] == folder for path in paths]
 
 
 @each_room
@@ -160,9 +139,6 @@ def test_no_two_classes_share_a_name():
     assert not twice(classes)
 
 
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
-
-
 def code_lines(function: FunctionNode) -> int:
     """Lines of a function, without its docstring."""
     docstring = function.body[0] if ast.get_docstring(function) is not None else None
@@ -179,136 +155,3 @@ def test_files_and_functions_are_short(folder):
             if isinstance(node, FunctionNode):
                 where = f"{path.relative_to(ROOT)}: {node.name}"
                 assert code_lines(node) <= MAX_FUNCTION_LINES, f"{where} has {code_lines(node)} lines"
-
-
-@cache
-def unused_words() -> list[tuple[re.Pattern[str], re.Pattern[str] | None, str]]:
-    """(a word that is not used, text that may contain it, what is written instead), of the glossary's table."""
-    _, _, table = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").partition("## Words not used")
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")
-    ]
-    assert len(rows) > 8
-    return [
-        (_whole(word), _whole(*allowed) if allowed else None, use)
-        for words, use, exceptions in rows
-        for allowed in [re.findall(r"`([^`]+)`", exceptions)]
-        for word in re.findall(r"`([^`]+)`", words)
-    ]
-
-
-def _whole(*texts: str) -> re.Pattern[str]:
-    """Any of `texts` as whole words, in any case; in identifiers `_` is what a space is in a sentence."""
-    either = "|".join(re.escape(text).replace(r"\ ", r"[\s_]+") for text in texts)
-    return re.compile(rf"(?<![a-z])(?:{either})(?![a-z])", re.IGNORECASE)
-
-
-def found_words(path: Path) -> list[str]:
-    text, found = path.read_text(encoding="utf-8"), []
-    for word, allowed, use in unused_words():
-        rest = allowed.sub(lambda match: re.sub(r"\S", "-", match.group()), text) if allowed else text
-        for match in word.finditer(rest):
-            line = rest.count("\n", 0, match.start()) + 1
-            found.append(f"{path.relative_to(ROOT)}:{line}: {match.group()!r}; write: {use}")
-    return found
-
-
-@each_folder
-def test_code_uses_the_glossarys_words(folder):
-    folders = {path.parent for path in files_of(folder) if path.parent not in (ROOT, ROOT / "ringrl")}
-    native = [
-        path for each in folders for path in each.iterdir() if path.suffix in (".cc", ".h", ".css", ".js", ".html")
-    ]
-    found = [line for path in [*files_of(folder), *sorted(native)] for line in found_words(path)]
-    assert not found, "\n".join(found)
-
-
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.yaml"), ROOT / "Makefile"]
-
-
-@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages_use_the_glossarys_words(page):
-    if page.name in ("CHANGELOG.md", "glossary.md"):  # what was, and the words themselves
-        return
-    found = found_words(page)
-    assert not found, "\n".join(found)
-
-
-def public(tree: ast.Module | ast.ClassDef, within: str = "") -> Iterator[tuple[str, ast.ClassDef | FunctionNode]]:
-    """Public classes, functions and methods of a file; what begins with an underscore and what it contains is not."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | FunctionNode) and not node.name.startswith("_"):
-            yield within + node.name, node
-            if isinstance(node, ast.ClassDef):
-                yield from public(node, f"{node.name}.")
-
-
-def raises_user_error(function: ast.AST) -> bool:
-    """Whether a function's own statements raise UserError, not those of functions within it."""
-    for node in ast.iter_child_nodes(function):
-        if isinstance(node, FunctionNode | ast.ClassDef | ast.Lambda):
-            continue
-        raised = node.exc if isinstance(node, ast.Raise) else None
-        if isinstance(raised, ast.Call) and ast.unparse(raised.func).endswith("UserError") or raises_user_error(node):
-            return True
-    return False
-
-
-@each_folder
-def test_everything_public_is_documented(folder):
-    missing = []
-    for path in files_of(folder):
-        where = path.relative_to(ROOT)
-        if not ast.get_docstring(parse(path)):
-            missing.append(f"{where}: no docstring")
-        for name, node in public(parse(path)):
-            text = ast.get_docstring(node)
-            if not text:
-                missing.append(f"{where}: {name} has no docstring")
-            elif isinstance(node, FunctionNode) and raises_user_error(node) and not _names_errors(text):
-                missing.append(f"{where}: {name} raises UserError, and its docstring does not say when")
-    assert not missing, "\n".join(missing)
-
-
-def _names_errors(text: str) -> bool:
-    return bool(re.search(r"\bRaises\b|\bUserError\b|\bErrors as\b", text))
-
-
-# Of parameters with such a name, the docstring says in which unit they are.
-MEASURED = re.compile(r"steps|limit|timeout|seconds|length|context|bytes|trials|repeat")
-UNITS = re.compile(r"steps|seconds|tokens|bytes|trials|episodes|rows|axis", re.IGNORECASE)
-SHAPE = re.compile(r"\[[^\]]*\]")
-
-
-def front_door() -> list[tuple[str, Callable[..., object]]]:
-    """Functions and classes that `import ringrl` gives, and those of its modules."""
-    found = {}
-    for name in ringrl.__all__:
-        value = getattr(ringrl, name)
-        inner = {f"{name}.{each}": getattr(value, each) for each in value.__all__} if inspect.ismodule(value) else {}
-        found |= inner or {name: value}
-    return [
-        (name, value) for name, value in sorted(found.items()) if inspect.isfunction(value) or inspect.isclass(value)
-    ]
-
-
-FRONT_DOOR = front_door()
-
-
-@pytest.mark.parametrize("value", [value for _, value in FRONT_DOOR], ids=[name for name, _ in FRONT_DOOR])
-def test_the_front_door_says_shapes_units_and_errors(value):
-    """Every parameter by name, its unit where it counts something, shapes and dtypes of arrays, and what is raised."""
-    text = inspect.getdoc(value) or ""
-    if re.search(r"^ +raise ", inspect.getsource(inspect.getmodule(value)), re.MULTILINE):
-        assert re.search(r"raises|error", text, re.IGNORECASE), "nothing is said of errors"
-    hints = {name: str(kind) for name, kind in getattr(value, "__annotations__", {}).items()}
-    for name, kind in hints.items():
-        if name == "return" or "Arguments and errors are those of" in text:
-            continue
-        said = [line for line in text.splitlines() if re.search(rf"\b{name}\b", line)]
-        assert said, f"{name} is not described"
-        if MEASURED.search(name) and "int" in kind:
-            assert any(UNITS.search(line.replace(name, "", 1)) for line in said), f"{name} has no unit"
-        if re.search(r"jaxtyping|Float|Int\d|ndarray|Array", kind):
-            has_shape = re.search(r"Float|Int|Shaped", kind) or any(SHAPE.search(line) for line in said)
-            assert has_shape, f"{name} has no shape"
