@@ -94,7 +94,7 @@ def load(kind: str, name: str | os.PathLike[str]) -> ModuleType:
     work, and two agents of one name from two folders can live side by side.
 
     Raises:
-        UserError: no such recipe, or a file that does not parse.
+        UserError: no such recipe, a file that does not parse, or one that imports what this ringrl does not have.
     """
     path = find(kind, name)
     module_name = f"ringrl_{kind}_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]}"
@@ -110,10 +110,30 @@ def load(kind: str, name: str | os.PathLike[str]) -> ModuleType:
     except SyntaxError as error:
         del sys.modules[module_name]
         raise UserError(f"{path}, line {error.lineno}: {error.msg}; correct the file") from error
+    except ImportError as error:
+        del sys.modules[module_name]
+        if (error.name or "").partition(".")[0] != "ringrl":
+            raise
+        raise UserError(_earlier(kind, path, error)) from error
     except BaseException:
         del sys.modules[module_name]
         raise
     return module
+
+
+def _earlier(kind: str, path: Path, error: ImportError) -> str:
+    """What to do about a recipe that imports a name or a module that ringrl does not have, as earlier ones did."""
+    missing = error.msg.partition(" (")[0]  # what follows is the path of ringrl's own file
+    present = {
+        "agents": ("an agent is a class now", "decision_transformer"),
+        "data": ("its modules have moved", "build_store"),
+    }
+    change, example = present[kind]
+    example = path.stem if path.stem in _shipped(kind) else example
+    return (
+        f"{path}: written for an earlier ringrl ({missing}); {change}: `ringrl cp {example} NEW.py` copies one to "
+        "start from"
+    )
 
 
 def _shipped(kind: str) -> dict[str, Path]:

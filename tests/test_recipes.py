@@ -120,6 +120,23 @@ def test_two_files_of_one_name_are_two_modules(shipped, tmp_path):
     assert recipes.load("agents", "demo").__doc__ == "An agent called demo."
 
 
+def test_a_step_that_imports_what_ringrl_no_longer_has_is_named(shipped, tmp_path):
+    for source, missing in (
+        ("from ringrl.experience.store import build\n", "No module named 'ringrl.experience'"),
+        ("from ringrl.episode import make_episode\n", "cannot import name 'make_episode' from 'ringrl.episode'"),
+    ):
+        (tmp_path / "collect.py").write_text(source)
+        with pytest.raises(UserError) as caught:
+            recipes.load("data", "./collect.py")
+        assert str(caught.value) == (
+            f"{tmp_path}/collect.py: written for an earlier ringrl ({missing}); its modules have moved: "
+            "`ringrl cp collect NEW.py` copies one to start from"
+        )
+    (tmp_path / "collect.py").write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        recipes.load("data", "./collect.py")
+
+
 def test_load_of_a_broken_file(shipped, tmp_path):
     (tmp_path / "broken.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(UserError, match=r"broken\.py, line 2: .*; correct the file"):

@@ -115,6 +115,42 @@ def test_a_file_that_is_no_agent_is_named(source, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+# What agents of two earlier ringrl import: decision_transformer.py and td3.py.
+EARLIER = {
+    "decision_transformer": """
+from ringrl.agent import Acting
+from ringrl.config import AgentConfig
+from ringrl.experience.chain import Windows, top_fraction
+from ringrl.model.tokens import TokenLayout
+""",
+    "td3": """
+from ringrl.config import AgentConfig
+from ringrl.learners.curiosity import Curiosity, init_curiosity, surprise
+from ringrl.learners.networks import MLP, Critics, descend, optimizer_state, polyak
+from ringrl.learners.replay import Replay, Transitions
+""",
+}
+
+
+@pytest.mark.parametrize(
+    "name, missing",
+    [
+        ("decision_transformer", "cannot import name 'Acting' from 'ringrl.agent'"),
+        ("td3", "No module .*ringrl.learners"),
+    ],
+)
+def test_an_agent_of_the_earlier_interface_is_named(name, missing, tmp_path, tiny_config):
+    path = tmp_path / "agent.py"
+    path.write_text(EARLIER[name] + CONFIG)
+    for load in (load_agent, lambda path: tiny_config({"name": path})):
+        with pytest.raises(
+            UserError, match=rf"agent.py: written for an earlier ringrl \({missing}.?\); an agent"
+        ) as caught:
+            load(str(path))
+        assert str(caught.value).endswith("`ringrl cp decision_transformer NEW.py` copies one to start from")
+        assert "\n" not in str(caught.value)
+
+
 def test_a_file_without_description_is_named(tmp_path):
     methods = "".join(f"    def {name}(self): ...\n" for name in ("context_sampler", "tokens", "rollout_spec"))
     (tmp_path / "half.py").write_text(f"{CONFIG}{SEQUENCE}class Agent(SequenceAgent):\n{methods}")
