@@ -125,7 +125,6 @@ from ringrl.model.tokens import TokenLayout
 """,
     "td3": """
 from ringrl.config import AgentConfig
-from ringrl.learners.curiosity import Curiosity, init_curiosity, surprise
 from ringrl.learners.networks import MLP, Critics, descend, optimizer_state, polyak
 from ringrl.learners.replay import Replay, Transitions
 """,
