@@ -19,6 +19,7 @@ from ringrl.returns import TrialReturn
 from ringrl.rollout import Ablation
 from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.policy import ExpertPolicy, RandomPolicy
+from ringrl.rollout.spec import under_setting
 from ringrl.rollout.trials import run_trials
 from ringrl.rollout.video import record
 from ringrl.run import ABLATION, RETURNS, TARGETS, RunDirectory
@@ -177,7 +178,8 @@ def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) 
     if agent.policy is None:
         raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")
     spec = agent.policy.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
-    spec = _adjust(spec, agent, label, setting, known)
+    _refuse_unused(spec, agent, label, known)
+    spec = under_setting(spec, setting, agent)
     _check_task(path, config.data.task, dataset["sizes"])
     if is_hidden(config.data.task) and setting.seed < HELD_OUT:
         raise UserError(
@@ -221,21 +223,9 @@ def _references(task: str, setting: EvaluationConfig) -> dict[str, MakePolicy]:
     return chance | {"expert": ExpertPolicy} if knows else chance
 
 
-def _adjust(
-    spec: RolloutSpec, agent: Agent, label: str, setting: EvaluationConfig, given: Mapping[str, object]
-) -> RolloutSpec:
-    """The agent's own `spec` with the setting's target and context, where it has them; `given`: by the command line."""
+def _refuse_unused(spec: RolloutSpec, agent: Agent, label: str, given: Mapping[str, object]) -> None:
+    """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
     if "context" in given and agent.decoder is None:
         raise UserError(f"--context: {label} sees one observation at a time; leave it out")
     if "target" in given and spec.target is None:
         raise UserError(f"--target: {label} is not conditioned on a return, so there is no target; leave it out")
-    if setting.target is not None and spec.target is not None:
-        spec = replace(spec, target=setting.target)
-    if setting.context is None or agent.decoder is None:
-        return spec
-    tokens_per_step = agent.decoder.tokens.tokens_per_step
-    if setting.context < tokens_per_step:
-        raise UserError(
-            f"--context {setting.context}: a step of this agent takes {tokens_per_step} tokens; give at least that"
-        )
-    return replace(spec, context_steps=setting.context // tokens_per_step)

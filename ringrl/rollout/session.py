@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.agent import Policy, PolicySource, RolloutSpec, TrainedPolicy, Widths
+from ringrl.agent import Agent, Policy, PolicySource, RolloutSpec, TrainedPolicy, Widths
 from ringrl.agent import load_agent as load_module
 from ringrl.config import RunConfig
 from ringrl.envs import make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.rollout.policy import TrainedSequencePolicy
+from ringrl.rollout.spec import under_setting
 from ringrl.run import RunDirectory
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.training.export import is_export, load_export
@@ -206,19 +207,18 @@ def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> Train
         dataset, label = about["dataset"], config.label or Path(about["config"]["agent"]["name"]).stem
         normalizer = Normalizer.from_values(about["normalizer"])
         trained: TrainedPolicy = TrainedSequencePolicy(model, normalizer, dataset["sizes"], int(about["step"]))
-        source = _policy_source(path, label, config)
+        agent, source = _agent_and_source(path, label, config)
     else:
         config, dataset, label = directory.config(), directory.dataset(), directory.label()
-        source = _policy_source(path, label, config)
+        agent, source = _agent_and_source(path, label, config)
         trained = source.load_policy(path, config, dataset["sizes"], checkpoint)
     spec = source.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
-    if config.evaluation.target is not None and spec.target is not None:
-        spec = replace(spec, target=config.evaluation.target)
+    spec = under_setting(spec, config.evaluation, agent)
     return TrainedAgent(label, config, trained.step, trained, dataset["sizes"], spec)
 
 
-def _policy_source(path: Path, label: str, config: RunConfig) -> PolicySource:
-    source = load_module(config.agent).policy
-    if source is None:
+def _agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, PolicySource]:
+    agent = load_module(config.agent)
+    if agent.policy is None:
         raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out")
-    return source
+    return agent, agent.policy

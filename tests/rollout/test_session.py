@@ -6,6 +6,7 @@ import pytest
 from ringrl.config import parse_config
 from ringrl.envs import make_vector
 from ringrl.errors import UserError
+from ringrl.rollout.evaluate import _load
 from ringrl.rollout.session import load_agent
 from ringrl.run import RunDirectory
 from ringrl.training.export import export
@@ -100,6 +101,18 @@ def test_earlier_trials_and_the_target_change_the_action(run, trained):
     np.testing.assert_allclose(first, second, rtol=1e-5)
     with pytest.raises(UserError, match="behavior_cloning is not return-conditioned"):
         cloned.start(target=1.0)
+
+
+def test_it_has_the_context_and_the_target_that_the_evaluation_has(tmp_path, tiny_config):
+    agent, evaluation = {"name": "agentic_transformer", "trajectories": 2}, {"context": 9, "target": 7.0}
+    train(tiny_config(agent, training={"steps": 1}, evaluation=evaluation), tmp_path / "run")
+    loaded = load_agent(tmp_path / "run")
+    assert loaded._spec == _load(tmp_path / "run", "latest", {}).spec
+    assert (loaded.target, loaded._spec.context_steps) == (7.0, 1)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("context: 9", "context: 2"))
+    with pytest.raises(UserError, match=r"evaluation.context \(--context\) is 2: a step of this agent takes 5 tokens"):
+        load_agent(tmp_path / "run")
 
 
 def test_more_trials_than_announced_go_on(run):
