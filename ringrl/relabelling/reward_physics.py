@@ -194,7 +194,8 @@ class Recorder:
 
     def __init__(self, environments: Sequence[DMControlEnv], needs: Needs, mode: Mode):
         """Take the physics of the first environment for all; each task still reads the constants of its own model."""
-        self._environments, self._needs, self._mode = tuple(environments), needs, mode
+        self._environments, self._needs = tuple(environments), needs
+        self._control = _CONTROLS[mode]
         self._slow = [RowByRow([environment], mode) for environment in environments]
 
     def __call__(self, states: States, controls: Controls) -> Float32[np.ndarray, "rows tasks"]:
@@ -222,7 +223,7 @@ class Recorder:
         model, data = physics.model.ptr, physics.data.ptr
         splits = np.split(states, [model.nq, model.nq + model.nv], axis=1)
         recorded: dict[str, np.ndarray] = dict(zip(("qpos", "qvel", "act"), splits, strict=True))
-        recorded["ctrl"] = _CONTROLS[self._mode](controls)
+        recorded["ctrl"] = self._control(controls)
         calls = [getattr(mujoco, name) for name in self._needs.calls]
         if calls:
             names = sorted(self._needs.fields - _STATE_FIELDS)
