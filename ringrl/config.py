@@ -28,7 +28,7 @@ class ConfigSection(BaseModel):
 
 
 class DataConfig(ConfigSection):
-    """Where the experience comes from."""
+    """Where the episodes come from."""
 
     store: str  # an episode store (`ringrl data build_store`): its folder, or a URL such as gs://bucket/walker
     task: str  # "walker_run": rewards of this column train the agent, and this environment evaluates it

@@ -79,7 +79,7 @@ def load(task_id: str, seed: int, time_limit: int | None = None) -> Environment 
     Args:
         task_id: such as `cartpole_swingup`.
         seed: of the initial states; of hidden tasks, of what is hidden too.
-        time_limit: control steps in an episode; None for the task's own number.
+        time_limit: environment steps in an episode; None for the task's own number.
 
     Raises:
         UserError: if there is no such task, or Gymnasium cannot make it here; and if the seed of a hidden task is
@@ -100,7 +100,7 @@ def load(task_id: str, seed: int, time_limit: int | None = None) -> Environment 
         environment = suite.load(domain, name, task_kwargs={"random": seed}) if custom is None else custom(seed)
     finally:
         log.setLevel(level)
-    # dm_control takes seconds, and divides them by a control step's: the number of steps itself is not rounded.
+    # dm_control takes seconds, and divides them by an environment step's: the number of steps itself is not rounded.
     if time_limit is not None or not math.isfinite(environment._step_limit):
         environment._step_limit = float(time_limit or _UNLIMITED_TASK_STEPS)
     return environment

@@ -60,7 +60,7 @@ _CONTROLS: dict[Mode, Callable[[Controls], Controls]] = {"exact": lambda control
 class RowByRow:
     """The rewards of tasks with equal models, from dm_control's own functions, a row at a time.
 
-    `exact` leaves the physics as `Physics.step` does after a control step (mj_step1, with the row's control set);
+    `exact` leaves the physics as `Physics.step` does after an environment step (mj_step1, with the row's control set);
     `exorl` as `reset_context` does, the actuators at zero. The two differ in nothing but the control and the sensors
     of contact forces, which need the acceleration.
     """
