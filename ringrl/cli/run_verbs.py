@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import Positional
 
 from ringrl.errors import UserError
 from ringrl.rollout import Ablation
+
+
+def _renamed(before: str, now: str) -> Any:
+    """An option that also has its former name. `--help` shows aliases before the name: so the present one is first."""
+    return tyro.conf.arg(name=before.removeprefix("--"), aliases=[now])
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class TrainVerb:
     """How many processes train together; 1 trains alone, regardless of the launcher."""
     process: int | None = None
     """Which of them this is, from 0."""
-    heartbeat_timeout: Annotated[float, tyro.conf.arg(aliases=["--silence"])] = 60.0
+    heartbeat_timeout: Annotated[float, _renamed("--silence", "--heartbeat-timeout")] = 60.0
     """Seconds without a heartbeat after which a process counts as dead, and the run ends."""
 
     def run(self) -> None:
@@ -80,7 +85,7 @@ class EvaluateVerb:
     """Target return, of return-conditioned agents; default the config's evaluation.target, or the data's best."""
     targets: tuple[float, ...] = ()
     """Several target returns in turn: writes evaluation/targets.csv, and leaves returns.csv alone."""
-    ablation: Annotated[tuple[Ablation, ...], tyro.conf.arg(aliases=["--probe"])] = ()
+    ablation: Annotated[tuple[Ablation, ...], _renamed("--probe", "--ablation")] = ()
     """Context ablations: remove, reorder or exchange the earlier trials, or hide all rewards; writes a table each."""
     seed: int | None = None
     """Seed of the environments and the drawn actions."""
