@@ -79,7 +79,9 @@ def atomic_folder(out: Path, *, marker: str, overwrite: bool = False) -> Iterato
     try:
         yield partial
         check_replaceable(out, marker, overwrite)
-        _replace(out, partial)
+        old = partial.with_name(f"{partial.name}{_OLD}")
+        replace_folder(out, partial, aside=old)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -96,6 +98,29 @@ def check_replaceable(out: Path, marker: str, overwrite: bool) -> None:
         raise UserError(f"{out} exists already; choose another name or pass --overwrite")
     if there and not (out / marker).is_file():
         raise UserError(f"{out} has no {marker}, so it was not made by this step and is not overwritten")
+
+
+def replace_folder(out: Path, new: Path, *, aside: Path) -> None:
+    """Rename `new` to `out`. A folder cannot be renamed onto another: what is at `out` is renamed to `aside` before.
+
+    If `new` cannot be renamed, what was at `out` is put back, unless another process has made `out` meanwhile.
+
+    Args:
+        out: the folder to be; it may exist.
+        new: its new content, on the same file system.
+        aside: the place for its old content, which the caller removes; absent before.
+
+    Raises:
+        OSError: if one of the two cannot be renamed.
+    """
+    if out.exists():
+        out.rename(aside)
+    try:
+        new.rename(out)
+    except BaseException:
+        if aside.exists() and not out.exists():
+            aside.rename(out)
+        raise
 
 
 @contextmanager
@@ -153,20 +178,6 @@ def _try_lock(lock: Path, wait: bool) -> int | None:
 def _prefix(out: Path) -> str:
     """Of this host's partial folders: nothing is known of another host's processes, on a shared file system."""
     return f"{out.name}.partial-{platform.node()}-"
-
-
-def _replace(out: Path, partial: Path) -> None:
-    """Rename `partial` to `out`. A folder cannot be renamed onto another, so the old one is renamed before."""
-    old = partial.with_name(f"{partial.name}{_OLD}")
-    if out.exists():
-        out.rename(old)
-    try:
-        partial.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_stale(out: Path) -> None:

@@ -31,7 +31,7 @@ from typing import Any
 
 from ringrl.episode import Dims
 from ringrl.errors import UserError
-from ringrl.files import check_replaceable, write_text
+from ringrl.files import check_replaceable, replace_folder, write_text
 from ringrl.formats.archive import Member
 from ringrl.formats.description import RELABEL
 from ringrl.formats.exorl import EpisodeFile, write_file
@@ -237,14 +237,9 @@ def _write_skipped(work: Path, own: Path, reasons: list[str]) -> None:
 def _publish(job: RelabelJob, work: Path, own: Path, out: Path, overwrite: bool) -> None:
     """Rename the work folder to `out`."""
     check_replaceable(out, RELABEL, overwrite)
-    old = own / "old"
-    if out.exists():
-        out.rename(old)
     try:
-        work.rename(out)
+        replace_folder(out, work, aside=own / "old")
     except OSError as error:
-        if old.exists():
-            old.rename(out)
         if job.made(out):
             return
         raise UserError(f"{out} cannot be made; another run may have made it meanwhile ({error})") from error
