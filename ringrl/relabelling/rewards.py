@@ -23,7 +23,7 @@ from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling.reward_physics import Mode, Needs, Recorder, RowByRow, needs_of
 
-__all__ = ["Examined", "Mode", "Relabeler", "examine", "relabel_episode", "relabelable_tasks"]
+__all__ = ["Examined", "Mode", "Relabeler", "examine", "relabelable_tasks"]
 
 # Fields of MjModel that no reward reads: looks, and the gains that point_mass_hard draws.
 _NOT_IN_REWARDS = ("light_", "wrap_prm")
@@ -75,12 +75,6 @@ class Relabeler:
             self._parts.append((Recorder(self._environments_of(columns), need, mode), columns))
         for columns in self._share_physics(slow, _NOT_IN_REWARDS):
             self._parts.append((RowByRow(self._environments_of(columns), mode), columns))
-
-    @property
-    def one_pass(self) -> tuple[str, ...]:
-        """The tasks whose rewards are computed for all rows at once; the others' are computed row by row."""
-        columns = (column for part, columns in self._parts if isinstance(part, Recorder) for column in columns)
-        return tuple(self.tasks[column] for column in sorted(columns))
 
     def __call__(self, episode: Episode) -> Float32[np.ndarray, "steps tasks"]:
         """The reward of every step under every task: of the states after the actions, `physics[1:]`.
@@ -135,17 +129,6 @@ class Relabeler:
 
     def _environments_of(self, columns: list[int]) -> list[DMControlEnv]:
         return [self._environments[column] for column in columns]
-
-
-def relabel_episode(
-    episode: Episode, task_ids: Sequence[str], mode: Mode = "exact"
-) -> Float32[np.ndarray, "steps tasks"]:
-    """The rewards of one episode under several tasks; for many episodes keep a `Relabeler`.
-
-    Raises:
-        UserError: as `Relabeler` and its call.
-    """
-    return Relabeler(task_ids, mode)(episode)
 
 
 class Examined(NamedTuple):

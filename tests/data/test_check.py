@@ -11,7 +11,7 @@ import pytest
 from ringrl import recipes
 from ringrl.errors import UserError
 from ringrl.formats.exorl import list_episodes, read_episode, write_episode
-from ringrl.relabelling.rewards import Examined, examine, relabel_episode
+from ringrl.relabelling.rewards import Examined, Relabeler, examine
 
 collect, check = recipes.load("data", "collect"), recipes.load("data", "check")
 # Domain -> task, the widths of its observation, and the parts that no state tells.
@@ -123,7 +123,7 @@ def test_exact_and_exorl_rewards_are_distinguished(collected, capsys, tmp_path):
     assert shares["exact"] == 1.0 and shares["exorl"] < 0.5
     # The other way round: rewards that ExoRL's relabelling wrote.
     episode = read_episode(list_episodes(collected("cartpole_swingup"))[0])
-    rewards = relabel_episode(episode, ["cartpole_swingup"], "exorl")
+    rewards = Relabeler(["cartpole_swingup"], "exorl")(episode)
     folder = changed(collected, tmp_path, "cartpole_swingup", reward=set_row(slice(1, None), rewards))
     status, report, _ = run(folder, capsys, domain="cartpole")
     found = [(one["name"], one["mode"]) for one in report["rewards"] if one["share"] == 1.0]
@@ -138,7 +138,7 @@ def test_without_a_known_task_it_says_which_fits(collected, capsys, tmp_path):
     physics = np.concatenate([goals + rng.uniform(-0.02, 0.02, goals.shape), np.zeros((1001, 2))], axis=1)
     moved = replace(episode, physics=physics, observation=physics.astype(np.float32))
     names = [f"point_mass_maze_reach_{where}" for where in ("bottom_right", "top_left", "bottom_left", "top_right")]
-    write_episode(tmp_path, 0, replace(moved, reward=relabel_episode(moved, names)))
+    write_episode(tmp_path, 0, replace(moved, reward=Relabeler(names)(moved)))
     status, report, _ = run(tmp_path, capsys, domain="point_mass_maze")
     fits = [(one["columns"][0], one["name"], one["mode"]) for one in report["rewards"] if one["share"] == 1.0]
     assert (status, report["expected_tasks"]) == (0, None)

@@ -11,7 +11,7 @@ from ringrl.collect.record import record_episode
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
 from ringrl.formats.exorl import list_episodes, read_episode, read_with_dummy_row
-from ringrl.relabelling.rewards import relabel_episode
+from ringrl.relabelling.rewards import Relabeler
 
 collect = recipes.load("data", "collect")
 SMALL = replace(collect.td3.Collecting(), hidden=(8,), batch=8, warmup=200, updates_per_call=25, capacity=2000)
@@ -49,7 +49,7 @@ def test_a_repeated_action_fills_a_row_each_environment_step(random_data):
 
 def test_rewards_are_those_of_each_rows_state_and_action(random_data):
     for episode in read(random_data):
-        relabelled = relabel_episode(episode, ["cartpole_swingup"])
+        relabelled = Relabeler(["cartpole_swingup"])(episode)
         np.testing.assert_allclose(episode.reward, relabelled, atol=1e-6)
 
 
@@ -89,7 +89,7 @@ def test_learners_write_the_tasks_reward_and_the_seed_determines_all(tmp_path, p
         for name in ("observation", "action", "reward", "discount", "physics"):
             np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     assert not np.array_equal(first[-1].action, other[-1].action)
-    np.testing.assert_allclose(first[-1].reward, relabel_episode(first[-1], ["cartpole_swingup"]), atol=1e-6)
+    np.testing.assert_allclose(first[-1].reward, Relabeler(["cartpole_swingup"])(first[-1]), atol=1e-6)
     texts = [(tmp_path / name / "collect.json").read_text() for name in "ab"]
     assert texts[0] == texts[1]
     hyper_parameters = json.loads(texts[0])["hyper_parameters"]

@@ -8,7 +8,7 @@ from ringrl.collect.record import record_episode
 from ringrl.errors import UserError
 from ringrl.formats.exorl import list_episodes, read_episode, write_episode
 from ringrl.relabelling.relabel_source import relabel
-from ringrl.relabelling.rewards import relabel_episode
+from ringrl.relabelling.rewards import Relabeler
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_what_it_returns_is_what_the_folder_contains(source, tmp_path):
     assert (found.folder, found.tasks, found.episodes) == (tmp_path / "out", tuple(tasks), 2)
     assert found.made and found.skipped == ()
     for before, after in zip(list_episodes(source), list_episodes(tmp_path / "out"), strict=True):
-        np.testing.assert_array_equal(read_episode(after).reward, relabel_episode(read_episode(before), tasks))
+        np.testing.assert_array_equal(read_episode(after).reward, Relabeler(tasks)(read_episode(before)))
     assert not relabel(source, tmp_path / "out", tasks=tasks, jobs=1).made
 
 

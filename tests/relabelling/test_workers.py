@@ -9,7 +9,7 @@ import pytest
 from ringrl import envs
 from ringrl.errors import UserError
 from ringrl.formats.exorl import read_episode, write_episode
-from ringrl.relabelling.rewards import relabel_episode
+from ringrl.relabelling.rewards import Relabeler
 from ringrl.relabelling.workers import Workers, parallel_map, relabel_files
 from tests.builders import random_episode
 
@@ -30,7 +30,7 @@ def assert_all_in_order(files, results):
     results = list(results)
     assert [file for file, _ in results] == files
     for file, episode in results:
-        np.testing.assert_array_equal(episode.reward, relabel_episode(read_episode(file), TASKS))
+        np.testing.assert_array_equal(episode.reward, Relabeler(TASKS)(read_episode(file)))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
