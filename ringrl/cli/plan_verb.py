@@ -1,7 +1,8 @@
 """`ringrl plan`: what the TPU compiler says of a config. The planner is imported when the verb runs."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from tyro.conf import Positional
@@ -58,7 +59,7 @@ class PlanVerb:
         waiting = f"compiling the training step of {self.config} for {self.topology}; large models take minutes"
         with Console(stderr=True).status(waiting):
             plan = plan_training_step(config, self.topology)
-        self._print(plan_table.to_json(plan), plan_table.to_table(plan, f"{self.config} on {self.topology}"))
+        self._print(plan, plan_table.to_table(plan, f"{self.config} on {self.topology}"))
 
     def _print_tables(self, config: "RunConfig | None") -> None:
         from ringrl.agent import load_decoder
@@ -68,7 +69,7 @@ class PlanVerb:
         if config is not None:
             tokens_per_step = load_decoder(config.agent).tokens.tokens_per_step
             shape = paper_tables.shape_of(config, config.training.row_steps * tokens_per_step)
-        self._print(paper_tables.to_json(shape), *paper_tables.to_tables(shape))
+        self._print(paper_tables.rows_of(shape), *paper_tables.to_tables(shape))
 
     def _print_exchanges(self, config: "RunConfig", topology: str) -> None:
         from ringrl.planner import exchanges
@@ -76,7 +77,7 @@ class PlanVerb:
         with Console(stderr=True).status(f"compiling attention for {topology} each way"):
             plans = exchanges.plan_exchanges(config, topology)
         title = f"one layer's attention of {self.config} on {topology}, forward and backward, a device"
-        self._print(exchanges.to_json(plans), exchanges.to_table(plans, title))
+        self._print(plans, exchanges.to_table(plans, title))
 
     def _print_max_context(self, config: "RunConfig", topology: str) -> None:
         from ringrl.planner import find_max_context, plan_table
@@ -85,10 +86,10 @@ class PlanVerb:
         with progress.status(f"compiling the training step of {self.config} for {topology}, a longer row each time"):
             report = lambda attempt: progress.print(plan_table.attempt_line(attempt), highlight=False)  # noqa: E731
             found = find_max_context(config, topology, precision=self.precision, on_attempt=report)
-        self._print(plan_table.to_json(found), plan_table.to_max_context_table(found, f"{self.config} on {topology}"))
+        self._print(found, plan_table.to_max_context_table(found, f"{self.config} on {topology}"))
 
-    def _print(self, json: str, *tables: "Table") -> None:
+    def _print(self, result: Any, *tables: "Table") -> None:
         if self.json:
-            print(json)
+            print(json.dumps(result, default=asdict))  # a plan is an object of its fields
         else:
             Console().print(*tables)

@@ -1,8 +1,7 @@
 """Which way over the mesh is best for a config's attention: bytes and memory of each, from the compiled program."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
@@ -19,6 +18,7 @@ from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import TOKENS
+from ringrl.planner.plan_table import numbers_table
 from ringrl.planner.schedule import read_transfers
 from ringrl.planner.topology import find_devices
 from ringrl.training.mesh import make_mesh
@@ -149,17 +149,10 @@ def _read(
     )
 
 
-def to_json(plans: list[ExchangePlan]) -> str:
-    """One JSON array, the best first."""
-    return json.dumps([asdict(plan) for plan in plans])
-
-
 def to_table(plans: list[ExchangePlan], title: str) -> Table:
     """A row for each way, the best first; `exchange`, `seq` and `heads` are the settings of `mesh` that choose it."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("exchange")
-    for column in ("seq", "heads", "sent", "waited for", "temporaries", "computing", "sending", "estimate"):
-        table.add_column(column, justify="right")
+    columns = ("seq", "heads", "sent", "waited for", "temporaries", "computing", "sending", "estimate")
+    table = numbers_table(title, "exchange", *columns)
     for plan in plans:
         sizes = (plan.sent_bytes, plan.waited_bytes, plan.temporary_bytes)
         cells = ["too much" if size is None else f"{size / 2**20:,.0f} MiB" for size in sizes]

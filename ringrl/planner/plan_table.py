@@ -1,18 +1,11 @@
-"""Plans as tables for people and as JSON for programs."""
+"""Plans as tables for people."""
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from ringrl.planner.compiled import CompiledPlan
 from ringrl.planner.longest_context import Attempt, MaxContext
-
-
-def to_json(plan: CompiledPlan | MaxContext) -> str:
-    """One JSON object: the fields of the plan."""
-    return json.dumps(asdict(plan))
 
 
 def to_table(plan: CompiledPlan, title: str) -> Table:
@@ -64,6 +57,15 @@ def format_bytes(size: int | float) -> str:
         if size >= 2 ** (power - 2):
             return f"{size / 2**power:.2f} {unit}"
     return f"{size / 2**20:.1f} MiB"
+
+
+def numbers_table(title: str, first: str, *others: str) -> Table:
+    """An empty table whose first column is a name and whose other columns are numbers."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _two_columns(title: str, rows: list[tuple[str, str]]) -> Table:

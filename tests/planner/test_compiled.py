@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 
 import jax
@@ -17,7 +17,7 @@ from ringrl.errors import UserError
 from ringrl.model.sharding import partition
 from ringrl.planner import plan_training_step
 from ringrl.planner.abstract_step import abstract_batch, fit_mesh, model_sizes
-from ringrl.planner.plan_table import to_json, to_table
+from ringrl.planner.plan_table import to_table
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.mesh import make_mesh
 from tests.builders import PLANNED, make_config
@@ -125,7 +125,7 @@ def test_a_small_step_fits(standard_promotion):
     assert (plan.tokens, plan.row_tokens, plan.devices) == (2 * 4096, 4096, 4)
     assert plan.bytes_per_device == plan.argument_bytes + plan.temporary_bytes < plan.hbm_bytes
     assert plan.argument_bytes < 3 * 4 * plan.parameters  # parameters and AdamW's moments are spread
-    answer = json.loads(to_json(plan))
+    answer = json.loads(json.dumps(plan, default=asdict))
     assert {"fits", "tokens", "bytes_per_device", "hbm_bytes", "mesh", "compile_seconds"} <= set(answer)
     assert to_table(plan, "a title").row_count == 12
     assert sum(plan.memory.values()) == plan.bytes_per_device

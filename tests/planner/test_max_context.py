@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ import pytest
 
 from ringrl.errors import UserError
 from ringrl.planner import CompiledPlan, CompilerError, find_max_context, longest_context
-from ringrl.planner.plan_table import attempt_line, to_json, to_max_context_table
+from ringrl.planner.plan_table import attempt_line, to_max_context_table
 from tests.builders import PLANNED, make_config
 
 needs_libtpu = pytest.mark.skipif(
@@ -125,6 +125,6 @@ def test_with_the_real_compiler():
     assert found.max_context >= 2**20 and found.plan.fits
     assert found.bytes_per_device <= found.hbm_bytes < 1.01 * 15.75 * 2**30
     assert found.too_long is not None and found.too_long <= 2 * found.max_context
-    answer = json.loads(to_json(found))
+    answer = json.loads(json.dumps(found, default=asdict))
     keys = {"max_context", "tokens", "attempts", "bytes_per_device", "host_bytes_per_device", "hbm_bytes"}
     assert keys <= set(answer)
