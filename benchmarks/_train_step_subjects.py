@@ -47,12 +47,12 @@ def ringrl_step(batch: dict[str, np.ndarray], length: int, dtype: str) -> tuple[
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 
-    from ringrl.agent import load_decoder
+    from ringrl.agent import make_decoder
     from ringrl.training.mesh import make_mesh, place_batch
     from ringrl.training.state import init_state, make_train_step
 
     config = ringrl_config(length, dtype)
-    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    decoder, mesh = make_decoder(config.agent), make_mesh(config.mesh)
     before = resident("VmRSS")
     graph, state = init_state(config, decoder, {"observation": OBSERVATION, "action": ACTION}, mesh)
     train_step = make_train_step(config, decoder, graph, mesh, jax.tree.map(lambda x: x.sharding, state))

@@ -243,7 +243,7 @@ class Agent(Protocol):
         ...
 
 
-def load_agent(agent: AgentConfig | str) -> Agent:
+def make_agent(agent: AgentConfig | str) -> Agent:
     """The agent in the file that `agent.name` names; for a name alone, under the default hyper-parameters.
 
     Args:
@@ -260,9 +260,9 @@ def load_agent(agent: AgentConfig | str) -> Agent:
     return made(config_type(name=agent) if isinstance(agent, str) else agent)
 
 
-def load_decoder(agent: AgentConfig | str) -> Decoder:
-    """The sequence model of an agent that has one. Raises UserError as `load_agent`, and where it has none."""
-    loaded = load_agent(agent)
+def make_decoder(agent: AgentConfig | str) -> Decoder:
+    """The sequence model of an agent that has one. Raises UserError as `make_agent`, and where it has none."""
+    loaded = make_agent(agent)
     if loaded.decoder is None:
         raise UserError(
             f"{loaded.config.name}: this agent has no sequence model: it can be trained, resumed and evaluated only"

@@ -15,7 +15,7 @@ from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build, open_store
-from ringrl.training.loop import train
+from ringrl.training.loop import run_training
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "your_own_data.md"
 
@@ -52,7 +52,7 @@ def test_the_documented_program_makes_a_store_that_trains_and_is_not_evaluated(t
     values = yaml.safe_load(block("yaml"))
     values["training"] |= {"steps": 2, "batch": 2}
     values["model"] = {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "max_steps": values["model"]["max_steps"]}
-    train(parse_config(values, "rig"), tmp_path / "run")
+    run_training(parse_config(values, "rig"), tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses and np.isfinite(losses).all()
     with pytest.raises(UserError, match="run: there is no environment 'rig_balance' to evaluate in") as refusal:
@@ -78,7 +78,7 @@ def test_any_widths_train(tmp_path, widths):
         "model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 2, "remat": "none"},
         "training": {"steps": 1, "batch": 1, "row_steps": 10},
     }
-    train(parse_config(values, "own"), tmp_path / "run")
+    run_training(parse_config(values, "own"), tmp_path / "run")
 
 
 def test_arrays_of_any_dtype_become_an_episode():

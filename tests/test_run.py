@@ -15,7 +15,7 @@ from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory, read_json
 from ringrl.training.export import load_export
-from ringrl.training.loop import train
+from ringrl.training.loop import run_training
 from tests.builders import limit_evaluation
 
 SAID = {"display_name": "Mine", "across_trials": True}
@@ -162,13 +162,15 @@ def test_a_moved_run_of_a_deleted_agent_file_is_resumed_evaluated_and_exported(
     shutil.copytree(tiny_store, began / "stores" / "cartpole")
     monkeypatch.chdir(began)
     data = {"store": "stores/cartpole"}
-    train(tiny_config({"name": str(agent_file)}, data=data, training={"steps": 1, "row_steps": 20}), Path("runs/mine"))
+    run_training(
+        tiny_config({"name": str(agent_file)}, data=data, training={"steps": 1, "row_steps": 20}), Path("runs/mine")
+    )
     agent_file.unlink()
     monkeypatch.chdir(tmp_path)
     began.rename(moved)
     run = RunDirectory("moved/runs/mine")
     longer = run.config().training.model_copy(update={"steps": 2})
-    train(run.config().model_copy(update={"training": longer}), run.path)
+    run_training(run.config().model_copy(update={"training": longer}), run.path)
     assert [line["step"] for line in run.metrics()] == [1, 2]
     limit_evaluation(monkeypatch, 8)
     evaluate(run.path, trials=1, envs=1, reference=False)

@@ -17,7 +17,7 @@ from ringrl.files import write_text
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory
-from ringrl.training.loop import train
+from ringrl.training.loop import run_training
 
 TASK = "cartpole_swingup"
 ACTION_REPEAT = 4
@@ -92,5 +92,5 @@ def _config(shipped: str, store: Path, scale: float) -> RunConfig:
 
 
 def _train(config: RunConfig, run: Path) -> None:
-    train(config, run)
+    run_training(config, run)
     (run / "finished").touch()

@@ -62,12 +62,12 @@ class PlanVerb:
         self._print(plan, plan_table.to_table(plan, f"{self.config} on {self.topology}"))
 
     def _print_tables(self, config: "RunConfig | None") -> None:
-        from ringrl.agent import load_decoder
+        from ringrl.agent import make_decoder
         from ringrl.planner import paper_tables
 
         shape = paper_tables.Shape()
         if config is not None:
-            tokens_per_step = load_decoder(config.agent).tokens.tokens_per_step
+            tokens_per_step = make_decoder(config.agent).tokens.tokens_per_step
             shape = paper_tables.shape_of(config, config.training.row_steps * tokens_per_step)
         self._print(paper_tables.rows_of(shape), *paper_tables.to_tables(shape))
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from ringrl.agent import Decoder, load_decoder
+from ringrl.agent import Decoder, make_decoder
 from ringrl.config import MeshConfig, RunConfig, parse_config
 from ringrl.envs import make_env
 from ringrl.errors import UserError
@@ -62,7 +62,7 @@ def make_abstract_step(config: RunConfig, topology: str) -> AbstractStep:
     devices = find_devices(topology)
     config, note = fit_mesh(config, topology, len(devices))
     mesh = _place(config.mesh, devices, topology)
-    decoder = load_decoder(config.agent)
+    decoder = make_decoder(config.agent)
     sizes = model_sizes(config, decoder)
     graph, state = abstract_state(config, decoder, sizes, mesh)
     step = make_train_step(config, decoder, graph, mesh, jax.tree.map(lambda x: x.sharding, state))

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from rich.table import Table
 
 from ringrl.accelerators import Accelerator, find_accelerator
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.attention import Exchange, compiler_options, ring_attention
 from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
@@ -91,7 +91,7 @@ def _compile(
 ) -> ExchangePlan:
     c, m = config.mesh, config.model
     rows = config.training.batch // config.optimizer.accumulation
-    length = config.training.row_steps * load_decoder(config.agent).tokens.tokens_per_step
+    length = config.training.row_steps * make_decoder(config.agent).tokens.tokens_per_step
     mesh = make_mesh(c.model_copy(update={"seq": seq, "heads": heads}), devices)
     spec = P(*TOKENS, "tensor")
     attend = jax.shard_map(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
@@ -103,7 +103,7 @@ class _Search:
         if others and self.devices % others == 0:
             seq = self.devices // others
         pieces = seq * runs_per_shard(seq, config.mesh.layout) * config.mesh.heads
-        self.tokens_per_step = load_decoder(config.agent).tokens.tokens_per_step
+        self.tokens_per_step = make_decoder(config.agent).tokens.tokens_per_step
         self.smallest = pieces
         self.unit = pieces * _WHOLE_BLOCK // math.gcd(_WHOLE_BLOCK, self.tokens_per_step)
         # The first row must divide over the config's own mesh as well, until `fit_mesh` has changed that.

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ringrl.agent import Agent, Policy, RolloutSpec, TrainedPolicy, load_agent
+from ringrl.agent import Agent, Policy, RolloutSpec, TrainedPolicy, make_agent
 from ringrl.config import EvaluationConfig, RunConfig, change_section
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
@@ -174,7 +174,7 @@ def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) 
     config, dataset, label = run.config(), run.dataset(), run.label()
     known = {name: value for name, value in given.items() if value is not None}
     setting = change_section(config.evaluation, known, "ringrl evaluate")
-    agent = load_agent(config.agent)
+    agent = make_agent(config.agent)
     if agent.policy is None:
         raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")
     spec = agent.policy.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.agent import Agent, Policy, PolicySource, RolloutSpec, TrainedPolicy, Widths
-from ringrl.agent import load_agent as load_module
+from ringrl.agent import Agent, Policy, PolicySource, RolloutSpec, TrainedPolicy, Widths, make_agent
 from ringrl.config import RunConfig
 from ringrl.envs import make_vector, split_task
 from ringrl.errors import UserError
@@ -218,7 +217,7 @@ def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> Train
 
 
 def _agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, PolicySource]:
-    agent = load_module(config.agent)
+    agent = make_agent(config.agent)
     if agent.policy is None:
         raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out")
     return agent, agent.policy

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.agent_record import AgentRecord, verify_source
 from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
@@ -90,7 +90,7 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: not a whole export ({error}); make one with `ringrl export RUN`") from error
     alone = config.model_copy(update={"mesh": type(config.mesh)()})
-    graph, state = abstract_state(alone, load_decoder(config.agent), sizes, make_mesh(alone.mesh))
+    graph, state = abstract_state(alone, make_decoder(config.agent), sizes, make_mesh(alone.mesh))
     expected = {name: x.shape for name, x in _named(state.params).items()}
     if expected != {name: x.shape for name, x in arrays.items()}:
         raise UserError(f"{path}: its parameters are not those of the model that its {ABOUT} describes; export again")

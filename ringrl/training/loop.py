@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from ringrl.agent import load_agent
+from ringrl.agent import make_agent
 from ringrl.config import RunConfig
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
@@ -11,7 +11,7 @@ from ringrl.training.processes import is_first, wait_for_all
 from ringrl.training.tracker import NoTracker, Tracker, check_finite
 
 
-def train(config: RunConfig, run: Path) -> None:
+def run_training(config: RunConfig, run: Path) -> None:
     """Train `config` in the run directory `run`, from its newest checkpoint if it has one, to `config.training.steps`.
 
     The run's own config, normalisation statistics and data-set summary are written first, so that evaluation and
@@ -23,7 +23,7 @@ def train(config: RunConfig, run: Path) -> None:
     """
     directory = RunDirectory(run)
     config = directory.with_own_agent(config)
-    t, agent = config.training, load_agent(config.agent)
+    t, agent = config.training, make_agent(config.agent)
     trainer = agent.make_trainer(config)
     trainer.data.prepare(run)
     state, start = trainer.init(), 0
@@ -49,4 +49,4 @@ def train(config: RunConfig, run: Path) -> None:
 
 def resume(run: Path) -> None:
     """Continue the run in `run`, under the configuration that it was started with."""
-    train(RunDirectory(run).config(), run)
+    run_training(RunDirectory(run).config(), run)

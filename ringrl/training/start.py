@@ -7,7 +7,7 @@ from typing import Any
 from ringrl.config import AnyConfig, load_config, parse_config
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
-from ringrl.training import loop
+from ringrl.training.loop import run_training
 from ringrl.training.processes import from_first
 
 
@@ -47,7 +47,7 @@ def train(
     if resume is None and config is None:
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
     values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
-    loop.train(parse_config(values, run), Path(run))
+    run_training(parse_config(values, run), Path(run))
     return Path(run)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ringrl.agent import Decoder, Widths, load_decoder
+from ringrl.agent import Decoder, Widths, make_decoder
 from ringrl.config import RunConfig
 from ringrl.model.transformer import Transformer
 from ringrl.training.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ def load_model(
     Raises UserError where the agent has no sequence model, and as `Checkpoints`.
     """
     single = config.model_copy(update={"mesh": type(config.mesh)()})
-    decoder = load_decoder(config.agent) if decoder is None else decoder
+    decoder = make_decoder(config.agent) if decoder is None else decoder
     graph, abstract = abstract_state(single, decoder, sizes, make_mesh(single.mesh))
     with Checkpoints(run, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(abstract, checkpoint)

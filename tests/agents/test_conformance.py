@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ringrl import recipes
-from ringrl.agent import Agent, AgentDescription, Decoder, PolicySource, RolloutSpec, Trainer, load_agent, load_decoder
+from ringrl.agent import Agent, AgentDescription, Decoder, PolicySource, RolloutSpec, Trainer, make_agent, make_decoder
 from ringrl.config import AgentConfig
 from ringrl.errors import UserError
 from ringrl.sampling.samplers import ContextSampler
@@ -15,9 +15,9 @@ from ringrl.store.episode_store import open_store
 NAMES = [name for name, _ in recipes.listing()["agents"]]
 TASK = "cartpole_balance"
 each_agent = pytest.mark.parametrize("name", NAMES)
-each_decoder = pytest.mark.parametrize("name", [name for name in NAMES if load_agent(name).decoder])
-each_policy = pytest.mark.parametrize("name", [name for name in NAMES if load_agent(name).policy])
-each_sampler = pytest.mark.parametrize("name", [name for name in NAMES if hasattr(load_agent(name), "context_sampler")])
+each_decoder = pytest.mark.parametrize("name", [name for name in NAMES if make_agent(name).decoder])
+each_policy = pytest.mark.parametrize("name", [name for name in NAMES if make_agent(name).policy])
+each_sampler = pytest.mark.parametrize("name", [name for name in NAMES if hasattr(make_agent(name), "context_sampler")])
 
 
 def test_there_are_agents():
@@ -26,7 +26,7 @@ def test_there_are_agents():
 
 @each_agent
 def test_it_fulfils_the_protocol_under_its_default_hyper_parameters(name):
-    agent = load_agent(name)
+    agent = make_agent(name)
     assert isinstance(agent, Agent) and isinstance(agent.config, AgentConfig) and agent.config.name == name
     assert agent.config == type(agent.config).model_validate(agent.config.model_dump())
     assert isinstance(agent.description, AgentDescription) and agent.description.display_name
@@ -60,12 +60,12 @@ def test_every_hyper_parameter_has_a_comment(name):
 
 @each_decoder
 def test_its_batches_follow_a_schema(name):
-    assert {"position", "segment_ids", "weight"} <= set(load_agent(name).decoder.schema)
+    assert {"position", "segment_ids", "weight"} <= set(make_agent(name).decoder.schema)
 
 
 @each_policy
 def test_it_is_rolled_out_as_it_is_described(name):
-    agent = load_agent(name)
+    agent = make_agent(name)
     spec = agent.policy.rollout_spec(24, np.array([1.0, 3.0]))
     assert isinstance(spec, RolloutSpec) and 1 <= spec.context_steps <= 24
     assert spec.across_trials == agent.description.across_trials
@@ -73,7 +73,7 @@ def test_it_is_rolled_out_as_it_is_described(name):
 
 @each_sampler
 def test_it_trains_on_episodes_where_it_samples_contexts(name, tiny_config, tiny_store):
-    agent = load_agent(name)
+    agent = make_agent(name)
     sampler = agent.context_sampler(open_store(tiny_store), TASK, 4)
     assert isinstance(sampler, ContextSampler) and len(sampler.sample(np.random.default_rng(0)).episode)
     assert isinstance(agent.make_trainer(tiny_config({"name": name})), Trainer)
@@ -81,8 +81,8 @@ def test_it_trains_on_episodes_where_it_samples_contexts(name, tiny_config, tiny
 
 @each_agent
 def test_a_copy_under_another_name_is_the_same_agent(name, tmp_path):
-    copy = load_agent(str(recipes.copy(f"agents/{name}", tmp_path / "mine.py")))
-    original = load_agent(name)
+    copy = make_agent(str(recipes.copy(f"agents/{name}", tmp_path / "mine.py")))
+    original = make_agent(name)
     assert copy.description == original.description
     assert (copy.decoder is None, copy.policy is None) == (original.decoder is None, original.policy is None)
     assert copy.config.model_dump(exclude={"name"}) == original.config.model_dump(exclude={"name"})
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_agent_is_named(source, message, tmp_path):
     path = tmp_path / "half.py"
     path.write_text(source + "\n")
     with pytest.raises(UserError, match=f"half.py: .*{message}") as caught:
-        load_agent(str(path))
+        make_agent(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -141,7 +141,7 @@ from ringrl.learners.replay import Replay, Transitions
 def test_an_agent_of_the_earlier_interface_is_named(name, missing, tmp_path, tiny_config):
     path = tmp_path / "agent.py"
     path.write_text(EARLIER[name] + CONFIG)
-    for load in (load_agent, lambda path: tiny_config({"name": path})):
+    for load in (make_agent, lambda path: tiny_config({"name": path})):
         with pytest.raises(
             UserError, match=rf"agent.py: written for an earlier ringrl \({missing}.?\); an agent"
         ) as caught:
@@ -154,9 +154,9 @@ def test_a_file_without_description_is_named(tmp_path):
     methods = "".join(f"    def {name}(self): ...\n" for name in ("context_sampler", "tokens", "rollout_spec"))
     (tmp_path / "half.py").write_text(f"{CONFIG}{SEQUENCE}class Agent(SequenceAgent):\n{methods}")
     with pytest.raises(UserError, match="its class Agent has no description;"):
-        load_agent(str(tmp_path / "half.py"))
+        make_agent(str(tmp_path / "half.py"))
 
 
 def test_what_has_no_sequence_model_is_named():
     with pytest.raises(UserError, match="td3: this agent has no sequence model"):
-        load_decoder("td3")
+        make_decoder("td3")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent
+from ringrl.agent import make_agent
 from ringrl.config import parse_config
 from ringrl.episode import Episode
 from ringrl.store.episode_store import DataSource, build
@@ -64,7 +64,7 @@ def losses(agent: str, store: Path) -> list[float]:
         values["model"] |= {"max_steps": 12, "max_trials": 4}
         values |= {"optimizer": {"learning_rate": 3e-3, "warmup_steps": 0}}
     config = parse_config(values | {"training": values["training"] | {"log_every": 1}}, agent)
-    trainer = load_agent(config.agent).make_trainer(config)
+    trainer = make_agent(config.agent).make_trainer(config)
     trainer.data.prepare(Path("no run yet"))
     return [float(values["loss"]) for _, _, values in trainer.updates(trainer.init(), 0)]
 

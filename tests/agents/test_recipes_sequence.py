@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent
+from ringrl.agent import make_agent
 from ringrl.sampling.loader import make_loader
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import open_store
@@ -33,7 +33,7 @@ def batches(tiny_store):
 
     def make(config):
         store = open_store(tiny_store)
-        sampler = load_agent(config.agent).context_sampler(store, TASK, 4)
+        sampler = make_agent(config.agent).context_sampler(store, TASK, 4)
         loader = make_loader(
             store,
             sampler,
@@ -53,7 +53,7 @@ def batches(tiny_store):
 def test_it_learns_from_its_chains(name, fused, tiny_config, batches):
     settings = {"name": name, "fused": fused, **AGENTS[name]}
     config = tiny_config(settings, optimizer={"learning_rate": 3e-3, "warmup_steps": 0}, model={"remat": "none"})
-    decoder, mesh = load_agent(config.agent).decoder, make_mesh(config.mesh)
+    decoder, mesh = make_agent(config.agent).decoder, make_mesh(config.mesh)
     layout = decoder.tokens
     assert layout.modalities == SEEN[name] and layout.fused is fused
     store, loader = batches(config)
@@ -98,7 +98,7 @@ def test_a_fraction_reads_the_best_episodes_alone(name, tiny_config, tiny_store)
     settings = {"trajectories": 1} if name == "agentic_transformer" else {"window": 4}
     config = tiny_config({"name": name, "fraction": 0.3} | settings)
     store = open_store(tiny_store)
-    sampler = load_agent(config.agent).context_sampler(store, TASK, 4)
+    sampler = make_agent(config.agent).context_sampler(store, TASK, 4)
     rng = np.random.default_rng(0)
     drawn = {int(sampler.sample(rng).episode[0]) for _ in range(200)}
     best = np.argsort(-store.returns(TASK))
@@ -113,13 +113,13 @@ def test_a_horizon_reaches_the_batches_and_the_rollout(tiny_config, batches):
     real = batch.segment_ids > 0
     to_go, reward = batch.return_to_go[real] * scales.return_scale, batch.reward[real] * scales.reward_scale
     np.testing.assert_allclose(to_go, reward * -(-store.lengths.max() // 4), rtol=1e-4)
-    assert not load_agent(config.agent).policy.rollout_spec(24, np.ones(3)).subtract_rewards
+    assert not make_agent(config.agent).policy.rollout_spec(24, np.ones(3)).subtract_rewards
 
 
 def test_histories_are_never_mixed(tiny_config, tiny_store):
     store = open_store(tiny_store)
     config = tiny_config({"name": "algorithm_distillation", "trajectories": 3})
-    sampler = load_agent(config.agent).context_sampler(store, TASK, 4)
+    sampler = make_agent(config.agent).context_sampler(store, TASK, 4)
     rng = np.random.default_rng(0)
     for _ in range(50):
         episode = sampler.sample(rng).episode
@@ -131,7 +131,7 @@ def test_how_each_is_rolled_out(tiny_config):
 
     def spec(name, **settings):
         config = tiny_config({"name": name, **AGENTS[name], **settings}).agent
-        return load_agent(config).policy.rollout_spec(24, returns)
+        return make_agent(config).policy.rollout_spec(24, returns)
 
     bc, dt = spec("behavior_cloning"), spec("decision_transformer")
     assert (bc.context_steps, bc.across_trials, bc.target, bc.sample) == (4, False, None, False)
@@ -146,4 +146,4 @@ def test_how_each_is_rolled_out(tiny_config):
 
 def test_the_completion_token_can_be_left_out(tiny_config):
     config = tiny_config({"name": "agentic_transformer", "completion": False})
-    assert load_agent(config.agent).decoder.tokens.tokens_per_step == 4
+    assert make_agent(config.agent).decoder.tokens.tokens_per_step == 4

@@ -17,7 +17,7 @@ from ringrl.formats.minari import (
 )
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build, open_store
-from ringrl.training.loop import train
+from ringrl.training.loop import run_training
 from tests.builders import make_episode
 
 minari = pytest.importorskip("minari")
@@ -121,7 +121,7 @@ def test_a_random_hopper_is_imported_trained_on_and_evaluated(root, tmp_path):
         },
         "hopper",
     )
-    train(config, tmp_path / "run")
+    run_training(config, tmp_path / "run")
     with evaluate(tmp_path / "run").open() as file:
         rows = list(csv.DictReader(file))
     assert sorted((row["agent"], row["env"], row["trial"]) for row in rows) == sorted(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.config import ModelConfig
 from ringrl.model.flops import matrix_sizes, model_flops
 from ringrl.training.state import build_model, split_model
@@ -35,6 +35,6 @@ def test_model_flops_of_a_known_case():
 @pytest.mark.parametrize("activation, matrices", [("gelu", 2), ("swiglu", 3)])
 def test_a_real_model(tiny_config, activation, matrices):
     config = tiny_config({"name": "agentic_transformer"}, model={"activation": activation, "hidden": 48})
-    model = build_model(config, load_decoder("agentic_transformer"), {"observation": 5, "action": 1})
+    model = build_model(config, make_decoder("agentic_transformer"), {"observation": 5, "action": 1})
     attention, feed_forward = 4 * 16 * 16, matrices * 16 * 48
     assert matrix_sizes(split_model(model)[1]) == (attention + feed_forward, 16)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.batch import Batch
 from ringrl.config import MeshConfig, parse_config
 from ringrl.episode import Episode
@@ -27,7 +27,7 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-DECODER = load_decoder("agentic_transformer")
+DECODER = make_decoder("agentic_transformer")
 LONG = {"row_steps": 4096}
 
 
@@ -97,7 +97,7 @@ def test_the_planned_batch_is_the_loaders_batch():
 
 
 def test_the_planned_batch_of_a_language_model():
-    mesh, decoder = make_mesh(MeshConfig(seq=2), jax.devices()[:2]), load_decoder("language_model")
+    mesh, decoder = make_mesh(MeshConfig(seq=2), jax.devices()[:2]), make_decoder("language_model")
     values = small().model_dump(mode="json") | {"agent": {"name": "language_model"}}
     config = parse_config(values, "test")
     assert model_sizes(config, decoder) == {}

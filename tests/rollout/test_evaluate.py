@@ -13,7 +13,7 @@ from ringrl.envs import HELD_OUT, make_env
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate, repeat
 from ringrl.run import RunDirectory
-from ringrl.training.loop import train
+from ringrl.training.loop import run_training
 from tests.builders import limit_evaluation
 
 LABEL = "AT, two in context"
@@ -32,7 +32,7 @@ def run(tmp_path_factory, tiny_config):
     """A trained run whose agent is conditioned on a return and looks across trials."""
     config = tiny_config({"name": "agentic_transformer", "trajectories": 2}, training={"steps": 2})
     path = tmp_path_factory.mktemp("evaluated") / "run"
-    train(config.model_copy(update={"label": LABEL}), path)
+    run_training(config.model_copy(update={"label": LABEL}), path)
     return path
 
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
         with pytest.raises(UserError, match="--targets: `target`: .*finite"):
             repeat(run, (15.0, wrong))
     assert not (run / "evaluation" / "ablation-shuffled.csv").exists()
-    train(tiny_config({"name": "behavior_cloning"}, training={"steps": 1}), tmp_path / "bc")
+    run_training(tiny_config({"name": "behavior_cloning"}, training={"steps": 1}), tmp_path / "bc")
     with pytest.raises(UserError, match="--target: behavior_cloning is not conditioned on a return"):
         evaluate(tmp_path / "bc", target=1.0)
     with pytest.raises(UserError, match="--targets: behavior_cloning is not conditioned on a return"):
@@ -136,7 +136,7 @@ def test_an_agent_of_transitions_takes_neither_target_nor_context_of_the_command
     of_the_file = {"target": 5.0, "context": 30}  # which may be of a config that several agents share
     values = tiny_config({"name": "behavior_cloning"}).model_dump(include={"data"})
     values |= {"agent": {"name": "td3", "batch": 4}, "training": {"steps": 1}, "evaluation": of_the_file}
-    train(parse_config(values, "td3"), tmp_path / "td3")
+    run_training(parse_config(values, "td3"), tmp_path / "td3")
     refused = (({"target": 1.0}, "--target: td3 is not conditioned"), ({"context": 9}, "--context: td3 sees one"))
     for given, message in refused:
         with pytest.raises(UserError, match=message):

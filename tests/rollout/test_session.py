@@ -10,7 +10,7 @@ from ringrl.rollout.evaluate import _load
 from ringrl.rollout.session import load_agent
 from ringrl.run import RunDirectory
 from ringrl.training.export import export
-from ringrl.training.loop import train
+from ringrl.training.loop import run_training
 from ringrl.training.trained_model import load_model
 
 OBSERVATION = np.zeros(5, np.float32)
@@ -24,7 +24,7 @@ def trained(tmp_path_factory, tiny_config):
     def make(**agent):
         if str(agent) not in paths:
             paths[str(agent)] = tmp_path_factory.mktemp("session") / "run"
-            train(tiny_config(agent, training={"steps": 1}), paths[str(agent)])
+            run_training(tiny_config(agent, training={"steps": 1}), paths[str(agent)])
         return paths[str(agent)]
 
     return make
@@ -105,7 +105,7 @@ def test_earlier_trials_and_the_target_change_the_action(run, trained):
 
 def test_it_has_the_context_and_the_target_that_the_evaluation_has(tmp_path, tiny_config):
     agent, evaluation = {"name": "agentic_transformer", "trajectories": 2}, {"context": 9, "target": 7.0}
-    train(tiny_config(agent, training={"steps": 1}, evaluation=evaluation), tmp_path / "run")
+    run_training(tiny_config(agent, training={"steps": 1}, evaluation=evaluation), tmp_path / "run")
     loaded = load_agent(tmp_path / "run")
     assert loaded._spec == _load(tmp_path / "run", "latest", {}).spec
     assert (loaded.target, loaded._spec.context_steps) == (7.0, 1)
@@ -123,7 +123,7 @@ def test_more_trials_than_announced_go_on(run):
 def test_a_learner_of_transitions_has_a_session_too(tiny_store, tmp_path):
     data = {"store": str(tiny_store), "task": "cartpole_balance", "action_repeat": 4}
     agent = {"name": "td3", "hidden": [8], "batch": 8}
-    train(parse_config({"data": data, "agent": agent, "training": {"steps": 1}}, "here"), tmp_path / "run")
+    run_training(parse_config({"data": data, "agent": agent, "training": {"steps": 1}}, "here"), tmp_path / "run")
     session = load_agent(tmp_path / "run").start()
     assert act_for(session, 2, trials=2).shape == (4, 1)
 

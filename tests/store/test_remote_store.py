@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent
+from ringrl.agent import make_agent
 from ringrl.config import parse_config
 from ringrl.errors import UserError
 from ringrl.store import zarr
@@ -92,7 +92,7 @@ def test_a_url_in_a_config_is_all_that_training_needs(tmp_path, web, episodes):
         config = parse_config(
             {"data": {"store": store, "task": TASKS[0]}, "agent": agent, "training": training}, "here"
         )
-        source = load_agent(config.agent).make_trainer(config).data
+        source = make_agent(config.agent).make_trainer(config).data
         source.prepare(tmp_path / "run")
         batches = source.batches(0, LocalShard(np.arange(2), np.arange(5), (2, 5)))
         return list(itertools.islice(batches, 1))[0]

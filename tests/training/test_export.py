@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ringrl.agent import load_agent
+from ringrl.agent import make_agent
 from ringrl.errors import UserError
 from ringrl.rollout.policy import SequencePolicy
 from ringrl.run import RunDirectory
@@ -24,7 +24,7 @@ from ringrl.training.trained_model import load_model
 def run(tmp_path_factory, tiny_config):
     """A run that was just begun: its first state is its checkpoint."""
     config = tiny_config({"name": "decision_transformer", "fused": True, "window": 4}, model={"remat": "none"})
-    agent, mesh, path = load_agent(config.agent), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
+    agent, mesh, path = make_agent(config.agent), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
     source = agent.make_trainer(config).data
     source.prepare(path)
     RunDirectory(path).write(config, source.card, source.normalizer, **asdict(agent.description))
@@ -43,7 +43,7 @@ def exported(run, tmp_path):
 
 def first_actions(model, run) -> np.ndarray:
     config, card = RunDirectory(run).config(), RunDirectory(run).dataset()
-    spec = load_agent(config.agent).policy.rollout_spec(config.training.row_steps, np.asarray(card["returns"]))
+    spec = make_agent(config.agent).policy.rollout_spec(config.training.row_steps, np.asarray(card["returns"]))
     scales = RunDirectory(run).normalizer()
     policy = SequencePolicy(model, scales, spec, envs=2, episode_steps=4, trials=1, sizes=card["sizes"], seed=0)
     policy.begin_trial(np.ones(2, bool))

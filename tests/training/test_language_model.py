@@ -8,7 +8,7 @@ import pytest
 from ringrl.config import parse_config
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
-from ringrl.training.loop import resume, train
+from ringrl.training.loop import resume, run_training
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run(tmp_path_factory):
         },
         "test",
     )
-    train(config, folder / "run")
+    run_training(config, folder / "run")
     return folder
 
 

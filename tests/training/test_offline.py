@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent, load_decoder
+from ringrl.agent import make_agent, make_decoder
 from ringrl.config import parse_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import DataSource, build, open_store
-from ringrl.training.loop import resume, train
+from ringrl.training.loop import resume, run_training
 from ringrl.training.training_data import EpisodeData
 from ringrl.training.transitions import calls, fill_replay, pack
 from tests.builders import limit_evaluation
@@ -36,7 +36,7 @@ def offline_config(tiny_config):
 @pytest.fixture(scope="module")
 def finished(offline_config, tmp_path_factory):
     config, run = offline_config(60), tmp_path_factory.mktemp("offline") / "run"
-    train(config, run)
+    run_training(config, run)
     return config, run
 
 
@@ -59,12 +59,12 @@ def test_it_learns_and_leaves_what_every_run_leaves(finished):
 def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(finished, offline_config, tmp_path):
     _, whole = finished
     run = tmp_path / "run"
-    train(offline_config(20), run)
-    train(offline_config(60), run)  # continues from 20
+    run_training(offline_config(20), run)
+    run_training(offline_config(60), run)  # continues from 20
     resume(run)  # nothing is left to do
     assert [line["loss"] for line in metrics(run)] == pytest.approx([line["loss"] for line in metrics(whole)], rel=1e-6)
     with pytest.raises(UserError, match="was trained with seed 0, not 1"):
-        train(offline_config(80, seed=1), run)
+        run_training(offline_config(80, seed=1), run)
 
 
 def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch):
@@ -81,7 +81,7 @@ def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch
 def replay_of(config, run):
     data = EpisodeData(config)
     data.prepare(run)
-    return fill_replay(config, load_agent(config.agent), data)
+    return fill_replay(config, make_agent(config.agent), data)
 
 
 def test_transitions_are_those_of_the_store_by_agent_step(offline_config, tiny_store, tmp_path):
@@ -124,7 +124,7 @@ def test_calls_end_where_something_is_written():
 
 
 def test_a_packed_state_is_plain_arrays_by_name(offline_config):
-    state = load_agent(offline_config(1).agent).init(5, 1, 0)
+    state = make_agent(offline_config(1).agent).init(5, 1, 0)
     packed = pack(state)
     assert {name.partition(".")[0] for name in packed} == set(state._fields) - {"rnd"}
     assert all(isinstance(x, jax.Array) and x.dtype in (np.float32, np.int32, np.uint32) for x in packed.values())
@@ -141,18 +141,18 @@ def test_a_packed_state_is_plain_arrays_by_name(offline_config):
 )
 def test_settings_that_would_change_nothing_are_refused(agent, sections, message, offline_config, tmp_path):
     with pytest.raises(UserError, match=message):
-        train(offline_config(3, AGENT | agent, **sections), tmp_path / "run")
+        run_training(offline_config(3, AGENT | agent, **sections), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_divergence_stops_the_run_and_is_not_kept(offline_config, tmp_path):
     config = offline_config(40, AGENT | {"critic_lr": 1e30})
     with pytest.raises(FloatingPointError, match=r"(loss|grad_norm|q) is (nan|inf) at step 10: lower the agent's step"):
-        train(config, tmp_path / "run")
+        run_training(config, tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
 def test_it_has_no_sequence_model():
-    assert load_agent("td3").decoder is None
+    assert make_agent("td3").decoder is None
     with pytest.raises(UserError, match="td3: this agent has no sequence model"):
-        load_decoder("td3")
+        make_decoder("td3")

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from ringrl.agent import load_agent, load_decoder
+from ringrl.agent import make_agent, make_decoder
 from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.checkpoint import Checkpoints
-from ringrl.training.loop import resume, train
+from ringrl.training.loop import resume, run_training
 from ringrl.training.mesh import make_mesh
 from ringrl.training.processes import local_shard
 from ringrl.training.state import init_state, split_model
@@ -56,7 +56,7 @@ def trained(tmp_path_factory, tiny_config):
             },  # recomputing takes long to compile; test_transformer has it
         )
         path = tmp_path_factory.mktemp("trained") / "run"
-        train(config, path)
+        run_training(config, path)
         return config, path
 
     return run
@@ -92,7 +92,7 @@ def test_the_same_losses_on_every_mesh(fused, mesh, accumulation, trained):
 def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, tmp_path):
     config, ring_run = trained(True, (("seq", 4),))
     run = shutil.copytree(ring_run, tmp_path / "run")
-    _, like = init_state(config, load_decoder("agentic_transformer"), SIZES, make_mesh(config.mesh))
+    _, like = init_state(config, make_decoder("agentic_transformer"), SIZES, make_mesh(config.mesh))
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.latest_step == 5
         ring, about = checkpoints.restore(like)
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, 
     assert step == 5 and {len(x.sharding.device_set) for x in jax.tree.leaves(params)} == {1}
     jax.tree.map(np.testing.assert_array_equal, params, ring.params)
     # A run that began on a ring continues on one device.
-    train(tiny_config(FUSED, training={"steps": 7}, model={"feed_forward_block": 8, "remat": "none"}), run)
+    run_training(tiny_config(FUSED, training={"steps": 7}, model={"feed_forward_block": 8, "remat": "none"}), run)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -149,7 +149,7 @@ def finished(tmp_path_factory, tiny_config):
         model={"remat": "none"},
     )
     run = tmp_path_factory.mktemp("finished") / "run"
-    train(config, run)
+    run_training(config, run)
     return run, config
 
 
@@ -169,7 +169,7 @@ def test_a_run_directory_has_all_that_was_promised(finished):
 
 def test_padding_is_the_share_of_empty_positions_of_the_steps_own_batch(trained):
     config, run = trained(True)
-    source = load_agent(config.agent).make_trainer(config).data
+    source = make_agent(config.agent).make_trainer(config).data
     source.prepare(run)
     t = config.training
     batches = source.batches(0, local_shard(make_mesh(config.mesh), t.batch, t.row_steps))
@@ -194,7 +194,7 @@ def test_a_store_that_is_not_what_it_was_is_refused(finished, tmp_path):
     other = build(tmp_path / "other", [(wide, 0)], sources=[DataSource("one", "one")], **what)
     moved = config.model_copy(update={"data": config.data.model_copy(update={"store": str(other)})})
     with pytest.raises(UserError, match=r"other: not the data that .*run began with \(episodes.*sizes changed\)"):
-        train(moved, run)
+        run_training(moved, run)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_store_that_is_not_what_it_was_is_refused(finished, tmp_path):
 def test_what_does_not_fit_leaves_no_run_behind(sections, message, tiny_config, tmp_path):
     config = tiny_config(sections.pop("agent", FUSED), **sections)
     with pytest.raises(UserError, match=message) as caught:
-        train(config, tmp_path / "run")
+        run_training(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tiny_config, tm
     with pytest.raises(
         FloatingPointError, match=r"(loss|grad_norm) is (nan|inf) at step \d: lower optimizer"
     ) as caught:
-        train(config, run)
+        run_training(config, run)
     step = int(re.search(r"step (\d)", str(caught.value)).group(1))
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.latest_step == (step - 1 or None)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.attention.layout import to_ring_order
 from ringrl.model.sharding import AXES
 from ringrl.training.mesh import make_mesh, place_batch
@@ -56,7 +56,7 @@ def batch():
 
 
 def loss_and_gradients(config):
-    decoder = load_decoder(config.agent)
+    decoder = make_decoder(config.agent)
     mesh = make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     order = {name: to_ring_order(x, config.mesh.seq, config.mesh.layout) for name, x in batch().items()}
@@ -99,7 +99,7 @@ def test_groups_of_heads_change_nothing(mesh, remat):
 def test_a_layer_is_gathered_when_it_is_computed():
     """In the program of a scan over layers, no array is a whole stack of matrices."""
     config = shaped((1, 2, 1, 4, 1), remat="full", layers=3)
-    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    decoder, mesh = make_decoder(config.agent), make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     placed = place_batch(batch(), mesh)
     program = jax.jit(jax.value_and_grad(make_loss(config, decoder, graph, mesh))).lower(state.params, placed).compile()
@@ -111,7 +111,7 @@ def test_a_layer_is_gathered_when_it_is_computed():
 @pytest.mark.parametrize("remat", POLICIES)
 def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
     config = shaped((1, 8, 1, 1, 1), remat=remat, layers=3, head_groups=2)
-    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    decoder, mesh = make_decoder(config.agent), make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     program = str(
         jax.make_jaxpr(jax.grad(make_loss(config, decoder, graph, mesh)))(state.params, place_batch(batch(), mesh))
@@ -123,7 +123,7 @@ def test_no_gathered_parameters_are_kept_for_the_backward_pass(remat):
 
 def test_bfloat16_gradients_are_summed_in_float32():
     config = shaped((1, 8, 1, 1, 1), compute_dtype="bfloat16")
-    decoder, mesh = load_decoder(config.agent), make_mesh(config.mesh)
+    decoder, mesh = make_decoder(config.agent), make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
     with jax.numpy_dtype_promotion("standard"):  # flax's norm promotes bfloat16 itself
         gradients = jax.jit(jax.grad(make_loss(config, decoder, graph, mesh)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ringrl.agent import load_decoder
+from ringrl.agent import make_decoder
 from ringrl.config import MeshConfig, OptimizerConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import partition
@@ -32,7 +32,7 @@ def test_a_mesh_of_too_many_devices_is_refused():
 
 
 def test_the_state_lives_where_it_should_and_is_the_same_everywhere(tiny_config):
-    decoder, sizes = load_decoder("agentic_transformer"), {"observation": 5, "action": 1}
+    decoder, sizes = make_decoder("agentic_transformer"), {"observation": 5, "action": 1}
     config = tiny_config({"name": "agentic_transformer"})
     _, one = init_state(config, decoder, sizes, make_mesh(config.mesh))
     wide = tiny_config({"name": "agentic_transformer"}, mesh={"fsdp": 2, "tensor": 2, "data": 2})
