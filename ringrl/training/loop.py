@@ -45,8 +45,3 @@ def run_training(config: RunConfig, run: Path) -> None:
                 if save:
                     about = describe(step, config.seed, trainer.mesh)
                     checkpoints.save(step, trainer.pack(state), about, numbers["loss"])
-
-
-def resume(run: Path) -> None:
-    """Continue the run in `run`, under the configuration that it was started with."""
-    run_training(RunDirectory(run).config(), run)

@@ -8,7 +8,8 @@ import pytest
 from ringrl.config import parse_config
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
-from ringrl.training.loop import resume, run_training
+from ringrl.training.loop import run_training
+from ringrl.training.start import train
 
 
 @pytest.fixture(scope="module")
@@ -46,5 +47,5 @@ def test_another_text_is_refused(run):
     kept = text.read_bytes()
     np.save(text, np.arange(2000, dtype=np.uint16) % 10)
     with pytest.raises(UserError, match=r"text.npy: not the data that .* began with \(tokens, sum changed\)"):
-        resume(run / "run")
+        train(resume=run / "run")
     text.write_bytes(kept)

@@ -13,7 +13,8 @@ from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import DataSource, build, open_store
-from ringrl.training.loop import resume, run_training
+from ringrl.training.loop import run_training
+from ringrl.training.start import train
 from ringrl.training.training_data import EpisodeData
 from ringrl.training.transitions import calls, fill_replay, pack
 from tests.builders import limit_evaluation
@@ -61,7 +62,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(finished, offline_conf
     run = tmp_path / "run"
     run_training(offline_config(20), run)
     run_training(offline_config(60), run)  # continues from 20
-    resume(run)  # nothing is left to do
+    train(resume=run)  # nothing is left to do
     assert [line["loss"] for line in metrics(run)] == pytest.approx([line["loss"] for line in metrics(whole)], rel=1e-6)
     with pytest.raises(UserError, match="was trained with seed 0, not 1"):
         run_training(offline_config(80, seed=1), run)

@@ -20,9 +20,10 @@ from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.checkpoint import Checkpoints
-from ringrl.training.loop import resume, run_training
+from ringrl.training.loop import run_training
 from ringrl.training.mesh import make_mesh
 from ringrl.training.processes import local_shard
+from ringrl.training.start import train
 from ringrl.training.state import init_state, split_model
 from ringrl.training.trained_model import load_model
 from tests.builders import limit_evaluation
@@ -182,7 +183,7 @@ def test_padding_is_the_share_of_empty_positions_of_the_steps_own_batch(trained)
 def test_resuming_a_finished_run_changes_nothing(finished):
     run, _ = finished
     before = (run / "metrics.jsonl").read_text(), sorted((run / "checkpoints").iterdir())
-    resume(run)
+    train(resume=run)
     assert ((run / "metrics.jsonl").read_text(), sorted((run / "checkpoints").iterdir())) == before
 
 
