@@ -90,7 +90,7 @@ class RunDirectory:
         Where the run exists, its copy of the agent's source and the agent's name stay as they are.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        known = self._record()
+        known = self._record() if self.exists else None
         if known is None:
             source = recipes.find("agents", config.agent.name).read_bytes()
             write_bytes(self.agent_file, source)

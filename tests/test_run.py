@@ -66,6 +66,19 @@ def test_a_run_keeps_its_own_copy_of_the_agent(run, agent_file):
     assert run.settings()["agent"]["name"] == "mine/my_agent.py" and run.config() == resumed
 
 
+def test_what_was_killed_before_it_was_a_run_begins_anew(run, agent_file):
+    run.config_file.unlink()
+    agent_file.write_text(agent_file.read_text() + "# better\n")
+    began = config("stores/walker", "mine/my_agent.py")
+    assert run.with_own_agent(began) is began
+    run.write(began, {"returns": [2.0]}, None, **SAID)
+    assert run.agent_file.read_bytes() == agent_file.read_bytes() and run.config().agent.window == 7
+    run.config_file.unlink()
+    run.write(config("stores/other", "decision_transformer"), {"returns": [2.0]}, None, **SAID)
+    agent = run.agent()
+    assert agent is not None and agent.name == "decision_transformer" and run.config().data.store == "stores/other"
+
+
 def test_a_changed_copy_of_the_agent_is_refused(run):
     source = run.agent_file.read_text()
     run.agent_file.write_text(source + "# better\n")
