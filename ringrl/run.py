@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -33,6 +33,9 @@ from ringrl.errors import UserError
 from ringrl.files import write_bytes, write_text
 from ringrl.returns import TrialReturn, read_returns, write_returns
 from ringrl.sampling.normalizer import Normalizer
+
+if TYPE_CHECKING:  # which imports JAX
+    from ringrl.agent import AgentDescription
 
 SCHEMA = 1
 
@@ -81,9 +84,7 @@ class RunDirectory:
         config: RunConfig,
         dataset: Mapping[str, Any],
         normalizer: Normalizer | None,
-        *,
-        display_name: str,
-        across_trials: bool,
+        description: "AgentDescription",
     ) -> None:
         """Write all files that training begins with, each complete or not at all, config.yaml last.
 
@@ -94,7 +95,7 @@ class RunDirectory:
         if known is None:
             source = recipes.find("agents", config.agent.name).read_bytes()
             write_bytes(self.agent_file, source)
-            agent = AgentRecord(config.agent.name, display_name, across_trials, sha256(source))
+            agent = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source))
         else:
             agent = self._agent_of(known)
         store = _store_paths(config.data.store, self.path)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from ringrl import recipes
+from ringrl.agent import AgentDescription
 from ringrl.agent_record import AgentRecord
 from ringrl.cli.run_verbs import ExportVerb
 from ringrl.config import parse_config
@@ -18,7 +19,7 @@ from ringrl.training.export import load_export
 from ringrl.training.loop import run_training
 from tests.builders import limit_evaluation
 
-SAID = {"display_name": "Mine", "across_trials": True}
+SAID = AgentDescription("Mine", across_trials=True)
 
 
 def config(store: Path | str, agent: str = "behavior_cloning"):
@@ -37,7 +38,7 @@ def run(tmp_path, agent_file, monkeypatch) -> RunDirectory:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stores" / "walker").mkdir(parents=True)
     run = RunDirectory("runs/one")
-    run.write(config("stores/walker", "mine/my_agent.py"), {"returns": [1.0], "sizes": {}}, None, **SAID)
+    run.write(config("stores/walker", "mine/my_agent.py"), {"returns": [1.0], "sizes": {}}, None, SAID)
     return run
 
 
@@ -62,7 +63,7 @@ def test_a_run_keeps_its_own_copy_of_the_agent(run, agent_file):
     assert run.with_own_agent(began).agent == resumed.agent
     assert run.with_own_agent(resumed) is resumed
     agent_file.unlink()
-    run.write(resumed, {"returns": []}, None, **SAID)
+    run.write(resumed, {"returns": []}, None, SAID)
     assert run.settings()["agent"]["name"] == "mine/my_agent.py" and run.config() == resumed
 
 
@@ -71,10 +72,10 @@ def test_what_was_killed_before_it_was_a_run_begins_anew(run, agent_file):
     agent_file.write_text(agent_file.read_text() + "# better\n")
     began = config("stores/walker", "mine/my_agent.py")
     assert run.with_own_agent(began) is began
-    run.write(began, {"returns": [2.0]}, None, **SAID)
+    run.write(began, {"returns": [2.0]}, None, SAID)
     assert run.agent_file.read_bytes() == agent_file.read_bytes() and run.config().agent.window == 7
     run.config_file.unlink()
-    run.write(config("stores/other", "decision_transformer"), {"returns": [2.0]}, None, **SAID)
+    run.write(config("stores/other", "decision_transformer"), {"returns": [2.0]}, None, SAID)
     agent = run.agent()
     assert agent is not None and agent.name == "decision_transformer" and run.config().data.store == "stores/other"
 
@@ -109,7 +110,7 @@ def test_the_store_is_found_from_another_directory_and_when_run_and_store_move(r
         shutil.move(tmp_path / name, moved / name)
     again = RunDirectory(moved / "runs/one")
     assert again.config().data.store == str(moved / "stores/walker")
-    again.write(again.config(), {"returns": []}, None, **SAID)
+    again.write(again.config(), {"returns": []}, None, SAID)
     assert again.settings()["data"]["store"] == str(moved / "stores/walker")
     shutil.rmtree(moved / "stores")
     monkeypatch.chdir(tmp_path)
@@ -118,7 +119,7 @@ def test_the_store_is_found_from_another_directory_and_when_run_and_store_move(r
 
 def test_a_store_behind_an_address_stays_as_given(tmp_path):
     run = RunDirectory(tmp_path / "run")
-    run.write(config("gs://bucket/walker"), {"returns": []}, None, **SAID)
+    run.write(config("gs://bucket/walker"), {"returns": []}, None, SAID)
     assert run.config().data.store == "gs://bucket/walker"
     assert read_json(run.record_file)["store"] == {"given": "gs://bucket/walker", "absolute": None, "relative": None}
 
@@ -131,7 +132,7 @@ def test_a_run_of_before_is_read_and_brought_to_the_present_schema(tmp_path):
     assert run.agent() == AgentRecord("agentic_transformer", "Agentic Transformer", True)
     before = run.config()
     assert before.agent.name == "agentic_transformer" and run.with_own_agent(before) is before
-    run.write(before, {"returns": []}, None, display_name="Agentic Transformer", across_trials=True)
+    run.write(before, {"returns": []}, None, AgentDescription("Agentic Transformer", across_trials=True))
     assert run.agent().sha256 and Path(run.config().agent.name) == run.agent_file
     values["agent"]["name"] = "mine/my_agent.py"
     run.record_file.unlink()

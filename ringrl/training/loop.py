@@ -1,6 +1,5 @@
 """The training loop, one for all agents; how each learns is its `ringrl.agent.Trainer`."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from ringrl.agent import make_agent
@@ -34,7 +33,7 @@ def run_training(config: RunConfig, run: Path) -> None:
         updates = trainer.updates(state, start)  # settings that do not fit the data are found before there is a run
         wait_for_all("ready to train")
         if is_first():
-            directory.write(config, trainer.data.card, trainer.data.normalizer, **asdict(agent.description))
+            directory.write(config, trainer.data.card, trainer.data.normalizer, agent.description)
         with Tracker(run, t.steps, start, directory.label()) if is_first() else NoTracker() as metrics:
             for step, state, values in updates:
                 metrics.advance(step)

@@ -1,7 +1,6 @@
 """Exports: the same model again, to the bit, and nothing half-written."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -27,7 +26,7 @@ def run(tmp_path_factory, tiny_config):
     agent, mesh, path = make_agent(config.agent), make_mesh(config.mesh), tmp_path_factory.mktemp("export") / "run"
     source = agent.make_trainer(config).data
     source.prepare(path)
-    RunDirectory(path).write(config, source.card, source.normalizer, **asdict(agent.description))
+    RunDirectory(path).write(config, source.card, source.normalizer, agent.description)
     _, state = init_state(config, agent.decoder, source.sizes, mesh)
     with Checkpoints(path) as checkpoints:
         checkpoints.save(3, state._replace(step=state.step + 3), describe(3, config.seed, mesh), 1.0)
