@@ -31,6 +31,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ringrl.config import load_config
+from ringrl.run import RunDirectory
 
 DATA, RUNS, OUT = Path("datasets/results"), Path("runs/results"), Path("docs/results")
 FIGURES = {"hidden": ("report.png",), "context": ("trajectories.png",), "exorl": ()}  # that docs/results.md shows
@@ -223,16 +224,17 @@ def _folder(job: Job, seed: int) -> Path:
 
 def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> None:
     run = _folder(job, seed)
+    directory = RunDirectory(run)
     if fresh:
         shutil.rmtree(run, ignore_errors=True)
-    resumed = (run / "config.yaml").exists()
+    resumed = directory.exists
     if resumed:
         wanted = load_config(
             job.config, (f"seed={seed}", *(f"{name}={value}" for name, value in job.overrides.items()))
         )
-        if load_config(run / "config.yaml") != wanted:
+        if load_config(directory.config_file) != wanted:
             sys.exit(f"{run} was made with other settings; remove it, or start over with --fresh")
-    if (run / "timing.json").exists():
+    if directory.timing_file.exists():
         return
     changes = " ".join(shlex.quote(f"{name}={value}") for name, value in job.overrides.items())
     began = time.perf_counter()
@@ -247,7 +249,7 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
     if job.targets:
         _ringrl(f"evaluate {run} --targets {' '.join(map(str, job.targets))}", cores)
     seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}
-    (run / "timing.json").write_text(json.dumps(seconds | {"cores": len(cores), "resumed": resumed}) + "\n")
+    directory.write_timing(seconds | {"cores": len(cores), "resumed": resumed})
 
 
 def _publish(report: Path, out: Path, figures: tuple[str, ...]) -> None:

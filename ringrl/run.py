@@ -10,6 +10,8 @@
 | metrics.jsonl, tensorboard/ | the logged training steps |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
 | evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, targets.json, ablation-NAME.json |
+| finished | empty; `ringrl demo` marks with it that the training has come to its end |
+| timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |
 
 A run without run.json was made before there was one: schema 0. It is read as it is, its agent by the name in
@@ -61,6 +63,8 @@ class RunDirectory:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.evaluation = self.path / "evaluation"
+        self.finished_file = self.path / "finished"
+        self.timing_file = self.path / "timing.json"
         self.report = self.path / "report"
         self.export = self.path / "export"
 
@@ -109,6 +113,14 @@ class RunDirectory:
         own = config.agent.model_copy(update={"name": agent.name})
         data = config.data.model_copy(update={"store": store["given"]})
         write_text(self.config_file, dump_config(config.model_copy(update={"agent": own, "data": data})))
+
+    def mark_finished(self) -> None:
+        """Write the file that says that the training has come to its end."""
+        write_text(self.finished_file, "")
+
+    def write_timing(self, timing: Mapping[str, Any]) -> None:
+        """Write timing.json."""
+        write_text(self.timing_file, json.dumps(dict(timing)) + "\n")
 
     def config(self) -> RunConfig:
         """The run's configuration, its agent being the run's own copy, and its store where it is found now.

@@ -195,6 +195,13 @@ def test_a_moved_run_of_a_deleted_agent_file_is_resumed_evaluated_and_exported(
     assert Path(load_export(run.export)[1].agent.name) == run.export / "agent.py"
 
 
+def test_a_run_says_that_it_is_finished_and_how_long_it_took(run):
+    assert not run.finished_file.exists() and not run.timing_file.exists()
+    run.mark_finished()
+    run.write_timing({"train_s": 1.5, "resumed": False})
+    assert run.finished_file.read_bytes() == b"" and read_json(run.timing_file) == {"train_s": 1.5, "resumed": False}
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     run = RunDirectory(tmp_path)
     for read in (run.config, run.dataset):

@@ -50,10 +50,10 @@ def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
     )
     for index, (name, shipped) in enumerate(AGENTS.items()):
         run, config = runs / name, _config(shipped, store, scale)
-        stages.run(f"train {name}", run / "finished", partial(_train, config, run))
+        directory = RunDirectory(run)
+        stages.run(f"train {name}", directory.finished_file, partial(_train, config, run))
         # One random reference serves all: the environments have the same seeds.
-        returns = RunDirectory(run).table()
-        stages.run(f"evaluate {name}", returns, partial(evaluate, run, reference=index == 0))
+        stages.run(f"evaluate {name}", directory.table(), partial(evaluate, run, reference=index == 0))
     page = runs / "report" / "index.html"
     page.unlink(missing_ok=True)
     stages.run("report", page, partial(write_report, [runs / name for name in AGENTS], runs / "report"))
@@ -93,4 +93,4 @@ def _config(shipped: str, store: Path, scale: float) -> RunConfig:
 
 def _train(config: RunConfig, run: Path) -> None:
     run_training(config, run)
-    (run / "finished").touch()
+    RunDirectory(run).mark_finished()
