@@ -16,8 +16,7 @@ import tyro
 
 from benchmarks import results
 from ringrl import envs, recipes
-from ringrl.config import load_config
-from ringrl.rollout import Ablation
+from ringrl.config import Ablation, load_config
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from ringrl.config import Ablation
 from ringrl.errors import UserError
-from ringrl.rollout import Ablation
 
 
 def _renamed(before: str, now: str) -> Any:

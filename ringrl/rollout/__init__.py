@@ -1,5 +1,1 @@
 """Trained agents in real environments: many trials in one context."""
-
-from ringrl.config import Ablation
-
-__all__ = ["Ablation"]

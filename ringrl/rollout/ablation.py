@@ -16,10 +16,9 @@ from jaxtyping import Float64, Int64
 
 from ringrl.agent import RolloutSpec
 from ringrl.batch import PREVIOUS, link_previous
-from ringrl.config import EvaluationConfig
+from ringrl.config import Ablation, EvaluationConfig
 from ringrl.errors import UserError
 from ringrl.model.transformer import Transformer
-from ringrl.rollout import Ablation
 from ringrl.rollout.context import CachedContext, StepFields
 
 # The fewest trials in a context with which an ablation changes something: to shuffle takes two earlier ones.

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ringrl.agent import Agent, Policy, RolloutSpec, TrainedPolicy, make_agent
-from ringrl.config import EvaluationConfig, RunConfig, change_section
+from ringrl.config import Ablation, EvaluationConfig, RunConfig, change_section
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn
-from ringrl.rollout import Ablation
 from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.policy import ExpertPolicy, RandomPolicy
 from ringrl.rollout.spec import under_setting

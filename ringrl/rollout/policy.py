@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float32, Float64
 
 from ringrl.agent import RolloutSpec, Widths
 from ringrl.batch import BATCH_SCHEMA, PREVIOUS
+from ringrl.config import Ablation
 from ringrl.envs import DMControlEnv, VectorEnv
 from ringrl.model.transformer import Transformer
-from ringrl.rollout import Ablation
 from ringrl.rollout.ablation import AblatedContext
 from ringrl.rollout.context import CachedContext, RecomputedContext
 from ringrl.sampling.normalizer import Normalizer
