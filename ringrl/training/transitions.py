@@ -25,7 +25,11 @@ MOST_STEPS_A_CALL = 100  # gradient steps fused into one compiled call: more gai
 
 @runtime_checkable
 class TransitionLearner(Protocol):
-    """What training needs of an agent that learns from transitions: networks and optimisers of its own, in a pytree."""
+    """What training needs of an agent that learns from transitions: networks and optimisers of its own, in a pytree.
+
+    Its methods are those of `ringrl.transition_agent.TransitionAgent`, written again because that class builds on this
+    module, which therefore cannot import it.
+    """
 
     def init(self, observation_size: int, action_size: int, seed: int) -> Any:
         """The state at step 0."""
