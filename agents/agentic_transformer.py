@@ -59,4 +59,4 @@ class Agent(SequenceAgent[Config]):
 
     def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
         """Every trial has the best return of the data as its target."""
-        return RolloutSpec(row_steps, across_trials=True, target=float(returns.max()), sample=self.config.sample)
+        return RolloutSpec(row_steps, target=float(returns.max()), sample=self.config.sample)

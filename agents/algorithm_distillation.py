@@ -48,4 +48,4 @@ class Agent(SequenceAgent[Config]):
 
     def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
         """Without a target; improvement must come from the context."""
-        return RolloutSpec(row_steps, across_trials=True, sample=self.config.sample)
+        return RolloutSpec(row_steps, sample=self.config.sample)

@@ -45,4 +45,4 @@ class Agent(SequenceAgent[Config]):
 
     def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
         """Without a target, on a window of the present trial."""
-        return RolloutSpec(min(self.config.window, row_steps), across_trials=False, sample=self.config.sample)
+        return RolloutSpec(min(self.config.window, row_steps), sample=self.config.sample)

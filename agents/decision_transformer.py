@@ -62,4 +62,4 @@ class Agent(SequenceAgent[Config]):
         c, target = self.config, float(returns.max())
         window = min(c.window, row_steps)
         whole = c.horizon is None
-        return RolloutSpec(window, across_trials=False, target=target, subtract_rewards=whole, sample=c.sample)
+        return RolloutSpec(window, target=target, subtract_rewards=whole, sample=c.sample)

@@ -52,7 +52,6 @@ class RolloutSpec:
 
     Attributes:
         context_steps: agent steps in the longest context that training has shown the agent.
-        across_trials: as in `AgentDescription`.
         target: R; None: the agent is not conditioned on a return.
         subtract_rewards: whether R_t is R less the rewards so far; False: R at every step, as of a mean reward over a
             horizon (`ringrl.batch.ContextPlan`).
@@ -60,7 +59,6 @@ class RolloutSpec:
     """
 
     context_steps: int
-    across_trials: bool
     target: float | None = None
     subtract_rewards: bool = True
     sample: bool = False

@@ -81,7 +81,8 @@ class SequenceAgent(ABC, Generic[ConfigT]):
     def load_policy(self, run: Path, config: RunConfig, sizes: Widths, checkpoint: str) -> TrainedSequencePolicy:
         """See `ringrl.agent.PolicySource`."""
         model, step = load_model(run, config, sizes, checkpoint, self.decoder)
-        return TrainedSequencePolicy(model, RunDirectory(run).normalizer(), sizes, step)
+        normalizer = RunDirectory(run).normalizer()
+        return TrainedSequencePolicy(model, normalizer, sizes, step, self.description.across_trials)
 
 
 class TokenAgent(ABC, Generic[ConfigT]):

@@ -62,7 +62,7 @@ class TransitionAgent(ABC, Generic[ConfigT, StateT]):
 
     def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
         """One observation at a time, every trial alike."""
-        return RolloutSpec(context_steps=1, across_trials=self.description.across_trials)
+        return RolloutSpec(context_steps=1)
 
     def load_policy(self, run: Path, config: RunConfig, sizes: Widths, checkpoint: str) -> TransitionPolicy:
         """See `ringrl.agent.PolicySource`."""

@@ -26,7 +26,13 @@ _LEAST_TRIALS: dict[Ablation, int] = {"truncated": 2, "shuffled": 3, "foreign": 
 
 
 def check_ablation(
-    ablation: Ablation, agent: str, spec: RolloutSpec, setting: EvaluationConfig, trial_steps: int
+    ablation: Ablation,
+    agent: str,
+    spec: RolloutSpec,
+    setting: EvaluationConfig,
+    trial_steps: int,
+    *,
+    across_trials: bool,
 ) -> None:
     """Check that the ablation changes something.
 
@@ -36,11 +42,12 @@ def check_ablation(
         spec: how it is rolled out.
         setting: of the evaluation.
         trial_steps: agent steps in the longest possible trial.
+        across_trials: as in `ringrl.agent.AgentDescription`.
 
     Raises:
         UserError: the context never contains earlier trials, or too few of them, or there is one environment only.
     """
-    if not spec.across_trials:
+    if not across_trials:
         raise UserError(
             f"--ablation: {agent}'s context is the present trial alone; there are no earlier ones to ablate"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ringrl.agent import Agent, Policy, RolloutSpec, TrainedPolicy, make_agent
+from ringrl.agent import Agent, AgentDescription, Policy, RolloutSpec, TrainedPolicy, make_agent
 from ringrl.config import Ablation, EvaluationConfig, RunConfig, change_section
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
@@ -96,7 +96,8 @@ def repeat(
         raise UserError(f"--targets: {label} is not conditioned on a return, so there is none to vary; leave it out")
     asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
     for ablation in ablations:
-        check_ablation(ablation, label, spec, trained.setting, trained.trial_steps())
+        across, steps = trained.description.across_trials, trained.trial_steps()
+        check_ablation(ablation, label, spec, trained.setting, steps, across_trials=across)
     tables = []
     with _progress() as progress:
         if targets:
@@ -121,6 +122,7 @@ class _Trained:
     run: RunDirectory
     config: RunConfig
     setting: EvaluationConfig
+    description: AgentDescription
     spec: RolloutSpec
     trained: TrainedPolicy
 
@@ -185,7 +187,8 @@ def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) 
             f"{path}: evaluation.seed={setting.seed} is of {config.data.task}'s training tasks; train with "
             f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
         )
-    return _Trained(run, config, setting, spec, agent.policy.load_policy(path, config, dataset["sizes"], checkpoint))
+    policy = agent.policy.load_policy(path, config, dataset["sizes"], checkpoint)
+    return _Trained(run, config, setting, agent.description, spec, policy)
 
 
 def _progress() -> Progress:

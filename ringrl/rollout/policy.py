@@ -62,18 +62,19 @@ class ExpertPolicy:
 
 
 class SequencePolicy:
-    """A transformer agent. Where `spec.across_trials`, earlier trials stay in its context.
+    """A transformer agent. Where `across_trials`, earlier trials stay in its context.
 
     Args:
         model: the trained decoder.
         normalizer: the run's scales.
         spec: how it is rolled out.
+        across_trials: as in `ringrl.agent.AgentDescription`.
         envs: environments in the batch.
         episode_steps: agent steps in the longest episode.
         trials: trials to come; with `episode_steps` it bounds the context.
         sizes: widths of the observation and the action.
         seed: of the drawn actions, and of an ablation's random order.
-        ablation: how earlier trials are ablated (`ringrl.rollout.ablation`), where `spec.across_trials`; None: not.
+        ablation: how earlier trials are ablated (`ringrl.rollout.ablation`), where `across_trials`; None: not.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class SequencePolicy:
         normalizer: Normalizer,
         spec: RolloutSpec,
         *,
+        across_trials: bool,
         envs: int,
         episode_steps: int,
         trials: int,
@@ -90,11 +92,12 @@ class SequencePolicy:
         ablation: Ablation | None = None,
     ):
         self._normalizer, self._spec, self.target = normalizer, spec, spec.target
+        self._across_trials = across_trials
         self._head, self._key = model.head, jax.random.key(seed)
         total = episode_steps * trials
-        windowed = not spec.across_trials and spec.context_steps < episode_steps
+        windowed = not across_trials and spec.context_steps < episode_steps
         # Without a window, a context that is cleared at every trial still fills one slot a step of every trial.
-        steps = min(spec.context_steps, total) if spec.across_trials or windowed else total
+        steps = min(spec.context_steps, total) if across_trials or windowed else total
         if episode_steps < steps < min(total, 2 * episode_steps):
             steps = episode_steps  # there is no room for two trials, so each has the context to itself
         if windowed:
@@ -118,7 +121,7 @@ class SequencePolicy:
         """These environments were reset: their time restarts, and their context too unless it goes across trials."""
         self._step = np.where(which, 0, self._step).astype(np.int32)
         self._earned = np.where(which, 0.0, self._earned)
-        if self._spec.across_trials:
+        if self._across_trials:
             self._trial = (self._trial + which).astype(np.int32)
             self._segment = np.ones_like(self._segment)
             return
@@ -169,6 +172,8 @@ class TrainedSequencePolicy:
     """Widths of the observation and the action."""
     step: int
     """Optimiser steps that it was trained for."""
+    across_trials: bool
+    """As in `ringrl.agent.AgentDescription`."""
 
     def start(
         self,
@@ -185,6 +190,7 @@ class TrainedSequencePolicy:
             self.model,
             self.normalizer,
             spec,
+            across_trials=self.across_trials,
             envs=environments,
             episode_steps=trial_steps,
             trials=trials,

@@ -205,8 +205,9 @@ def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> Train
         model, config, about = load_export(path)
         dataset, label = about["dataset"], config.label or Path(about["config"]["agent"]["name"]).stem
         normalizer = Normalizer.from_values(about["normalizer"])
-        trained: TrainedPolicy = TrainedSequencePolicy(model, normalizer, dataset["sizes"], int(about["step"]))
         agent, source = _agent_and_source(path, label, config)
+        across, step = agent.description.across_trials, int(about["step"])
+        trained: TrainedPolicy = TrainedSequencePolicy(model, normalizer, dataset["sizes"], step, across)
     else:
         config, dataset, label = directory.config(), directory.dataset(), directory.label()
         agent, source = _agent_and_source(path, label, config)

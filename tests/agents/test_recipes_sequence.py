@@ -134,12 +134,14 @@ def test_how_each_is_rolled_out(tiny_config):
         return make_agent(config).policy.rollout_spec(24, returns)
 
     bc, dt = spec("behavior_cloning"), spec("decision_transformer")
-    assert (bc.context_steps, bc.across_trials, bc.target, bc.sample) == (4, False, None, False)
-    assert (dt.context_steps, dt.across_trials, dt.target, dt.sample) == (4, False, 7.0, False)
+    assert (bc.context_steps, bc.target, bc.sample) == (4, None, False)
+    assert (dt.context_steps, dt.target, dt.sample) == (4, 7.0, False)
     assert dt.subtract_rewards
     at, ad = spec("agentic_transformer"), spec("algorithm_distillation")
-    assert (at.context_steps, at.across_trials, at.target, at.sample) == (24, True, 7.0, False)
-    assert (ad.context_steps, ad.across_trials, ad.target, ad.sample) == (24, True, None, True)
+    assert (at.context_steps, at.target, at.sample) == (24, 7.0, False)
+    assert (ad.context_steps, ad.target, ad.sample) == (24, None, True)
+    across = [name for name in AGENTS if make_agent(tiny_config({"name": name}).agent).description.across_trials]
+    assert sorted(across) == ["agentic_transformer", "algorithm_distillation"]
     assert spec("decision_transformer", window=99).context_steps == 24
     assert spec("algorithm_distillation", sample=False).sample is False
 

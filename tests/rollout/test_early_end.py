@@ -21,9 +21,9 @@ TASK, TRIALS = "Hopper-v5", 3
 SIZES = {"observation": 11, "action": 3}
 NORMALIZER = Normalizer(np.zeros(11, np.float32), np.ones(11, np.float32), 50.0, 2.0)
 TARGET = 30.0
-ACROSS = RolloutSpec(context_steps=2000, across_trials=True, target=TARGET, sample=True)
-SHORT = RolloutSpec(context_steps=24, across_trials=True, target=TARGET, sample=True)  # the cache fills up
-WINDOW = RolloutSpec(context_steps=8, across_trials=False, target=TARGET, sample=True)
+ACROSS = RolloutSpec(context_steps=2000, target=TARGET, sample=True)
+SHORT = RolloutSpec(context_steps=24, target=TARGET, sample=True)  # the cache fills up
+WINDOW = RolloutSpec(context_steps=8, target=TARGET, sample=True)
 specs = pytest.mark.parametrize("spec", [ACROSS, SHORT, WINDOW], ids=["across", "short", "window"])
 
 
@@ -35,6 +35,7 @@ def make_model(max_steps: int = 1000) -> Transformer:
 
 def make_policy(spec: RolloutSpec, envs: int, model: Transformer | None = None) -> SequencePolicy:
     options = {"envs": envs, "episode_steps": 100, "trials": TRIALS, "sizes": SIZES, "seed": 0}
+    options["across_trials"] = spec is not WINDOW
     return SequencePolicy(model or make_model(), NORMALIZER, spec, **options)
 
 
@@ -77,7 +78,7 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
         for trial, start in enumerate(starts):
             first = steps[start]
             assert first["return_to_go"] == pytest.approx(TARGET / 50.0)
-            across = spec.across_trials
+            across = spec is not WINDOW
             assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
             assert first["segment_ids"] == (1 if across else trial + 1)
             assert bool(first["previous_action"].any()) == (across and trial > 0)

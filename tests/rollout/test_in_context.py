@@ -71,16 +71,22 @@ class Recorder(VectorWrapper):
         return Episode(**{**joined, "reward": joined["reward"][:, None]})
 
 
-def roll_out(tmp_path, model: Transformer, spec: RolloutSpec, trials: int = TRIALS, limits: tuple[int, ...] = LIMITS):
+def roll_out(
+    tmp_path,
+    model: Transformer,
+    spec: RolloutSpec,
+    trials: int = TRIALS,
+    limits: tuple[int, ...] = LIMITS,
+    across_trials: bool = True,
+):
     """(store of all trials, environment by environment; results)."""
     made = [
         lambda seed=seed, limit=limit: make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
         for seed, limit in enumerate(limits, 5)
     ]
     recorder = Recorder(VectorEnv(made, autoreset_mode=AutoresetMode.DISABLED))
-    policy = SequencePolicy(
-        model, NORMALIZER, spec, envs=len(limits), episode_steps=AGENT_STEPS, trials=trials, sizes=SIZES, seed=0
-    )
+    options = {"envs": len(limits), "episode_steps": AGENT_STEPS, "trials": trials, "sizes": SIZES, "seed": 0}
+    policy = SequencePolicy(model, NORMALIZER, spec, across_trials=across_trials, **options)
     results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
     episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
     path = build(
@@ -135,7 +141,7 @@ def assert_taken(predicted: np.ndarray, taken: np.ndarray):
 @layouts
 def test_across_trials_the_whole_chain_is_in_context(tmp_path, layout):
     model = make_model(layout)
-    store, results = roll_out(tmp_path, model, RolloutSpec(100, across_trials=True, target=TARGET))
+    store, results = roll_out(tmp_path, model, RolloutSpec(100, target=TARGET))
     chains = [read(store, [TRIALS * env + trial for trial in range(TRIALS)], TARGET) for env in range(len(LIMITS))]
     assert max(float(chain.completion.sum()) for chain in chains) > 0
     for chain, predicted in zip(chains, predict(model, chains), strict=True):
@@ -154,7 +160,7 @@ def test_across_trials_the_whole_chain_is_in_context(tmp_path, layout):
 )
 def test_within_a_trial_the_last_steps_are_in_context(tmp_path, layout, context):
     model = make_model(layout)
-    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=False, target=TARGET))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, target=TARGET), across_trials=False)
     for episode in range(store.episodes):
         chain = read(store, [episode], TARGET)
         # A window that begins inside an episode, as `Windows` plans it.
@@ -164,7 +170,7 @@ def test_within_a_trial_the_last_steps_are_in_context(tmp_path, layout, context)
 
 def test_rewards_are_subtracted_from_the_target_only_where_the_spec_says_so(tmp_path):
     model = make_model(FUSED)
-    store, _ = roll_out(tmp_path, model, RolloutSpec(100, across_trials=True, target=TARGET, subtract_rewards=False))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(100, target=TARGET, subtract_rewards=False))
     for env in range(len(LIMITS)):
         chain = read(store, [TRIALS * env + trial for trial in range(TRIALS)], TARGET)
         asked = replace(chain, return_to_go=np.full_like(chain.return_to_go, TARGET))
@@ -174,7 +180,7 @@ def test_rewards_are_subtracted_from_the_target_only_where_the_spec_says_so(tmp_
 
 def test_an_agent_without_return_conditioning_needs_no_target(tmp_path):
     model = make_model(TokenLayout(("observation", "action")))
-    store, results = roll_out(tmp_path, model, RolloutSpec(4, across_trials=False))
+    store, results = roll_out(tmp_path, model, RolloutSpec(4), across_trials=False)
     assert np.isnan([r.target_return for r in results]).all()
     chain = read(store, [0], 0.0)
     windows = [window(chain, max(0, t - 3), t + 1) for t in range(chain.length)]
@@ -186,7 +192,7 @@ def test_an_agent_without_return_conditioning_needs_no_target(tmp_path):
 )
 def test_a_full_context_goes_on_from_its_newest_half(tmp_path, layout, context):
     model = make_model(layout)
-    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET))
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, target=TARGET))
     for env in range(len(LIMITS)):
         chain = read(store, [TRIALS * env, TRIALS * env + 1], TARGET)
         windows, first = [], 0
@@ -206,7 +212,7 @@ def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout,
     model, trials, steps = make_model(layout), 5, AGENT_STEPS
     context = fit * steps + spare
     limits = (REPEAT * steps,) * 2
-    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET), trials, limits)
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, target=TARGET), trials, limits)
     for env in range(len(limits)):
         for trial in range(trials):
             last, among = trials * env + trial, min(fit, trial + 1)
@@ -222,7 +228,7 @@ def test_a_full_context_goes_on_from_whole_trials_counted_anew(tmp_path, layout,
 def test_trials_of_unequal_lengths_make_room_one_by_one(tmp_path, layout, context):
     """Every environment keeps whole trials of its own, of those in the newest slots that leave room for the longest."""
     model, trials = make_model(layout), 4
-    store, _ = roll_out(tmp_path, model, RolloutSpec(context, across_trials=True, target=TARGET), trials)
+    store, _ = roll_out(tmp_path, model, RolloutSpec(context, target=TARGET), trials)
     context = context if context >= 2 * AGENT_STEPS else AGENT_STEPS
     kept = max(context - AGENT_STEPS, context // 2)
     cuts = 0
@@ -245,8 +251,9 @@ def test_drawn_actions_follow_the_seed(tmp_path):
     model = Transformer(config, TokenLayout(("observation", "action")), Gaussian(), SIZES, rngs=nnx.Rngs(0))
 
     def actions(seed: int) -> np.ndarray:
-        spec = RolloutSpec(8, across_trials=True, sample=True)
-        policy = SequencePolicy(model, NORMALIZER, spec, envs=2, episode_steps=4, trials=1, sizes=SIZES, seed=seed)
+        spec = RolloutSpec(8, sample=True)
+        options = {"envs": 2, "episode_steps": 4, "trials": 1, "sizes": SIZES, "seed": seed}
+        policy = SequencePolicy(model, NORMALIZER, spec, across_trials=True, **options)
         policy.begin_trial(np.ones(2, bool))
         taken = []
         for _ in range(3):

@@ -74,7 +74,7 @@ def test_it_acts_as_the_evaluation_does(run):
             return seen[-1][1]
 
     envs = make_vector("cartpole_balance", 2, seed=3, action_repeat=4, time_limit=24)
-    options = {"envs": 2, "episode_steps": 6, "trials": 2, "sizes": sizes, "seed": 0}
+    options = {"across_trials": True, "envs": 2, "episode_steps": 6, "trials": 2, "sizes": sizes, "seed": 0}
     model, _ = load_model(run, directory.config(), sizes)
     policy = Spy(model, directory.normalizer(), agent._spec, **options)
     run_trials(policy, envs, 2, agent="a", task="cartpole_balance", seed=0, action_repeat=4)

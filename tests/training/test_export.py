@@ -44,7 +44,8 @@ def first_actions(model, run) -> np.ndarray:
     config, card = RunDirectory(run).config(), RunDirectory(run).dataset()
     spec = make_agent(config.agent).policy.rollout_spec(config.training.row_steps, np.asarray(card["returns"]))
     scales = RunDirectory(run).normalizer()
-    policy = SequencePolicy(model, scales, spec, envs=2, episode_steps=4, trials=1, sizes=card["sizes"], seed=0)
+    options = {"across_trials": False, "envs": 2, "episode_steps": 4, "trials": 1, "seed": 0}
+    policy = SequencePolicy(model, scales, spec, sizes=card["sizes"], **options)
     policy.begin_trial(np.ones(2, bool))
     return policy.act(np.arange(10, dtype=np.float32).reshape(2, 5))
 
