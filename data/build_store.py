@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 
 from ringrl.envs import split_task
@@ -24,6 +23,7 @@ from ringrl.progress import tracked
 from ringrl.relabelling.rewards import examine, relabelable_tasks
 from ringrl.relabelling.workers import Backend, Workers, relabel_files
 from ringrl.store.episode_store import build, open_store
+from ringrl.store.store_summary import summary
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def main(args: Args) -> None:
         provenance={"relabel": args.relabel},
         overwrite=args.overwrite,
     )
-    _print_summary(args.out, skipped=sum(reader.skipped for reader in readers))
+    skipped = sum(reader.skipped for reader in readers)
+    left_out = f"; {skipped} bad files skipped" if skipped else ""
+    print(summary(open_store(args.out), f"{len(descriptions)} source(s){left_out}"))
 
 
 def _check_alike(folders: tuple[Path, ...], descriptions: list[Description], dims: list[Dims]) -> None:
@@ -137,16 +139,6 @@ def _numbered(sources: list[Iterator[Episode]]) -> Iterator[tuple[Episode, int]]
     for index, episodes in enumerate(sources):
         for episode in episodes:
             yield episode, index
-
-
-def _print_summary(out: Path, skipped: int) -> None:
-    store = open_store(out)
-    left_out = f"; {skipped} bad files skipped" if skipped else ""
-    print(f"{out}: {store.episodes} episodes of {store.domain}, {store.lengths.sum()} steps, ", end="")
-    print(f"from {len(store.sources)} source(s){left_out}")
-    for task in store.tasks:
-        low, middle, high = np.percentile(store.returns(task), [0, 50, 100])
-        print(f"  {task}: return {low:.1f} to {high:.1f}, median {middle:.1f}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ringrl.formats.minari import (
 )
 from ringrl.progress import tracked
 from ringrl.store.episode_store import DataSource, build, open_store
+from ringrl.store.store_summary import summary
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def main(args: Args) -> None:
         provenance={"relabel": "recorded", "minari": version("minari"), "gymnasium": version("gymnasium")},
         overwrite=args.overwrite,
     )
-    _print_summary(args.out, datasets)
+    print(summary(open_store(args.out), f"{len(datasets)} data set(s)"))
+    for dataset in datasets:
+        if changed := changed_settings(dataset):
+            print(f"  {dataset.id} was collected with {changed}: evaluation in {task} is without that")
 
 
 def _common_task(datasets: list[Any]) -> str:
@@ -95,17 +99,6 @@ def _episodes(datasets: list[Any]) -> Iterator[tuple[Episode, int]]:
     for source, dataset in enumerate(datasets):
         for episode in read_episodes(dataset):
             yield episode, source
-
-
-def _print_summary(out: Path, datasets: list[Any]) -> None:
-    store = open_store(out)
-    low, middle, high = np.percentile(store.returns(store.tasks[0]), [0, 50, 100])
-    print(f"{out}: {store.episodes} episodes of {store.domain}, {store.lengths.sum()} steps, ", end="")
-    print(f"from {len(store.sources)} data set(s)")
-    print(f"  {store.tasks[0]}: return {low:.1f} to {high:.1f}, median {middle:.1f}")
-    for dataset in datasets:
-        if changed := changed_settings(dataset):
-            print(f"  {dataset.id} was collected with {changed}: evaluation in {store.tasks[0]} is without that")
 
 
 if __name__ == "__main__":
