@@ -1,6 +1,7 @@
 """The command line: a failure is one line on stderr and a status, `--debug` is a traceback, `--help` is everywhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from ringrl import __version__, cli, recipes
 from ringrl.cli.entry import VERBS
 from ringrl.config import dump_config
 from ringrl.formats.exorl import write_episode
+from ringrl.run import RunDirectory
 
 
 @pytest.fixture
@@ -45,6 +47,7 @@ def ringrl(monkeypatch, capsys):
         ("train demo_dt --bogus", "Unrecognized options: --bogus"),
         ("train demo_dt --resume run", "give it no CONFIG"),
         ("train --resume nowhere", "nowhere: not a run directory"),
+        ("train --resume nowhere training.steps=3 seed=1", "nowhere: not a run directory"),
         ("train demo_dt data.store=nowhere --out run", "nowhere does not exist"),
         ("evaluate", "RUN"),
         ("evaluate nowhere", "nowhere: not a run directory"),
@@ -173,6 +176,20 @@ def test_train_prints_progress_refuses_a_second_run_and_stops_at_nan(ringrl, tin
     status, out, err = ringrl("train", tmp_path / "c.yaml", "--out", run)
     assert (status, out) == (2, "") and "there is a run already" in err and err.count("\n") == 1
     assert ringrl("train", "--resume", run) == (0, f"run: {run}\n", "")
+    again = tmp_path / "again.store"
+    shutil.copytree(config.data.store, again)
+    status, out, err = ringrl("train", "--resume", run, f"data.store={again}", "training.steps=6")
+    assert (status, err) == (0, "") and "step 6/6" in out
+    assert RunDirectory(run).settings()["data"]["store"] == str(again)
+    for change, message in (
+        ("seed=1", "was trained with seed 0, not 1"),
+        ("agent.name=decision_transformer", "its agent is behavior_cloning, not decision_transformer"),
+        ("data.task=cartpole_swingup", "not the data that"),
+        ("data.action_repeat=2", "began with data.action_repeat=4, not 2"),
+        ("model.width=32", "began with model.width=16, not 32"),
+    ):
+        status, out, err = ringrl("train", "--resume", run, change)
+        assert (status, out) == (2, "") and message in err and err.count("\n") == 1, change
     wild = ("optimizer.learning_rate=1e30", "optimizer.clip_norm=1e30")
     status, _, err = ringrl("train", tmp_path / "c.yaml", *wild, "--out", tmp_path / "wild")
     assert status == 1 and err.startswith("ringrl: FloatingPointError: ") and err.count("\n") == 1

@@ -5,6 +5,18 @@ import json
 
 import pytest
 
+from ringrl.errors import UserError
+
+
+def test_a_store_of_an_earlier_ringrl_is_refused_with_both_ways_on(tmp_path):
+    from ringrl.cli.demo import demo
+
+    store = tmp_path / "datasets" / "demo" / "cartpole.store"
+    store.mkdir(parents=True)
+    (store / "store.json").write_text(json.dumps({"format": "ringrl episode store", "version": 2}))
+    with pytest.raises(UserError, match="convert_store .*; or start over with --fresh$"):
+        demo(tmp_path, scale=0.02)
+
 
 @pytest.mark.slow
 def test_the_demo_walks_from_physics_to_a_report(tmp_path):

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from ringrl import recipes
 from ringrl.config import RunConfig, load_config
+from ringrl.errors import UserError
 from ringrl.files import write_text
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory
+from ringrl.store.episode_store import open_store
 from ringrl.training.loop import run_training
 
 TASK = "cartpole_swingup"
@@ -35,6 +37,9 @@ def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
     if fresh:
         shutil.rmtree(datasets, ignore_errors=True)
         shutil.rmtree(runs, ignore_errors=True)
+    store = datasets / "cartpole.store"
+    if store.exists():
+        _check_store(store)
     stages = _Stages(runs / "demo.json")
     steps = {name: recipes.load("data", name) for name in ("collect", "relabel", "build_store")}
     for collector, episodes in EPISODES.items():
@@ -43,7 +48,6 @@ def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
         what = {"task": TASK, "policy": collector, "episodes": count, "action_repeat": ACTION_REPEAT, "out": raw}
         stages.run(f"collect {collector}", raw, partial(_call, steps["collect"], **what))
         stages.run(f"relabel {collector}", relabelled, partial(_call, steps["relabel"], folder=raw, out=relabelled))
-    store = datasets / "cartpole.store"
     folders = tuple(datasets / "relabelled" / collector for collector in EPISODES)
     stages.run(
         "build store", store, partial(_call, steps["build_store"], folders=folders, out=store, relabel="recorded")
@@ -79,6 +83,14 @@ class _Stages:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(seconds, indent=1) + "\n")
         console.print(f"[bold]{name}[/]: {seconds[name]:.1f} s")
+
+
+def _check_store(store: Path) -> None:
+    """Raise UserError where an earlier demo's store cannot be read, for example as it is of an earlier ringrl."""
+    try:
+        open_store(store)
+    except UserError as error:
+        raise UserError(f"{error}; or start over with --fresh") from error
 
 
 def _call(step: ModuleType, **arguments: object) -> None:

@@ -47,7 +47,7 @@ class TrainVerb:
     out: Path | None = None
     """The run directory; default runs/NAME-seedN."""
     resume: Path | None = None
-    """Continue this run from its newest checkpoint, under its own configuration."""
+    """Continue this run from its newest checkpoint, under its own configuration; a.b=c changes settings of it."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where many processes train together and no launcher that JAX knows has started them."""
     processes: int | None = None
@@ -64,7 +64,10 @@ class TrainVerb:
         with joined(self.coordinator, self.processes, self.process, self.heartbeat_timeout):
             from ringrl.training.start import train
 
-            run = train(self.config, *self.overrides, out=self.out, resume=self.resume)
+            config, overrides = self.config, self.overrides
+            if self.resume is not None and config is not None and "=" in config:  # there is no CONFIG before it
+                config, overrides = None, (config, *overrides)
+            run = train(config, *overrides, out=self.out, resume=self.resume)
             if is_first():
                 print(f"run: {run}")
 

@@ -108,7 +108,9 @@ def read_metadata(path: Path | str, context: ts.Context, version: int = FORMAT_V
         found = metadata.get("version")
         if found == FORMAT_VERSION:
             raise UserError(f"{path} has store format {found}, the present one: it needs no conversion")
-        todo = f"convert it: `ringrl data convert_store {path} --out NEW`" if found == 2 else "build it again"
+        convert = f"`ringrl data convert_store {path} --out NEW`"
+        resume = "a run on it goes on with `ringrl train --resume RUN data.store=NEW`"
+        todo = f"convert it: {convert}; {resume}" if found == 2 else "build it again"
         raise UserError(f"{path} has store format {found}, this ringrl reads {version}; {todo}")
     return metadata
 

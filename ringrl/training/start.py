@@ -4,11 +4,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ringrl.config import AnyConfig, load_config, parse_config
+from ringrl.config import AnyConfig, RunConfig, load_config, parse_config
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 from ringrl.training.loop import run_training
 from ringrl.training.processes import from_first
+
+# What a run keeps to its end: what its steps are, and the shapes of its parameters.
+_SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
+_FIXED = (("data", "action_repeat"), *(("model", field) for field in _SHAPE))
 
 
 def train(
@@ -22,15 +26,17 @@ def train(
     Args:
         config: the name of a shipped config (`ringrl ls`), the path of a YAML file, its content as plain values, or a
             `RunConfig`.
-        overrides: settings as `"a.b=c"`, for example `"training.steps=100"`.
+        overrides: settings as `"a.b=c"`, for example `"training.steps=100"`; of a run that is continued, changes of its
+            configuration, for example `"data.store=NEW"` where its store was moved or converted.
         out: the run directory, which must be new; default `runs/NAME-seedN`.
-        resume: a run directory to continue, under its own configuration; then there is no `config`.
+        resume: a run directory to continue, under its own configuration; then `config` is None.
 
     Returns:
         The run directory. Where many processes train together, all of them call this and return the same.
 
     Raises:
-        UserError: a wrong configuration, missing data, a run that exists already or, for `resume`, does not exist.
+        UserError: a wrong configuration, missing data, a run that exists already or, for `resume`, does not exist, or
+            a change of what a run keeps: its seed, agent, model and data.
         FloatingPointError: the loss or its gradient is not finite; the message names the step.
 
     Example:
@@ -42,8 +48,8 @@ def train(
         >>> (run / "config.yaml").exists()
         True
     """
-    if resume is not None and (config is not None or overrides):
-        raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG and no overrides")
+    if resume is not None and config is not None:
+        raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG, only a.b=c")
     if resume is None and config is None:
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
     values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
@@ -54,10 +60,27 @@ def train(
 def _settings(config: Any, overrides: tuple[str, ...], out: Any, resume: Any) -> tuple[dict[str, Any], str]:
     """The configuration, as plain values, and the run directory; read by process 0 for all."""
     if resume is not None:
-        return RunDirectory(Path(resume)).config().model_dump(mode="json"), str(resume)
+        continued = _changed(RunDirectory(Path(resume)).config(), overrides, str(resume))
+        return continued.model_dump(mode="json"), str(resume)
     loaded = load_config(config, overrides)
     name = Path(config).stem if isinstance(config, str | os.PathLike) else Path(loaded.agent.name).stem
     run = Path(out) if out is not None else Path("runs") / f"{name}-seed{loaded.seed}"
     if RunDirectory(run).exists:
         raise UserError(f"{run}: there is a run already; continue it with --resume {run}, or name another with --out")
     return loaded.model_dump(mode="json"), str(run)
+
+
+def _changed(own: RunConfig, overrides: tuple[str, ...], run: str) -> RunConfig:
+    """A run's configuration with some settings changed; its seed, agent and data are compared when it trains.
+
+    Raises:
+        UserError: a wrong setting, or one of `_FIXED`.
+    """
+    config = load_config(own, overrides)
+    for section, field in _FIXED:
+        before, after = (getattr(getattr(each, section), field) for each in (own, config))
+        if before != after:
+            raise UserError(
+                f"{run}: began with {section}.{field}={before}, not {after}; leave it out, or train a new run"
+            )
+    return config

@@ -111,7 +111,8 @@ def test_an_old_store_is_refused_with_the_command_that_converts_it(tmp_path):
     command = f"convert it: `ringrl data convert_store {tmp_path / 'old'} --out NEW`"
     with pytest.raises(UserError, match="old has store format 2, this ringrl reads 3") as refusal:
         open_store(tmp_path / "old")
-    assert command in str(refusal.value) and "\n" not in str(refusal.value)
+    assert f"{command}; a run on it goes on with `ringrl train --resume RUN data.store=NEW`" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_what_cannot_be_converted_is_named_and_leaves_nothing(tmp_path):
