@@ -20,8 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import tyro
 from jaxtyping import Float32
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ringrl import envs, recipes
 from ringrl.collect.record import AgentSteps, record_episode
@@ -30,6 +29,7 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.formats.description import COLLECT
 from ringrl.formats.exorl import write_episode
+from ringrl.progress import progress_bar
 from ringrl.relabelling.rewards import Relabeler
 
 # In ExoRL's files of these domains the reward has a column for each of the domain's tasks.
@@ -193,7 +193,7 @@ def _progress(args: Args) -> Iterator[Any]:
         TimeRemainingColumn(),
         TextColumn("return {task.fields[episode_return]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar(*columns, transient=True) as progress:
         bar = progress.add_task(f"{args.task} ({args.policy})", total=args.episodes, episode_return="-")
         yield lambda value: progress.update(bar, advance=1, episode_return=f"{value:.0f}")
 

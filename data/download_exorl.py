@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ringrl.download.http import fetch
 from ringrl.download.partial_file import forget
@@ -29,6 +28,7 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_folder, exclusive, write_text
 from ringrl.formats.archive import DamagedArchive, read_all
 from ringrl.formats.description import DOWNLOAD
+from ringrl.progress import progress_bar
 
 DOMAINS = ("cartpole", "cheetah", "jaco", "point_mass_maze", "quadruped", "walker")
 COLLECTORS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")
@@ -208,9 +208,8 @@ def _print_above(message: str) -> None:
 @contextmanager
 def _progress(label: str) -> Iterator[Show]:
     """A line with the amount, the rate and the time left; it yields a function of (bytes so far, bytes in all)."""
-    console = Console(stderr=True)  # in a pipe only errors are wanted there
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from ringrl.agent import Agent, AgentDescription, Policy, RolloutSpec, TrainedPolicy, make_agent
 from ringrl.config import Ablation, EvaluationConfig, RunConfig, change_section
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
+from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
 from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.policy import ExpertPolicy, RandomPolicy
@@ -63,7 +63,7 @@ def evaluate(
     if reference:
         policies |= _references(trained.config.data.task, trained.setting)
     results: list[TrialReturn] = []
-    with _progress() as progress:
+    with progress_bar() as progress:
         for name, policy in policies.items():
             results += trained.roll_out(name, policy, progress)
     returns = trained.write(RETURNS, results, began)
@@ -99,7 +99,7 @@ def repeat(
         across, steps = trained.description.across_trials, trained.trial_steps()
         check_ablation(ablation, label, spec, trained.setting, steps, across_trials=across)
     tables = []
-    with _progress() as progress:
+    with progress_bar() as progress:
         if targets:
             began, results = time.perf_counter(), []
             for target in dict.fromkeys(asked):
@@ -189,10 +189,6 @@ def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) 
         )
     policy = agent.policy.load_policy(path, config, dataset["sizes"], checkpoint)
     return _Trained(run, config, setting, agent.description, spec, policy)
-
-
-def _progress() -> Progress:
-    return Progress(console=Console(stderr=True))
 
 
 def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:

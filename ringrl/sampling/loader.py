@@ -6,6 +6,7 @@ of the uninterrupted run, and every process of a pod draws the same rows and rea
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import grain
 import numpy as np
@@ -69,10 +70,11 @@ def make_loader(
     draw = _BatchSampler(sampler, seed, batch, steps, action_repeat, packing, rows)
     read = _BatchReader(store, task, normalizer, action_repeat, len(rows), draw, local)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return _closing(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))
+    return closing_at_end(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))
 
 
-def _closing(iterator: grain.DatasetIterator) -> Iterator[Batch]:
+def closing_at_end(iterator: grain.DatasetIterator) -> Iterator[Any]:
+    """What `iterator` gives; when this is closed or dropped, the iterator's threads end."""
     try:
         yield from iterator
     finally:

@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from ringrl.batch import TokenBatch
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
-from ringrl.sampling.loader import ROWS
+from ringrl.sampling.loader import ROWS, closing_at_end
 
 
 def token_batches(
@@ -65,12 +65,5 @@ def token_batches(
 
     dataset = grain.MapDataset.range(start_step * len(rows), ROWS).map(read)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch * len(rows))
-    return _closing(iter(dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True)))
-
-
-def _closing(iterator: grain.DatasetIterator) -> Iterator[TokenBatch]:
-    try:
-        for batch in iterator:
-            yield TokenBatch(**batch)
-    finally:
-        iterator.close()
+    batches = dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
+    return closing_at_end(iter(batches.map(lambda arrays: TokenBatch(**arrays))))
