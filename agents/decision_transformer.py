@@ -1,4 +1,4 @@
-"""Decision Transformer (Chen et al. 2021): predict the action that goes with the return still wanted.
+"""Decision Transformer (Chen et al. 2021): predict the action from the remaining return-to-go.
 
 - context: one window of one trajectory, drawn in proportion to its length; its return-to-go is the trajectory's own, to
   its end or, with a horizon, as a rate

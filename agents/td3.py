@@ -35,7 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True)
-class Learning:
+class LearnerConfig:
     """How it learns."""
 
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)  # widths of the actor's and critics' layers
@@ -52,12 +52,12 @@ class Learning:
     bc_weight: Annotated[float, Field(ge=0)] = 0.0
 
 
-class Config(AgentConfig, Learning):  # pyright: ignore[reportGeneralTypeIssues]  # it is frozen, as AgentConfig is
+class Config(AgentConfig, LearnerConfig):  # pyright: ignore[reportGeneralTypeIssues]  # it is frozen, as AgentConfig is
     """Hyper-parameters of `ringrl train`."""
 
 
 @dataclass(frozen=True)
-class Collecting(Learning):
+class CollectorConfig(LearnerConfig):
     """And how it explores while `data/collect.py` collects."""
 
     warmup: int = 1000  # agent steps whose actions are uniformly random, before the actor takes over
@@ -88,13 +88,13 @@ class State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("config", "observation_size", "action_size"))
-def init(config: Learning, observation_size: int, action_size: int, seed: int) -> State:
+def init(config: LearnerConfig, observation_size: int, action_size: int, seed: int) -> State:
     """A fresh learner; the targets start as copies of the networks, as in the paper's Algorithm 1."""
     rngs = nnx.Rngs(jax.random.key(seed))
     actor = MLP((observation_size, *config.hidden, action_size), rngs)
     critics = Critics(observation_size, action_size, config.hidden, rngs)
     rnd = None
-    if isinstance(config, Collecting) and config.reward == "rnd":
+    if isinstance(config, CollectorConfig) and config.reward == "rnd":
         rnd = init_rnd(observation_size, config.hidden, config.rnd_features, rngs)
     return State(
         actor=actor,
@@ -109,7 +109,7 @@ def init(config: Learning, observation_size: int, action_size: int, seed: int) -
     )
 
 
-def make_replay(config: Learning, capacity: int, observation_size: int, action_size: int) -> Replay:
+def make_replay(config: LearnerConfig, capacity: int, observation_size: int, action_size: int) -> Replay:
     """An empty replay of `capacity` transitions, which gives minibatches as `update` takes them."""
     options = {"batch": config.batch, "gamma": config.gamma, "n_step": config.n_step}
     return Replay(capacity, observation_size, action_size, **options)
@@ -127,7 +127,7 @@ def act(state: State, observation: Float32[np.ndarray, "*batch observation"]) ->
 
 
 def explore(
-    config: Collecting, state: State, observation: np.ndarray, agent_step: int, rng: np.random.Generator
+    config: CollectorConfig, state: State, observation: np.ndarray, agent_step: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, " action"]:
     """The action while collecting: uniform at first, then the policy's with Gaussian noise that falls linearly.
 
@@ -143,7 +143,7 @@ def explore(
 
 
 @partial(jax.jit, static_argnames="config")
-def update(config: Learning, state: State, batches: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
+def update(config: LearnerConfig, state: State, batches: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
     """A gradient step for each minibatch of `batches`, fused into one compiled loop.
 
     Args:
@@ -159,9 +159,9 @@ def update(config: Learning, state: State, batches: Transitions) -> tuple[State,
     return state, jax.tree.map(jnp.mean, metrics)
 
 
-def _step(config: Learning, state: State, batch: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
+def _step(config: LearnerConfig, state: State, batch: Transitions) -> tuple[State, dict[str, Float[Array, ""]]]:
     """One critic update; every `policy_delay` of them, one update of the actor and the targets."""
-    if isinstance(config, Collecting) and state.rnd is not None:
+    if isinstance(config, CollectorConfig) and state.rnd is not None:
         seen = batch.next_observation
         rnd, reward = rnd_reward(state.rnd, seen, lr=config.rnd_lr, clip=config.rnd_clip)
         state, batch = state._replace(rnd=rnd), batch._replace(reward=reward)
@@ -180,7 +180,7 @@ def _step(config: Learning, state: State, batch: Transitions) -> tuple[State, di
     return state, {"loss": loss, "grad_norm": optax.tree.norm(gradient), "q": q, "reward": jnp.mean(batch.reward)}
 
 
-def td_target(config: Learning, state: State, batch: Transitions, key: Key[Array, ""]) -> Float[Array, " batch"]:
+def td_target(config: LearnerConfig, state: State, batch: Transitions, key: Key[Array, ""]) -> Float[Array, " batch"]:
     """Clipped double Q-learning with target policy smoothing (the paper's equations 10 and 14).
 
     y = r + discount * min_i Q'_i(s', clip(pi'(s') + clip(noise, -c, c), -1, 1))
@@ -192,7 +192,7 @@ def td_target(config: Learning, state: State, batch: Transitions, key: Key[Array
     return batch.reward + batch.discount * jnp.minimum(q1, q2)
 
 
-def _improve(config: Learning, batch: Transitions, state: State) -> State:
+def _improve(config: LearnerConfig, batch: Transitions, state: State) -> State:
     """The deterministic policy gradient through Q1, then Polyak averaging of all three targets."""
 
     def actor_loss(actor: MLP) -> Float[Array, ""]:

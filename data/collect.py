@@ -56,7 +56,7 @@ class Args:
     """Environment steps per agent step."""
     overwrite: bool = False
     """Replace a folder that was collected before."""
-    learner: td3.Collecting = field(default_factory=td3.Collecting)  # pyright: ignore[reportInvalidTypeForm]
+    learner: td3.CollectorConfig = field(default_factory=td3.CollectorConfig)  # pyright: ignore[reportInvalidTypeForm]
     """TD3's hyper-parameters (agents/td3.py); `reward` follows from the policy."""
 
 

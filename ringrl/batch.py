@@ -23,8 +23,8 @@ class ContextPlan:
         target: return-to-go at the *episode's* step 0. At step t it is `target` less the rewards of the episode's steps
             before t. Not used with a `horizon`.
         completed: whether the completion token of the episode's last step is 1 (Liu & Abbeel 2023, section 3).
-        horizon: agent steps over which returns-to-go are mean rewards (`ringrl.sampling.chains.rates`); None: they are
-            the rewards up to the episode's end.
+        horizon: agent steps over which returns-to-go are mean rewards (`ringrl.sampling.chains.reward_rates`); None:
+            they are the rewards up to the episode's end.
     """
 
     episode: Int64[np.ndarray, " pieces"]

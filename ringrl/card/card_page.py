@@ -224,7 +224,8 @@ def _coverage(sample: Sample, groups: Groups, card: dict[str, Any]) -> Sequence[
         Drawing(
             "ranges",
             "Observations, dimension by dimension",
-            "Thin: from least to greatest in the sample. Thick: from the 5% to the 95% quantile. Dot: median.",
+            "Thin line: from the smallest to the largest value in the sample. Thick line: from the 5% to the 95% "
+            "quantile. Dot: median.",
             f"Ranges of the {card['widths']['observation']} dimensions of the observation.",
             partial(draw.ranges, sample=sample),
         ),

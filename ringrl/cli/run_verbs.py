@@ -74,7 +74,7 @@ class TrainVerb:
 
 @dataclass(frozen=True)
 class EvaluateVerb:
-    """Roll a trained run out in its task over many trials; writes evaluation/returns.csv."""
+    """Evaluate a trained agent: many trials of its task in one context; writes evaluation/returns.csv."""
 
     run_directory: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """What `ringrl train` made."""

@@ -79,7 +79,7 @@ class Replay:
         return self._take(rng.integers(self.size, size=(updates, self._batch)))
 
     def sample_steps(self, start: int, stop: int, seed: int) -> Transitions:
-        """The minibatches of the gradient steps `start:stop`, each a function of (seed, step), as `sample` else."""
+        """The minibatches of the gradient steps `start:stop`, drawn as by `sample`, each a function of (seed, step)."""
         draws = [
             np.random.default_rng((seed, step)).integers(self.size, size=self._batch) for step in range(start, stop)
         ]

@@ -37,7 +37,8 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
 
     With R the target of an episode and r_i its rewards, the return-to-go of step t is R_t = R - sum_{i < t} r_i, which
     counts all earlier rewards of the episode, also those before the piece (Chen et al. 2021, section 3). With a horizon
-    it is the mean reward of that many agent steps (`rates`), times the agent steps of the store's longest episode.
+    it is the mean reward of that many agent steps (`reward_rates`), times the agent steps of the store's longest
+    episode.
 
     Args:
         store: where the episodes are.
@@ -68,7 +69,8 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
         to_go = np.repeat(plan.target, count) - np.concatenate([earned for _, earned in rewards])
     else:
         longest = -(-int(store.lengths.max()) // action_repeat)
-        to_go = longest * np.concatenate([rates(*r, plan.horizon)[:n] for r, n in zip(rewards, count, strict=True)])
+        means = [reward_rates(*r, plan.horizon)[:n] for r, n in zip(rewards, count, strict=True)]
+        to_go = longest * np.concatenate(means)
     trial = np.repeat(np.arange(len(count), dtype=np.int32), count)
     number = np.arange(len(trial)) - np.repeat(np.cumsum(count) - count - plan.start // action_repeat, count)
     return Chain(
@@ -82,7 +84,7 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
     )
 
 
-def rates(
+def reward_rates(
     paid: Float64[np.ndarray, " n"], earned: Float64[np.ndarray, " n"], horizon: int
 ) -> Float64[np.ndarray, " n"]:
     """Mean reward of each agent step and those after it: rate_t = (r_t + ... + r_{t+m-1}) / m, m = min(horizon, n - t).

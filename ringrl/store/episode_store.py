@@ -46,7 +46,7 @@ class Store:
     """
 
     def __init__(self, path: Path | str, memory_limit: int = 0):
-        """Read what the arrays are; what is in them is read when asked for. See `open_store`."""
+        """Read the metadata; arrays are read when asked for. See `open_store`."""
         self.path, self._memory_limit = path, memory_limit
         context = open_context(_CACHE_BYTES if is_url(path) else 0)
         metadata = read_metadata(path, context)

@@ -13,7 +13,7 @@ from ringrl import recipes
 from ringrl.collect.rnd import rnd_reward
 
 td3 = recipes.load("agents", "td3")
-TINY = td3.Collecting(hidden=(8, 6), batch=4, updates_per_call=2, warmup=2, capacity=100)
+TINY = td3.CollectorConfig(hidden=(8, 6), batch=4, updates_per_call=2, warmup=2, capacity=100)
 
 
 def minibatches(updates, config=TINY, observation=3, action=2, seed=0):
@@ -196,7 +196,7 @@ def test_the_seed_determines_the_learner():
 
 def test_learns_to_go_to_the_origin():
     """A point on a line moves by a / 4 a step and is paid -x^2: the best policy stays within one step of 0."""
-    config = td3.Collecting(hidden=(32, 32), batch=64, warmup=400, noise_start=0.3, capacity=2000, gamma=0.9)
+    config = td3.CollectorConfig(hidden=(32, 32), batch=64, warmup=400, noise_start=0.3, capacity=2000, gamma=0.9)
     rng, state, replay = (
         np.random.default_rng(0),
         td3.init(config, 1, 1, seed=0),

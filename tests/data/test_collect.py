@@ -14,7 +14,7 @@ from ringrl.formats.exorl import list_episodes, read_episode, read_with_dummy_ro
 from ringrl.relabelling.rewards import Relabeler
 
 collect = recipes.load("data", "collect")
-SMALL = replace(collect.td3.Collecting(), hidden=(8,), batch=8, warmup=200, updates_per_call=25, capacity=2000)
+SMALL = replace(collect.td3.CollectorConfig(), hidden=(8,), batch=8, warmup=200, updates_per_call=25, capacity=2000)
 
 
 def args(out, **changes):
