@@ -25,6 +25,7 @@ def run_training(config: RunConfig, run: Path) -> None:
     t, agent = config.training, make_agent(config.agent)
     trainer = agent.make_trainer(config)
     trainer.data.prepare(run)
+    wait_for_all("data")  # where one has none, nothing is made
     state, start = trainer.init(), 0
     with Checkpoints(run, t.keep_checkpoints, t.keep_best) as checkpoints:
         if checkpoints.latest_step is not None:
