@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 Values = TypeVar("Values", bound=np.ndarray)
+
+TrajectoryOrder = Literal["random", "ascending"]
+"""Of the demonstrations in a context: as they were drawn, or ascending by return."""
 
 
 @dataclass(frozen=True)

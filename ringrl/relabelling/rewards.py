@@ -3,7 +3,7 @@
 A reward of dm_control's suite is a function of the state after the action, of the action where the task penalises it,
 and of the parameters that the task draws at the episode's start, or once for each seed. Files contain the first two, so
 a task whose reward depends on a drawn parameter, such as a target's position, cannot be relabelled, and is refused by
-name.
+name. What is drawn once for each seed, as in hidden tasks, is known where the seed is given.
 """
 # pyright: reportAttributeAccessIssue=false
 # MuJoCo's functions live in a compiled module that has no type stubs.
@@ -47,8 +47,14 @@ class Relabeler:
         mode: `exact` or `exorl`.
     """
 
-    def __init__(self, task_ids: Sequence[str], mode: Mode = "exact"):
+    def __init__(self, task_ids: Sequence[str], mode: Mode = "exact", *, seed: int | None = None):
         """Load the tasks.
+
+        Args:
+            task_ids: a reward column each.
+            mode: see above.
+            seed: of the environments whose rewards these are: of hidden tasks it decides the reward. None: of any, so
+                that hidden tasks are refused.
 
         Raises:
             UserError: if there is no task, a task is unknown or named twice, the tasks are of several domains, or a
@@ -65,7 +71,7 @@ class Relabeler:
         self.domain = found.pop()
         self.tasks = tuple(task_ids)
         self.mode = mode
-        self._environments = [_load_for_relabelling(task_id, mode) for task_id in task_ids]
+        self._environments = [_load_for_relabelling(task_id, mode, seed) for task_id in task_ids]
         needs = [needs_of(environment, mode) for environment in self._environments]
         fast = [column for column, need in enumerate(needs) if need is not None]
         slow = [column for column, need in enumerate(needs) if need is None]
@@ -187,25 +193,26 @@ def relabelable_tasks(
     return possible
 
 
-def _load_for_relabelling(task_id: str, mode: Mode) -> DMControlEnv:
-    obstacle = _examine(task_id, mode).obstacle
+def _load_for_relabelling(task_id: str, mode: Mode, seed: int | None) -> DMControlEnv:
+    obstacle = _examine(task_id, mode, seed).obstacle
     if obstacle is not None:
         raise UserError(f"cannot relabel with {task_id}: {obstacle}; keep its recorded rewards instead")
-    environment = make_env(task_id)
+    environment = make_env(task_id, seed=seed or 0)
     environment.reset()
     return environment
 
 
-@functools.cache
-def _examine(task_id: str, mode: Mode) -> Examined:
-    environment, other = make_env(task_id), make_env(task_id, seed=1)
+@functools.lru_cache(maxsize=1024)
+def _examine(task_id: str, mode: Mode, seed: int | None = None) -> Examined:
+    """Of the environment of one seed, or without one, of all."""
+    environment, other = make_env(task_id, seed=seed or 0), make_env(task_id, seed=1 if seed is None else seed)
     environment.reset(seed=0)
     other.reset(seed=1)
     obstacle = None
     drawn = _model_differences(environment.physics, other.physics)
     if drawn:
         obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not contain"
-    elif _reads_hidden(environment):
+    elif seed is None and _reads_hidden(environment):
         obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not contain"
     elif mode == "exact" and _reads_forces(environment):
         obstacle = "it rewards contact forces, which MuJoCo computes before it reaches the stored state"

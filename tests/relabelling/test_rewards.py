@@ -239,3 +239,12 @@ def test_states_that_mujoco_rejects_are_a_user_error():
     physics[3, 0] = 1e300
     with pytest.raises(UserError, match="cannot relabel an episode of cartpole: MuJoCo rejects the state of row 3"):
         Relabeler(["cartpole_swingup"])(dataclasses.replace(episode, physics=physics))
+
+
+@pytest.mark.parametrize("task", ["hidden_point_mass_goal", "hidden_reacher_target", "hidden_cheetah_velocity"])
+def test_rewards_of_a_hidden_task_follow_from_its_seed(task):
+    episode = collect(task, steps=20, seed=7)
+    np.testing.assert_array_equal(Relabeler((task,), seed=7)(episode), episode.reward)
+    assert not np.array_equal(Relabeler((task,), seed=8)(episode), episode.reward)
+    with pytest.raises(UserError, match="at random|drawn for each seed"):
+        Relabeler((task,))
