@@ -232,7 +232,7 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
         wanted = load_config(
             job.config, (f"seed={seed}", *(f"{name}={value}" for name, value in job.overrides.items()))
         )
-        if load_config(directory.config_file) != wanted:
+        if load_config(directory.settings(), ("model.rope_base=null",)) != wanted:  # a run writes which it chose
             sys.exit(f"{run} was made with other settings; remove it, or start over with --fresh")
     if directory.timing_file.exists():
         return

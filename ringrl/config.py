@@ -7,24 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ringrl import recipes
+from ringrl.config_section import ConfigSection
 from ringrl.errors import UserError
-
-
-class ConfigSection(BaseModel):
-    """One block of a configuration: frozen; keys that it does not know and numbers that are not finite are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_switches(cls, value: Any, info: Any) -> Any:
-        """YAML reads yes, on and true as booleans, which Python would take for the number 1."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is not a value of this setting")
-        return value
+from ringrl.model_config import ModelConfig
 
 
 class DataConfig(ConfigSection):
@@ -56,57 +44,6 @@ Ablation = Literal["truncated", "shuffled", "foreign", "blind"]
 """How the earlier trials in an agent's context are ablated, see `ringrl.rollout.ablation`."""
 
 ConfigSectionT = TypeVar("ConfigSectionT", bound=ConfigSection)
-
-PRESETS: dict[str, dict[str, int | str]] = {
-    "tiny": {"layers": 2, "width": 64, "heads": 2, "kv_heads": 2},
-    "small": {"layers": 4, "width": 128, "heads": 4, "kv_heads": 4},
-    "base": {"layers": 8, "width": 512, "heads": 8, "kv_heads": 4},
-    # Ring Attention, section 5.3 (ExoRL). Heads of 128 fill the lanes of a TPU; narrower ones are padded to that.
-    "350m": {"layers": 24, "width": 1024, "heads": 8, "kv_heads": 8},
-    # LLaMA's shapes (Touvron et al. 2023, table 2; 3b: OpenLLaMA): SwiGLU, and hidden widths of their own.
-    "3b": {"layers": 26, "width": 3200, "heads": 32, "kv_heads": 32, "hidden": 8640, "activation": "swiglu"},
-    "7b": {"layers": 32, "width": 4096, "heads": 32, "kv_heads": 32, "hidden": 11008, "activation": "swiglu"},
-    "13b": {"layers": 40, "width": 5120, "heads": 40, "kv_heads": 40, "hidden": 13824, "activation": "swiglu"},
-    "30b": {"layers": 60, "width": 6656, "heads": 52, "kv_heads": 52, "hidden": 17920, "activation": "swiglu"},
-}
-
-
-class ModelConfig(ConfigSection):
-    """The decoder. `preset` fills in the shape; fields given beside it win."""
-
-    preset: Literal["tiny", "small", "base", "350m", "3b", "7b", "13b", "30b"] | None = None
-    layers: int = Field(default=2, ge=1)
-    width: int = Field(default=64, ge=1)  # model width (d_model)
-    heads: int = Field(default=2, ge=1)  # query heads
-    kv_heads: int = Field(default=2, ge=1)  # key and value heads (GQA where fewer than `heads`)
-    hidden: int | None = Field(default=None, ge=1)  # hidden width of the feed-forward; None: four model widths
-    activation: Literal["gelu", "swiglu"] = "gelu"
-    feed_forward_block: int = Field(default=2048, ge=1)  # tokens a device that the feed-forward holds at once (BPT)
-    block: int | None = Field(default=None, ge=1)  # attention block, tokens; None: chosen for the platform
-    # What the backward pass finds instead of recomputing it. none: everything; block: a layer's input and its
-    # attention's output; full: a layer's input; offload: a layer's input, in host memory.
-    remat: Literal["none", "block", "full", "offload"] = "block"
-    head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
-    max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the learned time-step embedding
-    max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the learned trial embedding
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and statistics are float32 either way
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") in PRESETS:
-            return PRESETS[values["preset"]] | values
-        return values
-
-    @model_validator(mode="after")
-    def _check_shape(self) -> "ModelConfig":
-        if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({self.heads}): rotary pairs need it")
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
-        if self.kv_heads % self.head_groups:
-            raise ValueError(f"kv_heads {self.kv_heads} must be a multiple of head_groups {self.head_groups}")
-        return self
 
 
 class MeshConfig(ConfigSection):
@@ -292,6 +229,6 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = " ".join(first["msg"].removeprefix("Value error, ").split())
     if first["type"] == "extra_forbidden":
-        message = "unknown key; check its spelling against the config types in ringrl/config.py and the agent's file"
+        message = "unknown key; check its spelling against ringrl/config.py, ringrl/model_config.py, the agent's file"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return (f"`{key}`: " if key else "") + f"{message}{more}"

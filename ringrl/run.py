@@ -14,8 +14,9 @@
 | timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |
 
-A run without run.json was made before there was one: schema 0. It is read as it is, its agent by the name in
-config.yaml; `train` and `--resume` bring it to the present schema. Such runs call an ablation's table probe-NAME.csv.
+A run of schema 1 says nothing of how positions are encoded: it is read as what it was (`ringrl.model_config.EARLIER`).
+A run without run.json, schema 0, names its agent in config.yaml, and calls an ablation's table probe-NAME.csv.
+`train` and `--resume` bring both to the present schema.
 """  # noqa: E501  # a table
 
 import json
@@ -33,13 +34,14 @@ from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_s
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import write_bytes, write_text
+from ringrl.model_config import read_earlier
 from ringrl.returns import TrialReturn, read_returns, write_returns
 from ringrl.sampling.normalizer import Normalizer
 
 if TYPE_CHECKING:  # which imports JAX
     from ringrl.agent import AgentDescription
 
-SCHEMA = 1
+SCHEMA = 2
 
 RETURNS, TARGETS, ABLATION = "returns", "targets", "ablation-"
 """Tables of evaluation/, without their ending; an ablation's name follows the last."""
@@ -176,14 +178,14 @@ class RunDirectory:
         return self.settings().get("label") or (agent.stem if agent else self.path.name)
 
     def settings(self) -> dict[str, Any]:
-        """config.yaml as plain values, unchecked; empty where there is none. Raises UserError where it is not YAML."""
+        """config.yaml as plain values (`read_earlier`), unchecked; empty where there is none. UserError: not YAML."""
         if not self.exists:
             return {}
         try:
             values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{self.config_file}: not YAML: {' '.join(str(error).split())}") from None
-        return values if isinstance(values, dict) else {}
+        return read_earlier(values) if isinstance(values, dict) else {}
 
     def dataset(self) -> dict[str, Any]:
         """dataset.json. Raises UserError where there is none."""
@@ -252,7 +254,7 @@ class RunDirectory:
             return None
         record = read_json(self.record_file)
         schema = record.get("schema")
-        if schema != SCHEMA:
+        if schema not in (1, SCHEMA):
             raise UserError(f"{self.record_file}: schema {schema}, this ringrl reads {SCHEMA}: use the newer ringrl")
         if not (isinstance(record.get("agent"), dict) and isinstance(record.get("store"), dict)):
             raise UserError(f"{self.record_file}: `agent` or `store` is missing; restore the file, or train again")

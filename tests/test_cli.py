@@ -187,6 +187,7 @@ def test_train_prints_progress_refuses_a_second_run_and_stops_at_nan(ringrl, tin
         ("data.task=cartpole_swingup", "not the data that"),
         ("data.action_repeat=2", "began with data.action_repeat=4, not 2"),
         ("model.width=32", "began with model.width=16, not 32"),
+        ("model.rope_base=5e5", "began with model.rope_base=10000.0, not 500000.0"),
     ):
         status, out, err = ringrl("train", "--resume", run, change)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1, change

@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from ringrl import errors, recipes
-from ringrl.config import PRESETS, RunConfig, change_section, dump_config, load_config, parse_config
+from ringrl.config import RunConfig, change_section, dump_config, load_config, parse_config
 from ringrl.errors import UserError
+from ringrl.model_config import PRESETS
 
 SHIPPED = [name for name, _ in recipes.listing()["configs"]]
 

@@ -18,7 +18,7 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # itself and from what is before it.
 ORDER = """
 errors files progress recipes accelerators agent_record returns
-episode batch config
+episode batch config_section model_config config
 attention.block_attention attention.tiling attention.local_step attention.kernels attention
 envs.custom envs
 store formats download relabelling sampling collect quality

@@ -13,6 +13,7 @@ from ringrl.agent_record import AgentRecord
 from ringrl.cli.run_verbs import ExportVerb
 from ringrl.config import parse_config
 from ringrl.errors import UserError
+from ringrl.model_config import EARLIER
 from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory, read_json
 from ringrl.training.export import load_export
@@ -44,7 +45,7 @@ def run(tmp_path, agent_file, monkeypatch) -> RunDirectory:
 
 def test_a_run_says_what_it_was_begun_with(run, agent_file):
     record = read_json(run.record_file)
-    assert record["schema"] == 1 and record["ringrl"]
+    assert record["schema"] == 2 and record["ringrl"]
     assert record["store"]["given"] == "stores/walker" and record["store"]["relative"] == "../../stores/walker"
     agent = run.agent()
     assert agent == AgentRecord("mine/my_agent.py", "Mine", True, agent.sha256)
@@ -140,10 +141,32 @@ def test_a_run_of_before_is_read_and_brought_to_the_present_schema(tmp_path):
     assert run.agent() == AgentRecord("mine/my_agent.py", "my_agent", False)
 
 
+def make_schema_1(run: RunDirectory) -> None:
+    """What schema 1 did not say is taken out again."""
+    values = yaml.safe_load(run.config_file.read_text())
+    for name in EARLIER:
+        del values["model"][name]
+    run.config_file.write_text(yaml.safe_dump(values))
+    run.record_file.write_text(json.dumps(read_json(run.record_file) | {"schema": 1}))
+
+
+def test_a_run_that_says_nothing_of_positions_is_what_it_was(run):
+    long = {"model": {"rope_base": 5e8}, "training": {"row_steps": 10**6}}
+    began = parse_config(config("stores/walker").model_dump(mode="json") | long, "test")
+    run.write(began, {"returns": []}, None, SAID)
+    assert run.config().model == began.model
+    make_schema_1(run)
+    before = run.config()
+    assert before.model == began.model.model_copy(update=EARLIER) and before.model.rope_base == 10_000
+    run.write(before, {"returns": []}, None, SAID)
+    assert read_json(run.record_file)["schema"] == 2 and run.config() == before
+    assert yaml.safe_load(run.config_file.read_text())["model"].items() >= EARLIER.items()
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"schema": 2}, "schema 2, this ringrl reads 1"),
+        ({"schema": 3}, "schema 3, this ringrl reads 2"),
         ({"store": None}, "`agent` or `store` is missing"),
         ({"agent": {"name": "x"}}, "`agent`: .*missing .*display_name"),
     ],

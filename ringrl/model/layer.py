@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 
 from ringrl.attention.local_step import ATTENTION_NAMES
 from ringrl.config import ModelConfig
+from ringrl.model.rotary import rotate
 from ringrl.model.token_blocks import blockwise
+from ringrl.model_config import rope_base_for
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v, segment_ids) -> out
 Sum = Callable[[jax.Array], jax.Array]  # over the devices that share a token's heads and hidden width (tensor)
@@ -30,29 +32,12 @@ class LayerInput(NamedTuple):
     segment_ids: jax.Array  # int32 [B, S]; 0 is padding
 
 
-def rotate(
-    x: Float[Array, "batch length heads head_dim"], positions: Int32[Array, "batch length"]
-) -> Float[Array, "batch length heads head_dim"]:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, equation 34); angles in float32.
-
-        y_i = x_i cos(p w_i) - x_{i+D/2} sin(p w_i),  y_{i+D/2} = x_{i+D/2} cos(p w_i) + x_i sin(p w_i)
-
-    with w_i = 10000^(-2 i / D): feature i is paired with feature i + D/2, as in GPT-NeoX, not with i + 1.
-    """
-    half = x.shape[-1] // 2
-    frequency = 10_000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency[None, None, None, :]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
-
-
 class QKVProjection(nnx.Module):
     """RMSNorm and the projections to queries, keys and values (Vaswani et al. 2017, section 3.2.2), without biases."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         linear = _linear(config, rngs)
-        self.head_dim = config.width // config.heads
+        self.head_dim, self.rope_base = config.width // config.heads, config.rope_base or rope_base_for(0)
         self.norm = nnx.RMSNorm(config.width, dtype=jnp.dtype(config.compute_dtype), rngs=rngs)
         self.query = linear(config.width, config.heads * self.head_dim)
         self.key = linear(config.width, config.kv_heads * self.head_dim)
@@ -62,7 +47,7 @@ class QKVProjection(nnx.Module):
         """Rotated q [B, S, H, D] and k, and v [B, S, K, D], of the local heads."""
         x = self.norm(x)
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.query, self.key, self.value))
-        return rotate(q, positions), rotate(k, positions), v
+        return rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base), v
 
 
 class OutputAndMLP(nnx.Module):

@@ -18,6 +18,7 @@ from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.model.transformer import Transformer
+from ringrl.model_config import read_earlier
 from ringrl.run import RunDirectory, read_json
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
@@ -82,7 +83,7 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
         arrays = load_file(path / WEIGHTS)
         if about["format"] != FORMAT:
             raise ValueError(f"its {ABOUT} is of another kind")
-        values, sizes, agent = about["config"], about["dataset"]["sizes"], about.get("agent")
+        values, sizes, agent = read_earlier(about["config"]), about["dataset"]["sizes"], about.get("agent")
         if agent and agent["sha256"]:
             own = str(verify_source(path / AGENT, AgentRecord(**agent)))
             values = values | {"agent": values["agent"] | {"name": own}}

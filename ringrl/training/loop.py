@@ -7,6 +7,7 @@ from ringrl.config import RunConfig
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.processes import is_first, wait_for_all
+from ringrl.training.state import set_rope_base
 from ringrl.training.tracker import NoTracker, Tracker, check_finite
 
 
@@ -23,6 +24,7 @@ def run_training(config: RunConfig, run: Path) -> None:
     directory = RunDirectory(run)
     config = directory.with_own_agent(config)
     t, agent = config.training, make_agent(config.agent)
+    config = set_rope_base(config, agent.decoder)
     trainer = agent.make_trainer(config)
     trainer.data.prepare(run)
     wait_for_all("data")  # where one has none, nothing is made

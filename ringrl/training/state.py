@@ -15,6 +15,7 @@ from ringrl.attention import compiler_options
 from ringrl.config import OptimizerConfig, RunConfig
 from ringrl.model.output_heads import make_head
 from ringrl.model.transformer import Transformer, make_attend
+from ringrl.model_config import rope_base_for
 from ringrl.training.mesh import parameter_shardings
 
 
@@ -26,10 +27,22 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
+def set_rope_base(config: RunConfig, decoder: Decoder | None) -> RunConfig:
+    """`config` with `model.rope_base` as a number: if it is None, that for the tokens of a training row.
+
+    Where there is no decoder, `config` as it is.
+    """
+    if decoder is None or config.model.rope_base is not None:
+        return config
+    base = rope_base_for(config.training.row_steps * decoder.tokens.tokens_per_step)
+    return config.model_copy(update={"model": config.model.model_copy(update={"rope_base": base})})
+
+
 def build_model(config: RunConfig, decoder: Decoder, sizes: Widths) -> Transformer:
     """A freshly initialised model, float32 parameters; `sizes` are the observation's and the action's widths."""
     head = make_head(config.agent.head, config.agent.bins)
-    return Transformer(config.model, decoder.tokens, head, sizes, rngs=nnx.Rngs(config.seed))
+    model = set_rope_base(config, decoder).model
+    return Transformer(model, decoder.tokens, head, sizes, rngs=nnx.Rngs(config.seed))
 
 
 def split_model(model: Transformer) -> tuple[nnx.GraphDef, dict]:

@@ -18,6 +18,7 @@ from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
+from ringrl.run import RunDirectory
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.checkpoint import Checkpoints
 from ringrl.training.loop import run_training
@@ -164,6 +165,7 @@ def test_a_run_directory_has_all_that_was_promised(finished):
         assert line["tokens"] == line["step"] * 4 * 4 and line["tokens_per_s"] > 0
         assert 0 < line["mfu"] < 1 and 0 <= line["loader_wait"] <= 1
     assert list((run / "tensorboard").glob("events*"))
+    assert RunDirectory(run).settings()["model"]["rope_base"] == 10_000
     card = json.loads((run / "dataset.json").read_text())
     assert card["episodes"] == 8 == len(card["returns"]) and card["sizes"] == SIZES
 

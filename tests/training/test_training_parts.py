@@ -12,8 +12,9 @@ from ringrl.agent import make_decoder
 from ringrl.config import MeshConfig, OptimizerConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import partition
+from ringrl.model_config import rope_base_for
 from ringrl.training.mesh import make_mesh
-from ringrl.training.state import build_model, init_state, make_optimizer, merge_model, split_model
+from ringrl.training.state import build_model, init_state, make_optimizer, merge_model, set_rope_base, split_model
 from ringrl.training.tracker import Tracker, check_finite
 
 
@@ -43,6 +44,16 @@ def test_the_state_lives_where_it_should_and_is_the_same_everywhere(tiny_config)
     model = build_model(config, decoder, sizes)
     graph, params = split_model(model)
     assert split_model(merge_model(graph, params))[1].keys() == one.params.keys()
+
+
+def test_the_base_of_positions_is_that_of_a_rows_tokens_unless_it_is_given(tiny_config):
+    decoder = make_decoder("agentic_transformer")
+    for given, steps, base in ((None, 24, 1e4), (None, 10**6, rope_base_for(5 * 10**6)), (5e5, 10**6, 5e5)):
+        config = tiny_config({"name": "agentic_transformer"}, model={"rope_base": given}, training={"row_steps": steps})
+        assert set_rope_base(config, decoder).model.rope_base == base
+        assert set_rope_base(config, None) is config
+    layers = build_model(config, decoder, {"observation": 5, "action": 1}).layers
+    assert layers.before.rope_base == 5e5
 
 
 def test_the_learning_rate_warms_up_and_decays():
