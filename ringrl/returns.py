@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ringrl.errors import UserError
 from ringrl.files import write_text
 
-COLUMNS = ("agent", "task", "seed", "env", "trial", "return", "length", "target_return")
-"""The header of a table: the fields of `TrialReturn`, in this order."""
+COLUMNS = ("agent", "task", "seed", "env", "trial", "return", "length", "target_return", "demonstrations")
+"""The header of a table: the fields of `TrialReturn`, in this order. Older tables do not have the last."""
+
+Swept = Literal["target_return", "demonstrations"]
+"""What a table repeats every trial for."""
 
 _KIND = {int: "a whole number", float: "a number"}
 
@@ -29,6 +32,7 @@ class TrialReturn:
     return_: float  # undiscounted sum of rewards; the column is named `return`
     length: int  # environment steps, action repeats counted
     target_return: float  # that the agent was conditioned on; NaN for agents without return conditioning
+    demonstrations: int = 0  # trajectories with which the context began (`ringrl.rollout.demonstrations`)
 
 
 def write_returns(path: Path, rows: Iterable[TrialReturn]) -> None:
@@ -38,20 +42,21 @@ def write_returns(path: Path, rows: Iterable[TrialReturn]) -> None:
     writer.writerow(COLUMNS)
     for row in rows:
         target = "" if math.isnan(row.target_return) else repr(row.target_return)
-        writer.writerow([row.agent, row.task, row.seed, row.env, row.trial, repr(row.return_), row.length, target])
+        named = [row.agent, row.task, row.seed, row.env, row.trial]
+        writer.writerow([*named, repr(row.return_), row.length, target, row.demonstrations])
     write_text(path, text.getvalue())
 
 
-def read_returns(path: Path, several_targets: bool = False) -> tuple[TrialReturn, ...]:
+def read_returns(path: Path, swept: Swept | None = None) -> tuple[TrialReturn, ...]:
     """The rows of a table, in file order.
 
     Args:
-        path: a `returns.csv`, or a table of those columns.
-        several_targets: whether it repeats each trial for several target returns, as `targets.csv` does.
+        path: a `returns.csv`, or a table of those columns. Without the last, no row has demonstrations.
+        swept: the column over which it repeats each trial, as `targets.csv` does over the target return.
 
     Raises:
-        UserError: a wrong header, a cell that is not a number, or a (seed, env, trial) that occurs twice (with
-            `several_targets`, twice for one target); names the line.
+        UserError: a wrong header, a cell that is not a number, or a (seed, env, trial) that occurs twice (for one value
+            of `swept`); names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -59,17 +64,17 @@ def read_returns(path: Path, several_targets: bool = False) -> tuple[TrialReturn
         raise UserError(f"{path} is not a text file (byte {error.start}): evaluate the run again") from None
     lines = csv.reader(text.splitlines())
     header = next(lines, [])
-    if tuple(header) != COLUMNS:
+    if tuple(header) not in (COLUMNS, COLUMNS[:-1]):
         raise UserError(f"{path} line 1: the columns are {','.join(header)!r} but must be {','.join(COLUMNS)!r}")
     rows: list[TrialReturn] = []
-    seen: dict[tuple[str, str, int, int, int, float], int] = {}
+    seen: dict[tuple[str, str, int, int, int, float | None], int] = {}
     for cells in lines:
         if not cells:
             continue
-        row = _parse_row(cells, f"{path} line {lines.line_num}")
-        if several_targets and not math.isfinite(row.target_return):
+        row = _parse_row(cells, header, f"{path} line {lines.line_num}")
+        if swept == "target_return" and not math.isfinite(row.target_return):
             raise UserError(f"{path} line {lines.line_num}: a sweep over targets needs a target_return in every row")
-        key = (row.agent, row.task, row.seed, row.env, row.trial, row.target_return if several_targets else 0.0)
+        key = (row.agent, row.task, row.seed, row.env, row.trial, getattr(row, swept) if swept else None)
         if key in seen:
             raise UserError(
                 f"{path} line {lines.line_num}: {row.agent}, seed {row.seed}, env {row.env}, trial {row.trial} "
@@ -82,10 +87,10 @@ def read_returns(path: Path, several_targets: bool = False) -> tuple[TrialReturn
     return tuple(rows)
 
 
-def _parse_row(cells: list[str], where: str) -> TrialReturn:
-    if len(cells) != len(COLUMNS):
-        raise UserError(f"{where}: {len(cells)} cells where {len(COLUMNS)} are needed ({','.join(COLUMNS)})")
-    cell: dict[str, str] = dict(zip(COLUMNS, cells, strict=True))
+def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
+    if len(cells) != len(header):
+        raise UserError(f"{where}: {len(cells)} cells where {len(header)} are needed ({','.join(header)})")
+    cell: dict[str, str] = {"demonstrations": "0"} | dict(zip(header, cells, strict=True))
 
     def number(column: str, kind: type[int] | type[float], default: str = "") -> Any:
         try:
@@ -102,6 +107,7 @@ def _parse_row(cells: list[str], where: str) -> TrialReturn:
         return_=number("return", float),
         length=number("length", int),
         target_return=number("target_return", float, "nan"),
+        demonstrations=number("demonstrations", int),
     )
     if not row.agent or not row.task:
         raise UserError(f"{where}: the agent and the task must have names")

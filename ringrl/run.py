@@ -9,7 +9,7 @@
 | dataset.json | a summary of the data set: sizes, sources, returns |
 | metrics.jsonl, tensorboard/ | the logged training steps |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
-| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, targets.json, ablation-NAME.json |
+| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table |
 | finished | empty; `ringrl demo` marks with it that the training has come to its end |
 | timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |
@@ -35,7 +35,7 @@ from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import write_bytes, write_text
 from ringrl.model_config import read_earlier
-from ringrl.returns import TrialReturn, read_returns, write_returns
+from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
 from ringrl.sampling.normalizer import Normalizer
 
 if TYPE_CHECKING:  # which imports JAX
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # which imports JAX
 
 SCHEMA = 2
 
-RETURNS, TARGETS, ABLATION = "returns", "targets", "ablation-"
+RETURNS, TARGETS, DEMONSTRATIONS, ABLATION = "returns", "targets", "demonstrations", "ablation-"
 """Tables of evaluation/, without their ending; an ablation's name follows the last."""
 
 
@@ -230,7 +230,8 @@ class RunDirectory:
 
     def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
         """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""
-        return read_returns(self.table(name), several_targets=name == TARGETS)
+        swept: dict[str, Swept] = {TARGETS: "target_return", DEMONSTRATIONS: "demonstrations"}
+        return read_returns(self.table(name), swept.get(name))
 
     def table_settings(self, name: str = RETURNS) -> dict[str, Any]:
         """The JSON beside a table; empty where there is none."""

@@ -86,7 +86,7 @@ def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
     patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
 
 
-RETURNS_HEADER = "agent,task,seed,env,trial,return,length,target_return"
+RETURNS_HEADER = "agent,task,seed,env,trial,return,length,target_return,demonstrations"
 
 
 def write_run(
@@ -109,11 +109,12 @@ def write_run(
     expert: float | None = None,
     targets: tuple[float, ...] = (),
     ablations: dict[str, float] | None = None,
+    demonstrations: dict[int, float] | None = None,
 ) -> Path:
     """Writes a run whose mean return rises by `gain` a trial, with noise that depends on `seed` alone.
 
     `expert` is that policy's return; `targets` are achieved to nine tenths; `ablations` says what each takes from every
-    trial but the first.
+    trial but the first, `demonstrations` what each number of them adds to the first trial, and half of it to the others.
     """
     rng = np.random.default_rng(seed)
     (path / "evaluation").mkdir(parents=True)
@@ -137,6 +138,12 @@ def write_run(
         worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
         rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
         _write_table(path, f"ablation-{ablation}", rows)
+    shown = []
+    for (number, worth), env in product((demonstrations or {}).items(), range(envs)):
+        better = returns[env] + worth * np.where(np.arange(trials) > 0, 0.5, 1.0) + rng.normal(0, 2, trials)
+        shown += _rows(name, task, seed, env, better, asked, number)
+    if demonstrations:
+        _write_table(path, "demonstrations", shown)
     _write_about(path, trials, envs)
     (path / "metrics.jsonl").write_text(_metrics(points, rng))
     if data:
@@ -172,9 +179,11 @@ def _baselines(task: str, seed: int, env: int, expert: float | None, rng: np.ran
     return rows if rng is None else rows + _rows("random", task, seed, env, rng.normal(30, 6, 2), "")
 
 
-def _rows(name: str, task: str, seed: int, env: int, returns: np.ndarray, target: str) -> list[str]:
-    quoted = f'"{name}"' if "," in name else name
-    return [f"{quoted},{task},{seed},{env},{k},{value:.3f},1000,{target}" for k, value in enumerate(returns)]
+def _rows(
+    name: str, task: str, seed: int, env: int, returns: np.ndarray, target: str, demonstrations: int = 0
+) -> list[str]:
+    before = f'"{name}",{task},{seed},{env}' if "," in name else f"{name},{task},{seed},{env}"
+    return [f"{before},{k},{value:.3f},1000,{target},{demonstrations}" for k, value in enumerate(returns)]
 
 
 def dataset_card(task: str, collectors: tuple[str, ...], episodes: int) -> dict:

@@ -8,7 +8,7 @@ import pytest
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn, read_returns, write_returns
 
-HEADER = "agent,task,seed,env,trial,return,length,target_return"
+HEADER = "agent,task,seed,env,trial,return,length,target_return"  # of tables without demonstrations
 
 
 def table(tmp_path: Path, *lines: str) -> Path:
@@ -51,7 +51,27 @@ def test_a_table_that_is_no_text_is_refused(tmp_path):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    rows = [TrialReturn("AT, two", "t", 0, 1, 2, 0.1 + 0.2, 22, 1 / 3), TrialReturn("a", "t", 0, 1, 2, 4.0, 22, np.nan)]
+    rows = [
+        TrialReturn("AT, two", "t", 0, 1, 2, 0.1 + 0.2, 22, 1 / 3, demonstrations=16),
+        TrialReturn("a", "t", 0, 1, 2, 4.0, 22, np.nan),
+    ]
     write_returns(tmp_path / "returns.csv", rows)
     first, second = read_returns(tmp_path / "returns.csv")
-    assert first == rows[0] and np.isnan(second.target_return)
+    assert first == rows[0] and np.isnan(second.target_return) and second.demonstrations == 0
+
+
+def test_tables_have_their_number_of_demonstrations_and_older_ones_none(tmp_path):
+    (old,) = read_returns(table(tmp_path, HEADER, "a,t,0,0,0,1,5,"))
+    (new,) = read_returns(table(tmp_path, f"{HEADER},demonstrations", "a,t,0,0,0,1,5,,16"))
+    assert (old.demonstrations, new.demonstrations) == (0, 16)
+    with pytest.raises(UserError, match=r"line 2: demonstrations is '', which is not a whole number"):
+        read_returns(table(tmp_path, f"{HEADER},demonstrations", "a,t,0,0,0,1,5,,"))
+
+
+def test_a_sweep_repeats_trials_for_each_value(tmp_path):
+    lines = [f"{HEADER},demonstrations", "a,t,0,0,0,1,5,,0", "a,t,0,0,0,2,5,,4"]
+    assert [row.demonstrations for row in read_returns(table(tmp_path, *lines), "demonstrations")] == [0, 4]
+    with pytest.raises(UserError, match="line 3: .* is already on line 2"):
+        read_returns(table(tmp_path, *lines))
+    with pytest.raises(UserError, match="line 4: .* is already on line 3"):
+        read_returns(table(tmp_path, *lines, lines[-1]), "demonstrations")
