@@ -114,7 +114,7 @@ def write_run(
     """Writes a run whose mean return rises by `gain` a trial, with noise that depends on `seed` alone.
 
     `expert` is that policy's return; `targets` are achieved to nine tenths; `ablations` says what each takes from every
-    trial but the first, `demonstrations` what each number of them adds to the first trial, and half of it to the others.
+    trial but the first, `demonstrations` what each number of them adds to the first trial, half of it to the others.
     """
     rng = np.random.default_rng(seed)
     (path / "evaluation").mkdir(parents=True)
@@ -132,18 +132,12 @@ def write_run(
     swept = []
     for target_return, env in product(targets, range(envs)):
         swept += _rows(name, task, seed, env, 0.9 * target_return + rng.normal(0, 5, trials), repr(target_return))
-    if targets:
-        _write_table(path, "targets", swept)
+    _write_table(path, "targets", swept)
     for ablation, cost in (ablations or {}).items():
         worse = returns - cost * (np.arange(trials) > 0) + rng.normal(0, 2, (envs, trials))
         rows = [row for env in range(envs) for row in _rows(name, task, seed, env, worse[env], asked)]
         _write_table(path, f"ablation-{ablation}", rows)
-    shown = []
-    for (number, worth), env in product((demonstrations or {}).items(), range(envs)):
-        better = returns[env] + worth * np.where(np.arange(trials) > 0, 0.5, 1.0) + rng.normal(0, 2, trials)
-        shown += _rows(name, task, seed, env, better, asked, number)
-    if demonstrations:
-        _write_table(path, "demonstrations", shown)
+    _write_table(path, "demonstrations", _demonstrated(name, task, seed, returns, asked, demonstrations or {}))
     _write_about(path, trials, envs)
     (path / "metrics.jsonl").write_text(_metrics(points, rng))
     if data:
@@ -152,7 +146,9 @@ def write_run(
 
 
 def _write_table(path: Path, name: str, rows: list[str]) -> None:
-    (path / "evaluation" / f"{name}.csv").write_text("\n".join([RETURNS_HEADER, *rows]) + "\n")
+    """Writes a table of evaluation/, if it has rows."""
+    if rows:
+        (path / "evaluation" / f"{name}.csv").write_text("\n".join([RETURNS_HEADER, *rows]) + "\n")
 
 
 def _write_about(path: Path, trials: int, envs: int) -> None:
@@ -184,6 +180,17 @@ def _rows(
 ) -> list[str]:
     before = f'"{name}",{task},{seed},{env}' if "," in name else f"{name},{task},{seed},{env}"
     return [f"{before},{k},{value:.3f},1000,{target},{demonstrations}" for k, value in enumerate(returns)]
+
+
+def _demonstrated(
+    name: str, task: str, seed: int, returns: np.ndarray, target: str, worth: dict[int, float]
+) -> list[str]:
+    """The rows of `returns` [envs, trials] again for each number of demonstrations, with what that is worth added."""
+    rng, rows = np.random.default_rng(seed), []
+    for (number, more), (env, each) in product(worth.items(), enumerate(returns)):
+        better = each + more * np.where(np.arange(len(each)) > 0, 0.5, 1.0) + rng.normal(0, 2, len(each))
+        rows += _rows(name, task, seed, env, better, target, number)
+    return rows
 
 
 def dataset_card(task: str, collectors: tuple[str, ...], episodes: int) -> dict:

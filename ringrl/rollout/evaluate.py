@@ -54,7 +54,7 @@ def evaluate(
         >>> import ringrl
         >>> table = ringrl.evaluate("runs/cartpole", trials=1, envs=2, reference=False)
         >>> print(table.read_text().splitlines()[0])
-        agent,task,seed,env,trial,return,length,target_return
+        agent,task,seed,env,trial,return,length,target_return,demonstrations
     """
     began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}

@@ -121,7 +121,9 @@ def test_the_summary_keeps_its_schema(one_task):
     assert summary["format"] == 3 and summary["confidence"] == 0.95
     task = summary["tasks"]["walker_run"]
     assert summary["across_tasks"] is None
-    assert set(task) == {"references", "agents", "by_trajectories", "targets", "ablations", "datasets", "notes"}
+    assert set(task) == {
+        "references", "agents", "by_trajectories", "targets", "demonstrations", "ablations", "datasets", "notes",
+    }  # fmt: skip
     assert set(task["references"]) == {
         "random", "expert", "n", "random_max_of_n", "expert_max_of_n", "dataset_top_decile", "dataset_best", "zero",
         "hundred",

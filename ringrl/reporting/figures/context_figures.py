@@ -1,6 +1,6 @@
-"""The figures of what the context is worth: returns over its number of trajectories, and under context ablations."""
+"""The figures of what the context is worth: over its trajectories, over its demonstrations, and under ablations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from ringrl.reporting.figures.style import MARGIN, MARKERS, Look, name_axes, thousands
-from ringrl.reporting.figures.trial_figures import level_lines
+from ringrl.reporting.figures.trial_figures import Levels, level_lines
 from ringrl.reporting.statistics.bootstrap import Estimate
 from ringrl.reporting.statistics.context_effects import MEASURES, AblationEffect, TrajectoryCurve
+from ringrl.reporting.statistics.demonstration_effects import TRIALS, DemonstrationCurve
 from ringrl.reporting.statistics.task_statistics import References
 
 # Each ablation keeps its colour over all panels, in which the intact evaluation is drawn in ink.
@@ -19,24 +20,47 @@ _ABLATION_COLOURS = {"truncated": 1, "shuffled": 0, "foreign": 2, "blind": 3}
 
 def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], levels: References) -> Figure:
     """Returns over the number of trajectories in the context, on an axis of powers of two. A panel a measure."""
+    fewest = min(curve.trials for curve in curves)
+    lines = {measure: level_lines(levels, fewest if measure == "max_of_n" else None) for measure in MEASURES}
+    counts = [(curve.label, curve.trajectories, curve.points) for curve in curves]
+    return _returns_by_number(look, counts, MEASURES, lines, "Trajectories in the context, log scale")
+
+
+def returns_by_demonstrations(look: Look, curves: Sequence[DemonstrationCurve], levels: References) -> Figure:
+    """Returns over the number of demonstrations, none included, on an axis of powers of two. A panel a trial."""
+    counts = [(curve.label, curve.numbers, curve.points) for curve in curves]
+    lines = dict.fromkeys(TRIALS, level_lines(levels))
+    return _returns_by_number(look, counts, TRIALS, lines, "Demonstrations in the context, log scale from 1 on")
+
+
+def _returns_by_number(
+    look: Look,
+    curves: Sequence[tuple[str, Sequence[int], Mapping[str, Sequence[Estimate]]]],
+    panels: Mapping[str, str],
+    levels: Mapping[str, Levels],
+    axis: str,
+) -> Figure:
+    """A panel for each of `panels` (key and words), in it a curve (label, numbers, points by key), and levels."""
     rows, columns = (2, 1) if look.narrow else (1, 2)
     figure, axes = look.figure(3.5 * rows, rows, columns, sharey=True)
-    fewest = min(curve.trials for curve in curves)
-    ticks = sorted({count for curve in curves for count in curve.trajectories})
-    for panel, (measure, words) in zip(axes.flat, MEASURES.items(), strict=True):
-        for curve in curves:
-            _line(panel, look.colour(curve.label), look.marker(curve.label), curve.label,
-                  np.asarray(curve.trajectories, np.float64), curve.points[measure])  # fmt: skip
-        for value, text, dashes in level_lines(levels, fewest if measure == "max_of_n" else None):
+    ticks = sorted({number for _, numbers, _ in curves for number in numbers})
+    for panel, (key, words) in zip(axes.flat, panels.items(), strict=True):
+        for label, numbers, points in curves:
+            _line(panel, look.colour(label), look.marker(label), label, np.asarray(numbers, np.float64), points[key])
+        for value, text, dashes in levels[key]:
             panel.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes, label=text)
-        panel.set_xscale("log", base=2)
-        panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+        if ticks[0] == 0:
+            panel.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
+            panel.set_xlim(-0.25, ticks[-1] * 1.25)
+        else:
+            panel.set_xscale("log", base=2)
+            panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
         panel.xaxis.set_major_locator(FixedLocator(ticks))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         panel.margins(y=0.12)
         _return_axis(panel)
-        name_axes(panel, look, "Trajectories in the context, log scale", f"Return: {words}")
+        name_axes(panel, look, axis, f"Return: {words}")
     return _finish(figure, axes, look)
 
 

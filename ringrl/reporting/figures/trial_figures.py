@@ -80,9 +80,13 @@ def _curves(axes: Axes, look: Look, analysis: Analysis, labels_outside: bool) ->
         _label_ends(axes, ends)
 
 
-def level_lines(levels: References, n: int | None = None) -> list[tuple[float, str, tuple[int, tuple[int, ...]]]]:
-    """(return, name, dashes) of the levels that curves are seen against; with `n`, the policies' largest among n."""
-    lines: list[tuple[float, str, tuple[int, tuple[int, ...]]]] = []
+Levels = list[tuple[float, str, tuple[int, tuple[int, ...]]]]
+"""(return, name, dashes) of the levels that curves are seen against."""
+
+
+def level_lines(levels: References, n: int | None = None) -> Levels:
+    """The levels of the reference policies and of the data; with `n`, the policies' largest among n."""
+    lines: Levels = []
     random, expert = (levels.random, levels.expert) if n is None else levels.largest(n)
     if expert is not None:
         lines.append((expert.value, "Expert", (0, (7, 2, 1, 2))))

@@ -1,4 +1,4 @@
-"""What the page says about the context: its number of trajectories, target returns, and ablations."""
+"""What the page says about the context: its numbers of trajectories and demonstrations, target returns, ablations."""
 
 from dataclasses import replace
 from functools import partial
@@ -6,11 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ringrl.reporting.figures.context_figures import returns_by_trajectories, returns_under_ablations
+from ringrl.reporting.figures.context_figures import (
+    returns_by_demonstrations,
+    returns_by_trajectories,
+    returns_under_ablations,
+)
 from ringrl.reporting.figures.drawing import Drawing
 from ringrl.reporting.figures.trial_figures import SHOWN, target_against_achieved
 from ringrl.reporting.page.task_content import cell, interval_words, level_words, unbroken
 from ringrl.reporting.statistics.context_effects import MEASURES, finding
+from ringrl.reporting.statistics.demonstration_effects import TRIALS
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import Analysis, SweepPoint
 
@@ -36,6 +41,29 @@ def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
             f"{level_words(analysis)}{''.join(differ)}",
             f"{task}: return against the number of trajectories in the context. {' '.join(sentences)}",
             partial(returns_by_trajectories, curves=curves, levels=analysis.levels),
+        ),
+        "sentences": [unbroken(sentence) for sentence in sentences],
+    }
+
+
+def demonstrations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
+    """The figure of returns over the number of demonstrations, and its findings; None where there is no curve."""
+    curves, task = analysis.demonstrations, analysis.section.task
+    if not curves:
+        return None
+    sentences = [curve.finding(trial) for curve in curves for trial in TRIALS]
+    labels = {curve.label for curve in curves}
+    series = [each for each in analysis.section.series if each.label in labels]
+    return {
+        "drawing": Drawing(
+            f"demonstrations{suffix}",
+            "Return against demonstrations in the context",
+            "Each point is the same agent, whose context began with that many trajectories of a store, relabelled to "
+            "the task. Left: mean return of the first trial of its own. Right: of the last. "
+            f"{interval_words(series, 'Bars')} Differences are paired within each environment of a seed."
+            f"{level_words(analysis)}",
+            f"{task}: return against the number of demonstrations. {' '.join(sentences)}",
+            partial(returns_by_demonstrations, curves=curves, levels=analysis.levels),
         ),
         "sentences": [unbroken(sentence) for sentence in sentences],
     }

@@ -102,6 +102,7 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
                 "per_trial": task_content.per_trial(entry),
                 "lead": draw(figures["lead"]),
                 "trajectories": draw_in(context_content.trajectories(entry, suffix)),
+                "demonstrations": draw_in(context_content.demonstrations(entry, suffix)),
                 "ablations": draw_in(context_content.ablations(entry, suffix)),
                 "target": draw_in(context_content.target(entry, suffix)),
                 "data": [

@@ -10,6 +10,7 @@ from ringrl import __version__
 from ringrl.reporting.statistics.across_tasks import Across, AgentComparison
 from ringrl.reporting.statistics.bootstrap import CONFIDENCE, RESAMPLES, Estimate
 from ringrl.reporting.statistics.context_effects import AblationEffect, TrajectoryCurve, finding
+from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve
 from ringrl.reporting.statistics.evaluated_run import DataSet, TrainingCurves
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import (
@@ -30,7 +31,7 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
 
     {format, ringrl, created, confidence, resamples, tasks: {task: {references, agents: {label: {agent, seeds, envs,
     trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
-    training}}, by_trajectories, targets, ablations, datasets, notes}}, across_tasks}; an estimate is
+    training}}, by_trajectories, targets, demonstrations, ablations, datasets, notes}}, across_tasks}; an estimate is
     {value, low, high}. `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task:
     {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
     """
@@ -63,6 +64,7 @@ def _task(analysis: Analysis) -> dict[str, Any]:
         "agents": {series.label: _agent(series, statistics[series.label], levels) for series in section.series},
         "by_trajectories": {curve.label: _curve(curve) for curve in analysis.curves},
         "targets": {label: [_sweep_point(point) for point in points] for label, points in analysis.sweeps.items()},
+        "demonstrations": {curve.label: _demonstrations(curve) for curve in analysis.demonstrations},
         "ablations": {
             label: {each.name: _ablation(each) for each in effects} for label, effects in analysis.ablations.items()
         },
@@ -96,6 +98,18 @@ def _curve(curve: TrajectoryCurve) -> dict[str, Any]:
 def _sweep_point(point: SweepPoint) -> dict[str, Any]:
     measures = ("first", "last", "mean", "max_of_n")
     return {"target": point.target} | {measure: _estimate(getattr(point, measure)) for measure in measures}
+
+
+def _demonstrations(curve: DemonstrationCurve) -> dict[str, Any]:
+    return {"numbers": list(curve.numbers), "seeds": curve.seeds, "envs": curve.envs} | {
+        trial: {
+            "points": [_estimate(point) for point in points],
+            "gain": _estimate(curve.gain[trial]),
+            "rises": curve.above(trial),
+            "finding": curve.finding(trial),
+        }
+        for trial, points in curve.points.items()
+    }
 
 
 def _ablation(effect: AblationEffect) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from ringrl.agent_record import AgentRecord, agent_of_schema_0
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn
-from ringrl.run import TARGETS, RunDirectory, read_json
+from ringrl.run import DEMONSTRATIONS, TARGETS, RunDirectory, read_json
 
 MANY_HISTORIES = 24
 """Sources of a data set beyond which they are shown together, as those of hidden tasks are."""
@@ -66,6 +66,7 @@ class EvaluatedRun:
     repetitions: dict[str, dict[str, Any]]  # by table, such as `ablation-blind`: its settings, as `evaluation`
     label: str = ""  # what the tables call the run's agent
     agent: AgentRecord | None = None  # None where the run does not say
+    demonstrations: tuple[TrialReturn, ...] = ()  # the evaluation repeated after several numbers of demonstrations
 
     @property
     def name(self) -> str:
@@ -102,7 +103,7 @@ def read_run(path: Path) -> EvaluatedRun:
             f"{path} has not been evaluated (no evaluation/returns.csv): run `ringrl evaluate {path}` first"
         )
     ablations = run.ablation_tables()
-    targets = [TARGETS] if run.table(TARGETS).is_file() else []
+    swept = [table for table in (TARGETS, DEMONSTRATIONS) if run.table(table).is_file()]
     return EvaluatedRun(
         path=path,
         config=run.settings(),
@@ -110,11 +111,12 @@ def read_run(path: Path) -> EvaluatedRun:
         metrics=read_metrics(run),
         dataset=read_dataset(run.dataset_file),
         evaluation=run.table_settings(),
-        targets=run.read_table(TARGETS) if targets else (),
+        targets=run.read_table(TARGETS) if TARGETS in swept else (),
         ablations={name: run.read_table(table) for name, table in ablations.items()},
-        repetitions={table: run.table_settings(table) for table in [*ablations.values(), *targets]},
+        repetitions={table: run.table_settings(table) for table in [*ablations.values(), *swept]},
         label=run.label(),
         agent=run.agent(),
+        demonstrations=run.read_table(DEMONSTRATIONS) if DEMONSTRATIONS in swept else (),
     )
 
 

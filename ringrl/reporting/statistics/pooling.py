@@ -1,18 +1,18 @@
-"""Rows of returns as full arrays, those of several seeds stacked: an evaluation, its targets, its ablations."""
+"""Rows of returns as full arrays, those of several seeds stacked: an evaluation, its repetitions, its ablations."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
-from ringrl.returns import TrialReturn
-from ringrl.run import TARGETS, RunDirectory
+from ringrl.returns import Swept, TrialReturn
+from ringrl.run import DEMONSTRATIONS, TARGETS, RunDirectory
 
 
 class Replica(NamedTuple):
@@ -28,6 +28,14 @@ class Sweep:
 
     targets: tuple[float, ...]  # ascending
     returns: Float64[np.ndarray, "targets seeds envs trials"]
+
+
+@dataclass(frozen=True)
+class DemonstrationReturns:
+    """The same evaluation after several numbers of demonstrations."""
+
+    numbers: tuple[int, ...]  # ascending; 0: the context began empty
+    returns: Float64[np.ndarray, "numbers seeds envs trials"]
 
 
 @dataclass(frozen=True)
@@ -71,24 +79,47 @@ def stack(
 
 def pool_sweep(task: str, agent: str, replicas: Sequence[Replica]) -> Sweep | None:
     """The sweep of those replicas that have one, over the targets that all of these have; None without any."""
-    tables = [
-        (run, [row for row in run.targets if (row.task, row.agent, row.seed) == (task, agent, seed)])
-        for run, seed in replicas
-    ]
-    tables = [(run, rows) for run, rows in tables if rows]
+    tables = [(run, _of(run.targets, task, agent, seed)) for run, seed in replicas]
+    pooled = _pool([(run, rows) for run, rows in tables if rows], TARGETS, "target_return")
+    return pooled and Sweep(*pooled)
+
+
+def pool_demonstrations(task: str, agent: str, replicas: Sequence[Replica]) -> DemonstrationReturns | None:
+    """The returns of those replicas that have a table of them, over the numbers that all of these have; None without.
+
+    The evaluation in returns.csv is one of them, where the table does not have its number.
+    """
+    tables = []
+    for run, seed in replicas:
+        rows = _of(run.demonstrations, task, agent, seed)
+        if rows:
+            numbers = {row.demonstrations for row in rows}
+            alone = [row for row in _of(run.returns, task, agent, seed) if row.demonstrations not in numbers]
+            tables.append((run, rows + alone))
+    pooled = _pool(tables, DEMONSTRATIONS, "demonstrations")
+    return pooled and DemonstrationReturns(*pooled)
+
+
+def _of(rows: Sequence[TrialReturn], task: str, agent: str, seed: int) -> list[TrialReturn]:
+    return [row for row in rows if (row.task, row.agent, row.seed) == (task, agent, seed)]
+
+
+def _pool(
+    tables: Sequence[tuple[EvaluatedRun, list[TrialReturn]]], table: str, column: Swept
+) -> tuple[tuple[Any, ...], Float64[np.ndarray, "values seeds envs trials"]] | None:
+    """The values of a column that all seeds' rows have, ascending, and the returns for each; None without any."""
     if not tables:
         return None
-    shared = set.intersection(*({row.target_return for row in rows} for _, rows in tables))
-    targets = tuple(sorted(shared))
-    if not targets:
+    values = tuple(sorted(set.intersection(*({getattr(row, column) for row in rows} for _, rows in tables))))
+    if not values:
         return None
     grids = [
-        grid([row for row in rows if row.target_return == target], RunDirectory(run.path).table(TARGETS))
-        for target in targets
+        grid([row for row in rows if getattr(row, column) == value], RunDirectory(run.path).table(table))
+        for value in values
         for run, rows in tables
     ]
     returns = stack(grids)[0][0]
-    return Sweep(targets, returns.reshape(len(targets), len(tables), *returns.shape[1:]))
+    return values, returns.reshape(len(values), len(tables), *returns.shape[1:])
 
 
 def pool_ablations(
@@ -99,7 +130,7 @@ def pool_ablations(
     for name in sorted({name for replica in replicas for name in replica.run.ablations}):
         grids, intact = [], []
         for (run, seed), whole in zip(replicas, returns, strict=True):
-            rows = [r for r in run.ablations.get(name, ()) if (r.task, r.agent, r.seed) == (task, agent, seed)]
+            rows = _of(run.ablations.get(name, ()), task, agent, seed)
             if rows:
                 grids.append(grid(rows, RunDirectory(run.path).ablation_table(name)))
                 intact.append(whole)
@@ -111,7 +142,7 @@ def pool_ablations(
 
 
 def other_settings(run: EvaluatedRun) -> list[str]:
-    """A note for each of the run's tables of ablations and targets that is not of the evaluation in returns.csv."""
+    """A note for each of the run's repeated evaluations that is not of the same settings as that in returns.csv."""
     names = {"checkpoint_step": "checkpoint", "seed": "evaluation seed", "context": "context"}
     notes = []
     for table, about in run.repetitions.items():

@@ -13,11 +13,13 @@ from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import DataSet, EvaluatedRun
 from ringrl.reporting.statistics.pooling import (
     AblationReturns,
+    DemonstrationReturns,
     Replica,
     Sweep,
     grid,
     other_settings,
     pool_ablations,
+    pool_demonstrations,
     pool_sweep,
     stack,
 )
@@ -42,6 +44,7 @@ class Series:
     target: Float64[np.ndarray, "seeds envs trials"]  # NaN without return conditioning
     sweep: Sweep | None = None
     ablations: tuple[AblationReturns, ...] = ()
+    demonstrations: DemonstrationReturns | None = None
 
     @property
     def trajectories(self) -> int | None:
@@ -166,6 +169,7 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
             f"{label}: its seeds were evaluated with different numbers of environments or trials; "
             f"the first {envs} environments and {trials} trials, which all of them have, are used."
         )
+    _note_demonstrations(task, agent, label, replicas, notes)
     runs = tuple(replica.run for replica in replicas)
     if keys := differing_keys(runs):
         notes.append(f"{label}: the runs pooled as seeds also differ in {', '.join(keys)}.")
@@ -178,7 +182,15 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
         target=both[1],
         sweep=pool_sweep(task, agent, replicas),
         ablations=pool_ablations(task, agent, replicas, both[0]),
+        demonstrations=pool_demonstrations(task, agent, replicas),
     )
+
+
+def _note_demonstrations(task: str, agent: str, label: str, replicas: Sequence[Replica], notes: list[str]) -> None:
+    begun = sorted({row.demonstrations for run, seed in replicas for row in run.returns
+                    if (row.task, row.agent, row.seed) == (task, agent, seed)})  # fmt: skip
+    if begun != [0]:
+        notes.append(f"{label}: its contexts began with {' or '.join(map(str, begun))} demonstrations.")
 
 
 def _reference(task: str, name: str, runs: Sequence[EvaluatedRun]) -> Float64[np.ndarray, "envs trials"]:

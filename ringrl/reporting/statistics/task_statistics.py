@@ -14,6 +14,7 @@ from ringrl.reporting.statistics.context_effects import (
     ablation_effects,
     trajectory_curves,
 )
+from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve, demonstration_curve
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES, DataSet
 from ringrl.reporting.statistics.pooling import Sweep
 from ringrl.reporting.statistics.series import Series, TaskSection
@@ -121,6 +122,7 @@ class Analysis:
     curves: tuple[TrajectoryCurve, ...]
     ablations: dict[str, tuple[AblationEffect, ...]]  # of the series that have any
     sweeps: dict[str, tuple[SweepPoint, ...]]  # of the series evaluated for several targets, ascending
+    demonstrations: tuple[DemonstrationCurve, ...]  # of the series evaluated after several numbers of them
 
     @property
     def trials(self) -> int:
@@ -137,6 +139,7 @@ def analyse(section: TaskSection) -> Analysis:
         trajectory_curves(section),
         {series.label: ablation_effects(series) for series in section.series if series.ablations},
         {series.label: _sweep_points(series.sweep) for series in section.series if series.sweep},
+        tuple(curve for curve in map(demonstration_curve, section.series) if curve),
     )
 
 
