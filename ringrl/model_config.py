@@ -36,10 +36,14 @@ class ModelConfig(ConfigSection):
     # attention's output; full: a layer's input; offload: a layer's input, in host memory.
     remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
-    max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the learned time-step embedding
-    max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the learned trial embedding
-    # Base of rotary positions: the slowest features turn once in some 2 pi x base tokens. None: `rope_base_for` a training
-    # row's tokens. A run's config.yaml has the number, so a longer context in a rollout does not change it.
+    # How a token says which agent step of its trial it is of, and which trial of its context: by the row of a learned
+    # table, of which later ones share the last row; by sinusoids of the number; or not at all.
+    step_encoding: Literal["table", "sinusoidal", "none"] = "table"
+    trial_encoding: Literal["table", "sinusoidal", "none"] = "table"
+    max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the table of time steps
+    max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the table of trials
+    # Base of rotary positions: the slowest features turn once in some 2 pi x base tokens. None: `rope_base_for` the
+    # tokens of a training row. A run's config.yaml has the number, so a rollout's context does not change it.
     rope_base: float | None = Field(default=None, gt=1)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters and statistics are float32 either way
 
@@ -71,7 +75,7 @@ def rope_base_for(tokens: int) -> float:
     return 10_000.0 if tokens <= 4096 else round(0.0424 * tokens**1.628, 1)
 
 
-EARLIER = {"rope_base": 10_000.0}
+EARLIER = {"rope_base": 10_000.0, "step_encoding": "table", "trial_encoding": "table"}
 """How a model was before these could be set."""
 
 

@@ -8,6 +8,7 @@ the *previous* action, reward and completion (the layout of XLand-MiniGrid's Alg
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int32
 
 from ringrl.batch import PREVIOUS
 from ringrl.config import ModelConfig
+from ringrl.model.rotary import angles
 
 ORDER = ("return_to_go", "observation", "action", "reward", "completion")
 StepArrays = Mapping[str, jax.Array]  # the fields of `ringrl.batch.Batch` by name
@@ -45,7 +47,7 @@ class TokenLayout:
 
     def embedder(self, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs) -> "TokenEmbedder":
         """The module that makes such tokens, for observations and actions of these widths."""
-        return TokenEmbedder(self, sizes, config.width, config.max_steps, config.max_trials, rngs=rngs)
+        return TokenEmbedder(self, sizes, config, rngs=rngs)
 
     def predicted(self, sizes: Mapping[str, int]) -> int:
         """Dimensions of the action, for each of which the output head predicts."""
@@ -58,27 +60,17 @@ class TokenLayout:
 
 
 class TokenEmbedder(nnx.Module):
-    """One linear embedding a modality, plus learned embeddings of the time step in the episode and of the trial.
+    """One linear embedding a modality, plus embeddings of the time step in the episode and of the trial.
 
     token = LayerNorm(W_m x_t + step[t] + trial[i]), as in Decision Transformer (Chen et al. 2021, algorithm 1) with an
     embedding of the trial beside it. `step` and `trial` are fields of the batch.
     """
 
-    def __init__(
-        self,
-        layout: TokenLayout,
-        sizes: Mapping[str, int],
-        width: int,
-        max_steps: int,
-        max_trials: int,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        self.layout = layout
-        self.max_steps, self.max_trials = max_steps, max_trials
+    def __init__(self, layout: TokenLayout, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs):
+        self.layout, width = layout, config.width
         self.linear = nnx.Dict({name: nnx.Linear(sizes.get(name, 1), width, rngs=rngs) for name in layout.modalities})
-        self.step = nnx.Embed(max_steps, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
-        self.trial = nnx.Embed(max_trials, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+        self.step = _number_embedding(config.step_encoding, config.max_steps, width, rngs)
+        self.trial = _number_embedding(config.trial_encoding, config.max_trials, width, rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(
@@ -119,9 +111,7 @@ class TokenEmbedder(nnx.Module):
 
     def _modalities(self, steps: StepArrays) -> list[jax.Array]:
         """Embeddings [batch, steps, width]: one a modality, or their sum where fused."""
-        when = self.step(jnp.minimum(steps["step"], self.max_steps - 1)) + self.trial(
-            jnp.minimum(steps["trial"], self.max_trials - 1)
-        )
+        when = self.step(steps["step"]) + self.trial(steps["trial"])
         if not self.layout.fused:
             return [self.norm(self.linear[name](_column(steps[name])) + when) for name in self.layout.modalities]
         total = when
@@ -142,3 +132,42 @@ class TokenEmbedder(nnx.Module):
 def _column(x: jax.Array) -> jax.Array:
     """Scalars a step get a feature axis of one."""
     return x if x.ndim == 3 else x[:, :, None]
+
+
+class NumberTable(nnx.Embed):
+    """A learned vector for each number below `num_embeddings`; larger ones share the last."""
+
+    def __call__(self, inputs: Int32[Array, "batch steps"]) -> Float[Array, "batch steps width"]:
+        """The numbers' vectors."""
+        return super().__call__(jnp.minimum(inputs, self.num_embeddings - 1))
+
+
+class NumberSinusoids(nnx.Module):
+    """A learned linear map of a number's sinusoids (Vaswani et al. 2017, section 3.5): defined for any number."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.half = max(width // 4, 1)
+        # As small at first as the rows of a table.
+        small = nnx.initializers.normal(0.02 / self.half**0.5)
+        self.linear = nnx.Linear(2 * self.half, width, use_bias=False, kernel_init=small, rngs=rngs)
+
+    def __call__(self, numbers: Int32[Array, "batch steps"]) -> Float[Array, "batch steps width"]:
+        """The numbers' vectors."""
+        angle = angles(numbers, self.half, 10_000.0)
+        return self.linear(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1))
+
+
+class NoNumber(nnx.Module):
+    """Nothing: 0 for every number."""
+
+    def __call__(self, numbers: Int32[Array, "batch steps"]) -> Float[Array, "batch steps 1"]:
+        """Zeros."""
+        return jnp.zeros((*numbers.shape, 1), jnp.float32)
+
+
+def _number_embedding(
+    encoding: Literal["table", "sinusoidal", "none"], rows: int, width: int, rngs: nnx.Rngs
+) -> NumberTable | NumberSinusoids | NoNumber:
+    if encoding == "table":
+        return NumberTable(rows, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+    return NumberSinusoids(width, rngs=rngs) if encoding == "sinusoidal" else NoNumber()

@@ -11,8 +11,9 @@ from ringrl.training.loop import run_training
 from ringrl.training.processes import from_first
 
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
-_SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials", "rope_base")
-_FIXED = (("data", "action_repeat"), *(("model", field) for field in _SHAPE))
+_SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
+_POSITIONS = ("rope_base", "step_encoding", "trial_encoding")
+_FIXED = (("data", "action_repeat"), *(("model", field) for field in _SHAPE + _POSITIONS))
 
 
 def train(

@@ -1,15 +1,19 @@
 """Tokens: their order, which one predicts, positions and segments, and that a rollout builds the same ones."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from ringrl.config import ModelConfig, change_section
 from ringrl.model.tokens import ORDER, TokenEmbedder, TokenLayout
 
 SIZES = {"observation": 3, "action": 2}
-WIDTH, MAX_STEPS, MAX_TRIALS = 8, 4, 2
+WIDTH = 8
+CONFIG = ModelConfig(width=WIDTH, max_steps=4, max_trials=2)
 LAYOUTS = [
     TokenLayout(ORDER),
     TokenLayout(("observation", "action")),
@@ -29,8 +33,9 @@ def make_steps(length: int = 6, seed: int = 0) -> dict[str, jax.Array]:
     return steps | {"step": index % 3, "trial": index // 3, "position": index, "segment_ids": ids}
 
 
-def make_embedder(layout: TokenLayout) -> TokenEmbedder:
-    return TokenEmbedder(layout, SIZES, WIDTH, MAX_STEPS, MAX_TRIALS, rngs=nnx.Rngs(0))
+def make_embedder(layout: TokenLayout, encodings: dict[str, str] | None = None) -> TokenEmbedder:
+    config = change_section(CONFIG, {"step_encoding": "table", "trial_encoding": "table"} | (encodings or {}), "test")
+    return TokenEmbedder(layout, SIZES, config, rngs=nnx.Rngs(0))
 
 
 def test_modalities_come_in_the_papers_order():
@@ -78,14 +83,44 @@ def test_a_fused_token_never_holds_what_it_predicts():
         assert (embedder(steps | {previous: steps[previous] + 1.0})[0] != x).any(axis=2).all()
 
 
+def at(embedder: TokenEmbedder, step: int, trial: int) -> np.ndarray:
+    """The tokens of `make_steps`, were they all of this step and trial."""
+    numbers = {"step": jnp.full((2, 6), step, jnp.int32), "trial": jnp.full((2, 6), trial, jnp.int32)}
+    return np.asarray(embedder(make_steps() | numbers)[0])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_step_and_trial_tell_tokens_apart_up_to_the_longest_known(layout):
-    embedder, steps = make_embedder(layout), make_steps()
-    at = lambda step, trial: np.asarray(  # noqa: E731
-        embedder(steps | {"step": jnp.full((2, 6), step, jnp.int32), "trial": jnp.full((2, 6), trial, jnp.int32)})[0]
-    )
-    assert (at(0, 0) != at(1, 0)).any(axis=2).all() and (at(0, 0) != at(0, 1)).any(axis=2).all()
-    np.testing.assert_array_equal(at(MAX_STEPS - 1, MAX_TRIALS - 1), at(MAX_STEPS + 7, MAX_TRIALS + 7))
+def test_tables_tell_tokens_apart_up_to_their_last_row(layout):
+    tokens = partial(at, make_embedder(layout))
+    assert (tokens(0, 0) != tokens(1, 0)).any(axis=2).all() and (tokens(0, 0) != tokens(0, 1)).any(axis=2).all()
+    last, further = (CONFIG.max_steps - 1, CONFIG.max_trials - 1), (CONFIG.max_steps + 7, CONFIG.max_trials + 7)
+    np.testing.assert_array_equal(tokens(*last), tokens(*further))
+
+
+def test_sinusoids_tell_all_numbers_apart_and_stay_as_large():
+    encodings = {"step_encoding": "sinusoidal", "trial_encoding": "sinusoidal"}
+    embedder = make_embedder(LAYOUTS[0], encodings)
+    numbers = jnp.asarray([[0, 1, 2, 127, 128, 129, 10**5, 10**8, 10**8 + 1, 2**31 - 1]], jnp.int32)
+    vectors = np.asarray(embedder.trial(numbers))[0]
+    apart = np.linalg.norm(vectors[:, None] - vectors[None], axis=2) + np.eye(len(vectors))
+    assert apart.min() > 1e-4 and np.abs(vectors).max() < 0.2
+    assert (at(embedder, 5, 128) != at(embedder, 5, 129)).any(axis=2).all()
+    assert (at(embedder, 10**6, 0) != at(embedder, 10**6 + 1, 0)).any(axis=2).all()
+
+
+def test_without_encodings_step_and_trial_are_not_seen():
+    embedder = make_embedder(LAYOUTS[0], {"step_encoding": "none", "trial_encoding": "none"})
+    np.testing.assert_array_equal(at(embedder, 0, 0), at(embedder, 9, 9))
+
+
+@pytest.mark.parametrize("encoding", ["table", "sinusoidal", "none"])
+def test_tables_keep_their_paths_in_checkpoints(encoding):
+    embedder = make_embedder(LAYOUTS[0], {"step_encoding": encoding, "trial_encoding": encoding})
+    state = nnx.to_pure_dict(nnx.state(embedder, nnx.Param))
+    shapes = {name: jax.tree.map(jnp.shape, state.get(name)) for name in ("step", "trial")}
+    expected = {"table": {"step": {"embedding": (4, WIDTH)}, "trial": {"embedding": (2, WIDTH)}}}
+    linear = {"linear": {"kernel": (4, WIDTH)}}
+    assert shapes == expected.get(encoding, dict.fromkeys(shapes, linear if encoding == "sinusoidal" else None))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
