@@ -1,21 +1,17 @@
-"""Gymnasium's MuJoCo environments (HalfCheetah-v5, Hopper-v5 ...) behind dm_control's interface.
+"""Gymnasium's MuJoCo environments (HalfCheetah-v5, Hopper-v5 ...): those of Gymnasium's that know physics states.
 
-`ringrl.envs.suite` wraps them as it wraps the suite's tasks. Steps, rewards and ends are Gymnasium's own; only the
-MuJoCo model and data that they are computed in belong to a dm_control `Physics`, which knows states and renders.
+Steps, rewards and ends are Gymnasium's own; only the MuJoCo model and data that they are computed in belong to a
+dm_control `Physics`, which knows states and renders.
 """
 
-import warnings
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
-import dm_env
 import gymnasium
 import numpy as np
 from dm_control import mujoco
 from dm_control.mujoco.wrapper import MjModel
-from dm_env import specs
 
-from ringrl.errors import UserError
+from ringrl.envs.gymnasium_box import GymnasiumBox
 
 _ENTRY_POINT = "gymnasium.envs.mujoco."
 _FIRST_VERSION = 4  # the older ones need mujoco-py
@@ -29,15 +25,10 @@ def gymnasium_tasks() -> dict[str, tuple[str, str]]:
     return {task_id: (name, f"v{version}") for name, version, task_id in ordered}
 
 
-class GymnasiumMujoco(dm_env.Environment):
-    """One of Gymnasium's MuJoCo environments, as `dm_control.rl.control.Environment` shows the suite's tasks.
+class GymnasiumMujoco(GymnasiumBox):
+    """One of Gymnasium's MuJoCo environments; its state is [qpos, qvel].
 
-    The observation is one part, `observation`, of the environment's dtype. The discount is 0 where it terminates.
-
-    Attributes:
-        physics: dm_control's `Physics` over the environment's own model and data; its state is [qpos, qvel].
-        task: `random.seed(n)` seeds the next reset. `get_reward` refuses: Gymnasium's rewards are differences between
-            states before and after a step, which one state does not tell.
+    `get_reward` refuses: Gymnasium's rewards are differences between states before and after a step.
     """
 
     def __init__(self, task_id: str, seed: int, time_limit: int | None = None):
@@ -46,64 +37,30 @@ class GymnasiumMujoco(dm_env.Environment):
         Raises:
             UserError: if Gymnasium cannot make it here.
         """
-        try:
-            with warnings.catch_warnings():
-                # Data sets of v4 environments are evaluated in v4, regardless of newer versions.
-                warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
-                self._env = gymnasium.make(task_id, max_episode_steps=time_limit, disable_env_checker=True)
-        except (ImportError, gymnasium.error.Error) as error:
-            missing = isinstance(error, (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled))
-            advice = "pip install 'gymnasium[mujoco]'" if missing else "choose another version"
-            raise UserError(f"{task_id}: Gymnasium says: {' '.join(str(error).split())[:200]}; {advice}") from error
+        super().__init__(task_id, seed, time_limit)
         core: Any = self._env.unwrapped
-        self.physics = mujoco.Physics.from_model(MjModel(core.model))
-        core.model, core.data = self.physics.model.ptr, self.physics.data.ptr
-        self.task = SimpleNamespace(random=SimpleNamespace(seed=self._seed_next), get_reward=_refuse_reward(task_id))
-        self._seed: int | None = seed
+        self._physics = mujoco.Physics.from_model(MjModel(core.model))
+        core.model, core.data = self._physics.model.ptr, self._physics.data.ptr
         self._timestep = float(core.dt)
-        self._step_limit = float(time_limit or gymnasium.spec(task_id).max_episode_steps or np.inf)
 
-    def _seed_next(self, seed: int) -> None:
-        self._seed = seed
+    def _advise(self, error: Exception) -> str:
+        missing = isinstance(error, (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled))
+        return "pip install 'gymnasium[mujoco]'" if missing else "choose another version"
+
+    @property
+    def physics(self) -> Any:
+        """dm_control's `Physics` over the environment's own model and data."""
+        return self._physics
+
+    def state(self) -> np.ndarray:
+        """[qpos, qvel], float64 [S]."""
+        return self._physics.get_state()
 
     def control_timestep(self) -> float:
         """Seconds per step."""
         return self._timestep
 
-    def reset(self) -> dm_env.TimeStep:
-        """Start an episode."""
-        observation, _ = self._env.reset(seed=self._seed)
-        self._seed = None
-        return dm_env.restart({"observation": observation})
-
-    def step(self, action: np.ndarray) -> dm_env.TimeStep:
-        """One step; `action` float [A] within the bounds of `action_spec`."""
-        # Gymnasium prices the action in the dtype that it is given, so it gets the one that its space names.
-        action = action.astype(self._env.action_space.dtype)
-        observation, reward, terminated, truncated, _ = self._env.step(action)
-        parts = {"observation": observation}
-        if terminated:
-            return dm_env.termination(float(reward), parts)
-        return (dm_env.truncation if truncated else dm_env.transition)(float(reward), parts)
-
-    def action_spec(self) -> specs.BoundedArray:
-        """The actuators' bounds."""
-        space: Any = self._env.action_space
-        return specs.BoundedArray(space.shape, space.dtype, space.low, space.high, "action")
-
-    def observation_spec(self) -> dict[str, specs.Array]:
-        """Of the one part."""
-        space: Any = self._env.observation_space
-        return {"observation": specs.Array(space.shape, space.dtype, "observation")}
-
     def close(self) -> None:
         """Free the renderer."""
-        self.physics.free()
-        self._env.close()
-
-
-def _refuse_reward(task_id: str) -> Any:
-    def get_reward(physics: Any) -> NoReturn:
-        raise UserError(f"the rewards of {task_id} do not follow from stored states; keep the recorded ones")
-
-    return get_reward
+        self._physics.free()
+        super().close()

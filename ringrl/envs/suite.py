@@ -6,28 +6,31 @@ from typing import Any
 import gymnasium
 import mujoco
 import numpy as np
-from dm_control.rl.control import PhysicsError
+from dm_control.rl.control import Environment, PhysicsError
 from gymnasium.error import ResetNeeded
 from jaxtyping import Float32, Float64, UInt8
 
+from ringrl.envs.action_bounds import linear_bounds
+from ringrl.envs.gymnasium_box import GymnasiumBox
+from ringrl.envs.suite_step import repeat_action
 from ringrl.envs.tasks import load, split_task
 from ringrl.errors import UserError
 
-UNBOUNDED = 1e10
 _RENDERING_ADVICE = "Install EGL (libegl1) or set MUJOCO_GL to egl, osmesa or glfw"
 
 
 class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """A task of dm_control's suite or of ExoRL's, or one of Gymnasium's MuJoCo environments (`HalfCheetah-v5`).
+    """A task of dm_control's suite or of ExoRL's, or one of Gymnasium's (`HalfCheetah-v5`, `my_module:Rig-v0`).
 
     The observation is float32 [O], the parts of dm_control's observation in its own order, as ExoRL stores them. The
     action is float32 [A] in [-1, 1], clipped and mapped linearly onto the actuators' bounds, as by dm_control's
     `action_scale` wrapper. It is repeated for `action_repeat` environment steps, whose rewards are summed, or until the
     episode ends. `terminated` means that the discount reached 0; `truncated` that the time limit was reached.
 
-    `info` has `physics` (float64 [S], MuJoCo's [qpos, qvel, act]) and, after a step, `discount` (float) and `rows`:
-    the k environment steps done, as `observation` float32 [k, O], `reward` float32 [k], `discount` float32 [k] and
-    `physics` float64 [k, S], k = `action_repeat` except at the end of an episode.
+    `info` has `physics` (float64 [S], MuJoCo's [qpos, qvel, act]; S is 0 where Gymnasium gives no state) and, after a
+    step, `discount` (float), `length` (k, the environment steps done: `action_repeat`, or fewer at the end of an
+    episode) and `rows`: of each of them `observation` float32 [k, O], `reward` float32 [k], `discount` float32 [k] and
+    `physics` float64 [k, S].
 
     Attributes:
         task_id: such as `cartpole_swingup`.
@@ -35,7 +38,9 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         task_name: such as `swingup`.
         time_limit_steps: environment steps in a whole episode, regardless of the action repeat.
         action_repeat: environment steps per agent step.
-        control_timestep: seconds per environment step (one control step of dm_control).
+        widths: of the observation and of the action.
+        control_timestep: seconds per environment step (one control step of dm_control); of Gymnasium's environments
+            without physics, of its films.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
@@ -59,25 +64,32 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.domain, self.task_name = split_task(task_id)
         self.action_repeat = action_repeat
         self.render_mode = render_mode
-        self._env = load(task_id, seed, time_limit)
+        self._env = load(task_id, seed, time_limit, render_mode)
         self.control_timestep = float(self._env.control_timestep())
         # dm_control ends an episode at the first step whose count is not below this, possibly fractional, number.
         self.time_limit_steps = math.ceil(self._env._step_limit)
         self.metadata = {**type(self).metadata, "render_fps": round(1 / (self.control_timestep * action_repeat))}
         spec = self._env.action_spec()
-        # An actuator without bounds (MuJoCo says +-1e10) takes the action itself.
-        bounded = np.broadcast_to(spec.maximum - spec.minimum, spec.shape) < UNBOUNDED
-        self._low = np.where(bounded, spec.minimum, -1.0)
-        self._high = np.where(bounded, spec.maximum, 1.0)
+        self._low, self._high = linear_bounds(
+            *(np.broadcast_to(end, spec.shape) for end in (spec.minimum, spec.maximum))
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.shape, np.float32)
         size = sum(math.prod(part.shape) for part in self._env.observation_spec().values())
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.widths = size, math.prod(spec.shape)
         self._running = False
 
     @property
     def physics(self) -> Any:
-        """dm_control's `Physics`, with the current state."""
+        """dm_control's `Physics`, with the current state.
+
+        Raises:
+            UserError: for Gymnasium's environments but those of its MuJoCo: they give no state.
+        """
         return self._env.physics
+
+    def _state(self) -> Float64[np.ndarray, " state"]:
+        return self._env.state() if isinstance(self._env, GymnasiumBox) else self._env.physics.get_state()
 
     @property
     def task(self) -> Any:
@@ -125,6 +137,16 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             UserError: if the task needs a renderer to begin, and this machine has none.
         """
         super().reset(seed=seed, options=options)
+        observation = np.empty(self.widths[0], np.float32)
+        self.start(observation, seed)
+        return observation, {"physics": self._state()}
+
+    def start(self, out: Float32[np.ndarray, " observation"], seed: int | None = None) -> None:
+        """As `reset`, but the observation is written into `out` and nothing else is gathered.
+
+        Raises:
+            UserError: as `reset`.
+        """
         if seed is not None:
             self.task.random.seed(seed % 2**32)
         try:
@@ -132,9 +154,11 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         except PhysicsError:
             raise
         except RuntimeError as error:  # quadruped_escape uploads its terrain to the renderer
+            if isinstance(self._env, GymnasiumBox):
+                raise
             raise UserError(f"cannot start {self.task_id}: {error} {_RENDERING_ADVICE}") from error
         self._running = True
-        return _flatten(timestep.observation), {"physics": self.physics.get_state()}
+        _flatten_into(out, timestep.observation)
 
     def step(
         self, action: Float32[np.ndarray, " action"]
@@ -144,16 +168,16 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         Raises:
             gymnasium.error.ResetNeeded: if the episode has ended.
         """
-        if not self._running:
-            raise ResetNeeded(f"{self.task_id}: the episode has ended or not begun; call reset() first")
+        self._check_running()
         control = self.control(np.asarray(action, np.float32))
         observation, reward, discount, physics = [], [], [], []
         while self._running and len(reward) < self.action_repeat:
             timestep = self._env.step(control)
-            observation.append(_flatten(timestep.observation))
+            observation.append(np.empty(self.widths[0], np.float32))
+            _flatten_into(observation[-1], timestep.observation)
             reward.append(timestep.reward)
             discount.append(timestep.discount)
-            physics.append(self.physics.get_state())
+            physics.append(self._state())
             self._running = not timestep.last()
         rows = {
             "observation": np.stack(observation),
@@ -162,8 +186,43 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             "physics": np.stack(physics),
         }
         terminated = bool(discount[-1] == 0.0)
-        info = {"physics": physics[-1], "discount": float(discount[-1]), "rows": rows}
+        info = {"physics": physics[-1], "discount": float(discount[-1]), "length": len(reward), "rows": rows}
         return observation[-1], float(sum(reward)), terminated, not self._running and not terminated, info
+
+    def advance(
+        self, control: Float64[np.ndarray, " action"], out: Float32[np.ndarray, " observation"]
+    ) -> tuple[float, bool, bool, int]:
+        """As `step`, without its rows and physics states, which take as long as the simulation of a small model.
+
+        Args:
+            control: what the actuators get, from `control`.
+            out: where the observation is written.
+
+        Returns:
+            Reward, terminated, truncated, and the number of environment steps done.
+
+        Raises:
+            gymnasium.error.ResetNeeded: if the episode has ended.
+        """
+        self._check_running()
+        env, discount = self._env, None
+        if isinstance(env, Environment):
+            reward, discount, length = repeat_action(env, control, self.action_repeat)
+            observation = env.task.get_observation(env.physics)
+        else:
+            reward, length = 0.0, 0
+            while discount is None and length < self.action_repeat:
+                timestep = env.step(control)
+                reward, length = reward + timestep.reward, length + 1
+                discount = timestep.discount if timestep.last() else None
+            observation = timestep.observation
+        self._running = discount is None
+        _flatten_into(out, observation)
+        return float(reward), discount == 0.0, discount is not None and discount != 0.0, length
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise ResetNeeded(f"{self.task_id}: the episode has ended or not begun; call reset() first")
 
     def render(self, width: int = 320, height: int = 240) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of the current state from the model's first camera.
@@ -171,6 +230,8 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         Raises:
             UserError: if this machine has no OpenGL backend that works.
         """
+        if type(self._env) is GymnasiumBox:  # those of its MuJoCo have a model
+            return self._env.render()
         camera = 0 if self.physics.model.ncam else -1
         try:
             return self.physics.render(height=height, width=width, camera_id=camera)
@@ -182,8 +243,8 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self._env.close()
 
 
-def _flatten(observation: Any) -> Float32[np.ndarray, " observation"]:
-    return np.concatenate([np.asarray(part, np.float32).ravel() for part in observation.values()])
+def _flatten_into(out: Float32[np.ndarray, " observation"], observation: Any) -> None:
+    np.concatenate([np.asarray(part).ravel() for part in observation.values()], out=out, casting="same_kind")
 
 
 def make_env(
@@ -205,7 +266,8 @@ def make_env(
     [4, 4, 2]
 
     Args:
-        task: one of `tasks(domain)`: `{domain}_{task}`, or the id of one of Gymnasium's MuJoCo environments.
+        task: one of `tasks(domain)`: `{domain}_{task}`, or an id of Gymnasium's, for `my_module:Rig-v0` importing
+            `my_module`, from the working folder too. Its spaces must be Box, its episodes limited.
         seed: of the initial states; `reset(seed=...)` overrides it.
         action_repeat: environment steps per agent step: each action is repeated, and the rewards are summed.
         time_limit: environment steps after which an episode is truncated, regardless of `action_repeat` (Gymnasium's

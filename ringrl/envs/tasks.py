@@ -1,20 +1,19 @@
-"""Which tasks there are (dm_control's suite, ExoRL's own, Gymnasium's MuJoCo environments), and how one is loaded."""
+"""Which tasks there are (dm_control's suite, ExoRL's own, Gymnasium's), and how one is loaded."""
 
 import difflib
 import logging
 import math
+from collections.abc import Iterable
 
-from ringrl.envs.graphics import choose_backend
+import gymnasium
+from dm_control import suite
+from dm_control.rl.control import Environment
+
+from ringrl.envs.custom import CUSTOM
+from ringrl.envs.custom.hidden import DOMAINS as HIDDEN
+from ringrl.envs.gymnasium_box import GymnasiumBox, find_spec, split_id, versions_of
+from ringrl.envs.gymnasium_mujoco import GymnasiumMujoco, gymnasium_tasks
 from ringrl.errors import UserError
-
-choose_backend()  # dm_control binds its renderer when it is imported
-
-from dm_control import suite  # noqa: E402
-from dm_control.rl.control import Environment  # noqa: E402
-
-from ringrl.envs.custom import CUSTOM  # noqa: E402
-from ringrl.envs.custom.hidden import DOMAINS as HIDDEN  # noqa: E402
-from ringrl.envs.gymnasium_mujoco import GymnasiumMujoco, gymnasium_tasks  # noqa: E402
 
 # The suite's lqr tasks run for ever; a trial must end, so they get the length of the others.
 _UNLIMITED_TASK_STEPS = 1000
@@ -28,7 +27,7 @@ _TASKS = {**_DM_CONTROL, **_GYMNASIUM}
 
 
 def domains() -> tuple[str, ...]:
-    """The names of all domains: dm_control's and ExoRL's in alphabetical order, then Gymnasium's."""
+    """The domains with physics states: dm_control's and ExoRL's in alphabetical order, then Gymnasium's MuJoCo."""
     return tuple(dict.fromkeys(domain for domain, _ in _TASKS.values()))
 
 
@@ -38,9 +37,9 @@ def tasks(domain: str) -> tuple[str, ...]:
     They are in the suite's order, then ExoRL's own; Gymnasium's are the versions of an environment, newest first.
 
     Raises:
-        UserError: if there is no such domain.
+        UserError: if there is no such domain, or its module cannot be imported.
     """
-    found = tuple(task_id for task_id, (of, _) in _TASKS.items() if of == domain)
+    found = tuple(task_id for task_id, (of, _) in _TASKS.items() if of == domain) or versions_of(domain)
     if not found:
         raise UserError(f"unknown domain {domain!r}: {_suggest(domain, domains())}")
     return found
@@ -49,14 +48,16 @@ def tasks(domain: str) -> tuple[str, ...]:
 def split_task(task_id: str) -> tuple[str, str]:
     """The (domain, task name) of a task id: `ball_in_cup_catch` is (`ball_in_cup`, `catch`).
 
-    Gymnasium's `Hopper-v5` is (`Hopper`, `v5`).
+    Gymnasium's `Hopper-v5` is (`Hopper`, `v5`), and `my_module:Rig-v0` (`my_module:Rig`, `v0`).
 
     Raises:
-        UserError: if there is no such task; it lists the nearest names.
+        UserError: if there is no such task; it lists the nearest names. And if a module cannot be imported.
     """
-    if task_id not in _TASKS:
-        raise UserError(f"unknown task {task_id!r}: {_suggest(task_id, tuple(_TASKS))}")
-    return _TASKS[task_id]
+    if task_id in _TASKS:
+        return _TASKS[task_id]
+    if find_spec(task_id) is None:
+        raise UserError(f"unknown task {task_id!r}: {_suggest(task_id, _TASKS, gymnasium.registry)}")
+    return split_id(task_id)
 
 
 def is_hidden(task_id: str) -> bool:
@@ -68,22 +69,25 @@ def is_hidden(task_id: str) -> bool:
     return split_task(task_id)[0] in HIDDEN
 
 
-def _suggest(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+def _suggest(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
+    near = difflib.get_close_matches(name, dict.fromkeys((*known, *more)), n=4, cutoff=0.5)
     return f"did you mean {', '.join(near)}?" if near else f"choose one of {', '.join(known)}"
 
 
-def load(task_id: str, seed: int, time_limit: int | None = None) -> Environment | GymnasiumMujoco:
+def load(
+    task_id: str, seed: int, time_limit: int | None = None, render_mode: str | None = None
+) -> Environment | GymnasiumBox:
     """The environment of a task with dm_control's interface; its episodes end.
 
     Args:
         task_id: such as `cartpole_swingup`.
         seed: of the initial states; of hidden tasks, of what is hidden too.
         time_limit: environment steps in an episode; None for the task's own number.
+        render_mode: what environments that render themselves are made with.
 
     Raises:
-        UserError: if there is no such task, or Gymnasium cannot make it here; and if the seed of a hidden task is
-            below 0 or above 2**32 - 1.
+        UserError: if there is no such task, Gymnasium cannot make it here, it has other spaces than Box, or no time
+            limit; and if the seed of a hidden task is below 0 or above 2**32 - 1.
     """
     domain, name = split_task(task_id)
     if is_hidden(task_id) and not 0 <= seed < 2**32:  # to wrap it would mix training and held-out tasks
@@ -97,6 +101,8 @@ def load(task_id: str, seed: int, time_limit: int | None = None) -> Environment 
     try:
         if task_id in _GYMNASIUM:
             return GymnasiumMujoco(task_id, seed, time_limit)
+        if task_id not in _TASKS:
+            return GymnasiumBox(task_id, seed, time_limit, render_mode)
         environment = suite.load(domain, name, task_kwargs={"random": seed}) if custom is None else custom(seed)
     finally:
         log.setLevel(level)

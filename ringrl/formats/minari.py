@@ -16,8 +16,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64
 
 from ringrl.envs import DMControlEnv, domains, make_env, split_task, tasks
+from ringrl.envs.action_bounds import linear_bounds
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
-from ringrl.envs.suite import UNBOUNDED
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
@@ -121,10 +121,7 @@ def action_bounds(dataset: "MinariDataset") -> tuple[Float64[np.ndarray, " actio
     space = dataset.action_space
     if not isinstance(space, spaces.Box):
         raise UserError(f"{dataset.id}: its actions are {type(space).__name__}; only Box actions can be learnt here")
-    low, high = (np.asarray(bound, np.float64).ravel() for bound in (space.low, space.high))
-    bounded = (np.clip(high, -UNBOUNDED, UNBOUNDED) - np.clip(low, -UNBOUNDED, UNBOUNDED)) < UNBOUNDED
-    bounded &= high > low
-    return np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    return linear_bounds(space.low, space.high)
 
 
 def flatten_observations(space: spaces.Space, values: Any) -> Float32[np.ndarray, "rows observation"]:

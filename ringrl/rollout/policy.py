@@ -1,7 +1,6 @@
 """A trained agent as a policy over a batch of environments, with returns-to-go, trials and segments as in training."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +41,7 @@ class ExpertPolicy:
     target = None
 
     def __init__(self, envs: VectorEnv):
-        self._envs = envs.envs
+        self._envs = envs
 
     @staticmethod
     def knows(env: DMControlEnv) -> bool:
@@ -54,8 +53,7 @@ class ExpertPolicy:
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
         """Each expert's action in the environment's present physics state; `observation` is not used."""
-        states: Any = self._envs
-        return np.stack([env.task.expert(env.physics) for env in states]).astype(np.float32)
+        return self._envs.expert()
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Nothing to learn."""

@@ -48,7 +48,7 @@ def run_trials(
         done = terminated | truncated
         policy.observe(reward.astype(np.float32), done)
         earned += reward
-        length += [len(rows["reward"]) for rows in info["rows"]] if "rows" in info else action_repeat
+        length += info.get("length", action_repeat)
         for env in np.flatnonzero(done & (trial < trials)).tolist():
             results.append(
                 TrialReturn(agent, task, seed, env, int(trial[env]), float(earned[env]), int(length[env]), target)

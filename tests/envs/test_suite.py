@@ -153,9 +153,9 @@ def test_bad_arguments_are_named(call, message):
 
 def test_observation_order_is_that_of_the_spec(monkeypatch):
     env = envs.make_env("walker_walk")
-    parts = OrderedDict(z=np.array([1.0]), a=np.array([[2.0, 3.0]]), m=np.float64(4.0))
+    parts = OrderedDict(z=np.array([1.0]), a=np.array([[2.0, 3.0]]), m=np.float64(4.0), b=np.arange(5, 25))
     monkeypatch.setattr(env.task, "get_observation", lambda physics: parts)
-    np.testing.assert_array_equal(env.reset()[0], np.array([1, 2, 3, 4], np.float32))
+    np.testing.assert_array_equal(env.reset()[0], np.arange(1, 25, dtype=np.float32))
 
 
 def test_rendering_without_a_backend_says_what_to_do():

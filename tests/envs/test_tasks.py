@@ -136,5 +136,5 @@ def test_exorls_own_tasks_are_stepped_as_one_batch():
     lengths = []
     for _ in range(3):
         observation, _, _, truncated, infos = vector.step(np.zeros((2, 9), np.float32))
-        lengths.append([len(rows["reward"]) for rows in infos["rows"]])
+        lengths.append(infos["length"].tolist())
     assert observation.shape == (2, 42) and truncated.all() and lengths == [[100, 100], [100, 100], [50, 50]]

@@ -5,11 +5,12 @@ from functools import cache
 import numpy as np
 import pytest
 from flax import nnx
-from gymnasium.vector import AutoresetMode
 
 from ringrl.agent import RolloutSpec
 from ringrl.config import ModelConfig
-from ringrl.envs import VectorEnv, make_env
+from ringrl.envs import VectorEnv
+from ringrl.envs.env_batch import EnvSettings
+from ringrl.envs.vector import LocalBatch
 from ringrl.model.output_heads import Gaussian
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer
@@ -40,8 +41,9 @@ def make_policy(spec: RolloutSpec, envs: int, model: Transformer | None = None) 
 
 
 def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
-    builders = [lambda seed=seed: make_env(TASK, seed=seed, action_repeat=action_repeat) for seed in seeds]
-    return VectorEnv(builders, autoreset_mode=AutoresetMode.DISABLED)
+    settings = EnvSettings(TASK, action_repeat)
+    example = settings.make(seeds[0])
+    return VectorEnv(LocalBatch(settings, seeds, example.widths), example, 0, None)
 
 
 def roll_out(policy: SequencePolicy, seeds: list[int]) -> list[dict[int, tuple[float, int]]]:

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from gymnasium.vector import AutoresetMode, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from ringrl.agent import RolloutSpec
 from ringrl.batch import Batch, Chain, ContextPlan
 from ringrl.config import ModelConfig
-from ringrl.envs import VectorEnv, make_env
+from ringrl.envs import make_env
 from ringrl.episode import Episode
 from ringrl.model.output_heads import Gaussian, TanhMSE
 from ringrl.model.tokens import ORDER, TokenLayout
@@ -44,6 +44,15 @@ def make_model(layout: TokenLayout) -> Transformer:
     return model
 
 
+class RowsVector(SyncVectorEnv):
+    """Gymnasium's, whose `infos["rows"]` is a list of each environment's own, where it would stack them."""
+
+    def _add_info(self, vector_infos, env_info, env_num):
+        infos = super()._add_info(vector_infos, {k: v for k, v in env_info.items() if k != "rows"}, env_num)
+        infos.setdefault("rows", {})[env_num] = env_info.get("rows")
+        return infos
+
+
 class Recorder(VectorWrapper):
     """A vector environment that keeps every episode, with the actions that led through it."""
 
@@ -60,7 +69,7 @@ class Recorder(VectorWrapper):
 
     def step(self, actions):
         observation, reward, terminated, truncated, info = self.env.step(actions)
-        for env, rows in enumerate(info["rows"]):
+        for env, rows in info["rows"].items():
             repeated = np.repeat(actions[env][None], len(rows["reward"]), axis=0)
             self.rows[env][-1].append({**rows, "action": repeated})
         return observation, reward, terminated, truncated, info
@@ -84,7 +93,7 @@ def roll_out(
         lambda seed=seed, limit=limit: make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
         for seed, limit in enumerate(limits, 5)
     ]
-    recorder = Recorder(VectorEnv(made, autoreset_mode=AutoresetMode.DISABLED))
+    recorder = Recorder(RowsVector(made, autoreset_mode=AutoresetMode.DISABLED))
     options = {"envs": len(limits), "episode_steps": AGENT_STEPS, "trials": trials, "sizes": SIZES, "seed": 0}
     policy = SequencePolicy(model, NORMALIZER, spec, across_trials=across_trials, **options)
     results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
