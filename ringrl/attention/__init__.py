@@ -27,8 +27,9 @@ Over a ring, `ring_attention` runs inside `jax.shard_map` on shards in ring orde
 
 from ringrl.attention.block_attention import MASKED_LSE
 from ringrl.attention.blockwise import blockwise_attention
-from ringrl.attention.decode import decode_attention
+from ringrl.attention.decode import cached_attention
 from ringrl.attention.dense import dense_attention
+from ringrl.attention.kv_cache import KVCache, append_tokens, empty_cache, slots_for
 from ringrl.attention.layout import Layout, from_ring_order, ring_positions, to_ring_order
 from ringrl.attention.options import compiler_options
 from ringrl.attention.ring import Exchange, ring_attention
@@ -36,13 +37,17 @@ from ringrl.attention.ring import Exchange, ring_attention
 __all__ = [
     "MASKED_LSE",
     "Exchange",
+    "KVCache",
     "Layout",
+    "append_tokens",
     "blockwise_attention",
+    "cached_attention",
     "compiler_options",
-    "decode_attention",
     "dense_attention",
+    "empty_cache",
     "from_ring_order",
     "ring_attention",
     "ring_positions",
+    "slots_for",
     "to_ring_order",
 ]

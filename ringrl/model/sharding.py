@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor", "seq", "heads")
-_BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")
 SEQUENCE_AXES = ("seq", "heads")
 # Parameters are sharded over the ring too: where a context needs the ring, it is often the only row, and fsdp is 1.
 _SHARDS = ("fsdp", *SEQUENCE_AXES)
 
-TOKENS = P(_BATCH_AXES, SEQUENCE_AXES)
+TOKENS = P(BATCH_AXES, SEQUENCE_AXES)
 """Activations and batches, [batch, tokens or steps, ...]."""
 
 # Path of a parameter -> the partition in which it is stored; the first match wins. Layers are stacked on axis 0.
@@ -56,6 +56,16 @@ def partitions(tree: Any, mesh: Mesh, inside: str = "") -> Any:
         return partition(name, leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def whole_but_tensor(tree: Any, mesh: Mesh) -> Any:
+    """Partitions of a model's parameters where each device has all of them but what `tensor` shares out (rollouts)."""
+
+    def keep(axes: Any) -> str | None:
+        return "tensor" if "tensor" in ((axes,) if isinstance(axes, str) else axes or ()) else None
+
+    stored = partitions(tree, mesh)
+    return jax.tree.map(lambda spec: P(*map(keep, spec)), stored, is_leaf=lambda x: isinstance(x, P))
 
 
 def _dividing(axes: str | tuple[str, ...] | None, size: int, mesh: Mesh) -> str | tuple[str, ...] | None:

@@ -17,17 +17,25 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ringrl.attention import Exchange, Layout, blockwise_attention, decode_attention, ring_attention
+from ringrl.attention import (
+    Exchange,
+    KVCache,
+    Layout,
+    append_tokens,
+    blockwise_attention,
+    cached_attention,
+    ring_attention,
+)
+from ringrl.attention.kv_cache import Stored
 from ringrl.attention.local_step import ATTENTION_NAMES
 from ringrl.config import ModelConfig
-from ringrl.model.layer import Attend, Layer, LayerInput
+from ringrl.model.layer import Attend, Layer, LayerInput, Sum
 from ringrl.model.output_heads import OutputHead, Vocabulary
 from ringrl.model.sharding import GATHERED, SEQUENCE_AXES, gather, on_mesh, partitions, run_local
 from ringrl.model.token_blocks import blockwise
 from ringrl.model.token_ids import TokenIds
 from ringrl.model.tokens import StepArrays, TokenLayout
 
-Cache = dict[str, jax.Array]  # k, v [layers, B, C, K, D]; segment_ids, positions [B, C]; cursor []: tokens written
 Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]  # (raw outputs, batch) -> float32 [B, steps]
 _LAYER_INPUT = "layer_input"
 
@@ -152,78 +160,36 @@ class Transformer(nnx.Module):
 
         return lax.scan(_rematerialise(step, self.config.remat), tokens.x.astype(dtype), stacked)[0]
 
-    def prefill(self, steps: StepArrays, attend: Attend, capacity: int) -> Cache:
-        """The cache after `steps`, with room for `capacity` tokens."""
-        x, positions, segment_ids = self.embed(steps)
-        graph, stacked = nnx.split(self.layers)
+    def extend(
+        self,
+        tokens: LayerInput,
+        cache: KVCache,
+        *,
+        prompt: KVCache | None = None,
+        total: Sum = lambda part: part,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> tuple[Float[Array, "batch tokens width"], KVCache]:
+        """Features of the tokens, which follow those in the cache, and the cache with theirs.
 
-        def step(x: jax.Array, params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            layer = nnx.merge(graph, params)
-            q, k, v = layer.before(x, positions)
-            out = attend(q, k, v, segment_ids)
-            return layer.output_and_mlp(x, out.reshape(1, *x.shape[:2], -1), lambda part: part), (k, v)
-
-        _, (k, v) = lax.scan(step, x.astype(jnp.dtype(self.config.compute_dtype)), stacked)
-        cache, tokens = self.empty_cache(x.shape[0], capacity), x.shape[1]
-        return cache | {
-            "k": cache["k"].at[:, :, :tokens].set(k),
-            "v": cache["v"].at[:, :, :tokens].set(v),
-            "segment_ids": cache["segment_ids"].at[:, :tokens].set(segment_ids),
-            "positions": cache["positions"].at[:, :tokens].set(positions),
-            "cursor": jnp.asarray(tokens, jnp.int32),
-        }
-
-    def empty_cache(self, batch: int, capacity: int) -> Cache:
-        """A KV cache for `batch` rows of up to `capacity` tokens; segment id 0 marks an empty slot."""
-        c = self.config
-        shape = (c.layers, batch, capacity, c.kv_heads, c.width // c.heads)
-        dtype = jnp.dtype(c.compute_dtype)
-        return {  # an array each: a caller donates the cache, and one buffer cannot be given twice
-            "k": jnp.zeros(shape, dtype),
-            "v": jnp.zeros(shape, dtype),
-            "segment_ids": jnp.zeros((batch, capacity), jnp.int32),
-            "positions": jnp.zeros((batch, capacity), jnp.int32),
-            "cursor": jnp.zeros((), jnp.int32),
-        }
-
-    def decode(
-        self, previous: StepArrays, current: StepArrays, cache: Cache
-    ) -> tuple[Float[Array, "batch action outputs"], Cache]:
-        """Raw outputs for the current step's action, and the cache with the step's tokens; fields are [batch, 1].
-
-        See `TokenEmbedder.following` for which tokens those are. The caller keeps `cursor` within the capacity.
+        Args:
+            tokens: embedded; a row keeps them up to the last that has a segment.
+            cache: with `axis_name`, this device's shard of it.
+            prompt: a cache of one row that all rows see as well.
+            total: the sum over the devices that share a token's heads.
+            axis_name: mesh axes over which the caches are spread, inside `jax.shard_map`.
         """
-        x, positions, segment_ids = self.embed.following(previous, current)
-        cursor = cache["cursor"]
-        seen = jax.lax.dynamic_update_slice(cache["segment_ids"], segment_ids, (0, cursor))
-        where = jax.lax.dynamic_update_slice(cache["positions"], positions, (0, cursor))
+        cache, slots = append_tokens(cache, tokens.positions, tokens.segment_ids, axis_name)
         graph, stacked = nnx.split(self.layers)
+        where = {"positions": tokens.positions, "segment_ids": tokens.segment_ids, "axis_name": axis_name}
 
-        def step(carry: tuple[jax.Array, jax.Array, jax.Array], inputs: tuple[jax.Array, Any]):
-            x, keys, values = carry
-            index, layer = inputs[0], nnx.merge(graph, inputs[1])
-            q, k, v = layer.before(x, positions)
-            keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, cursor, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, cursor, 0, 0))
-            here = [jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in (keys, values)]
-            out: Any = decode_attention(
-                q,
-                *here,
-                q_segment_ids=segment_ids,
-                cache_segment_ids=seen,
-                q_positions=positions,
-                cache_positions=where,
-            )
-            return (layer.after(x, out.reshape(1, *x.shape[:2], -1), lambda part: part), keys, values), None
+        def step(carry: tuple[jax.Array, Stored], inputs: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            (x, stored), layer = carry, nnx.merge(graph, inputs[1])
+            q, k, v = layer.before(x, tokens.positions)
+            here = cache._replace(stored=stored)
+            out, stored = cached_attention(q, k, v, here, inputs[0], slots, prompt=prompt, **where)
+            return (layer.after(x, out.reshape(1, *x.shape[:2], -1), total), stored), None
 
-        x = x.astype(cache["k"].dtype)
+        x = tokens.x.astype(jnp.dtype(self.config.compute_dtype))
         indices = jnp.arange(self.config.layers, dtype=jnp.int32)
-        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (indices, stacked))
-        cache = {
-            "k": keys,
-            "v": values,
-            "segment_ids": seen,
-            "positions": where,
-            "cursor": cursor + jnp.asarray(x.shape[1], jnp.int32),
-        }
-        return self.read(x[:, -1]), cache
+        (x, stored), _ = lax.scan(step, (x, cache.stored), (indices, stacked))
+        return x, cache._replace(stored=stored)

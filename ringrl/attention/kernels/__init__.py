@@ -3,6 +3,7 @@
 Kernels are imported where they are used: Pallas alone takes a second to import, and a CPU needs none of it.
 """
 
+from types import ModuleType
 from typing import Literal, get_args
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 from ringrl.attention.block_attention import group_size
 from ringrl.attention.kernels.hardware_steps import GpuStep, NativeStep, TpuStep
 from ringrl.attention.kernels.xla import XlaStep
+from ringrl.attention.kv_cache import Stored
 from ringrl.attention.local_step import LocalStep, Sizes
 from ringrl.attention.tiling import Cut, default_blocks, fit_block
 
@@ -19,6 +21,9 @@ Kernel = Literal["xla", "native", "tpu", "gpu"]
 """Implementations of the local step: `xla` runs everywhere; `native` is C++ for CPUs, compiled when it is first used;
 `tpu` is Pallas; `gpu` is cuDNN."""
 
+
+CacheKernel = Literal["xla", "native", "tpu"]
+"""Implementations of attention to a KV cache: modules of two functions, `write` and `attend` (see `xla_cache`)."""
 
 _MAX_TPU_HEAD_DIM = 256
 
@@ -93,6 +98,20 @@ def make_sizes(
         kv_heads=k.shape[2],
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
     )
+
+
+def cache_kernel(
+    q: Float[Array, "batch tokens heads head_dim"], stored: Stored, kernel: CacheKernel | None
+) -> ModuleType:
+    """The module that attends to a KV cache; `kernel` None takes the best that the platform has.
+
+    Raises ValueError where `kernel` cannot be used here.
+    """
+    from ringrl.attention.kernels import xla_cache
+
+    if kernel not in (None, *get_args(CacheKernel)):
+        raise ValueError(f"kernel {kernel!r} is unknown: choose one of {', '.join(get_args(CacheKernel))}")
+    return xla_cache
 
 
 def platform() -> str:

@@ -1,0 +1,137 @@
+"""A model on a KV cache: its compiled calls, on one device or spread over a mesh; made once, shared by all contexts.
+
+On a mesh, rows are spread over `data` and `fsdp`, the cache's slots over `seq` and `heads`, heads over `tensor`.
+Parameters are whole on every device, but for `tensor`. A layer sends one combination of partial results over the ring.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from ringrl.attention import KVCache, empty_cache, slots_for
+from ringrl.attention.kv_cache import Stored
+from ringrl.model.layer import LayerInput
+from ringrl.model.sharding import BATCH_AXES, SEQUENCE_AXES, whole_but_tensor
+from ringrl.model.tokens import StepArrays
+from ringrl.model.transformer import Transformer
+
+
+class CachedDecoder:
+    """What a rollout asks of a model. Calls take a cache away from the caller and give it back longer.
+
+    Attributes:
+        model: the decoder.
+        params: its parameters, as the calls take them: matrices of layers in the compute dtype.
+        stations: devices over which a row's cache is spread.
+    """
+
+    def __init__(self, model: Transformer, mesh: Mesh | None = None, cache_dtype: str | None = None):
+        """`cache_dtype`: float32, bfloat16 or int8; None: the model's compute dtype."""
+        self.model, self._mesh = model, mesh
+        self._dtype = jnp.dtype(cache_dtype or model.config.compute_dtype)
+        self.stations = 1 if mesh is None else mesh.shape["seq"] * mesh.shape["heads"]
+        self._graph, params = nnx.split(model)
+        self.params = _in_compute_dtype(params, jnp.dtype(model.config.compute_dtype))
+        if mesh is not None:
+            self.params = jax.tree.map(partial(_place, mesh), self.params, whole_but_tensor(params, mesh))
+        self._step, self._fill = self._compiled(self._decode), self._compiled(self._extend)
+
+    def empty(self, batch: int, capacity: int, call: int) -> KVCache:
+        """A cache for `batch` rows of up to `capacity` tokens, appended by calls of up to `call` tokens."""
+        c = self.model.config
+        slots = slots_for(capacity, call, self.stations) * self.stations
+        sizes = (c.layers, batch, slots, c.kv_heads, c.width // c.heads, self._dtype)
+        make = partial(empty_cache, *sizes, stations=self.stations)
+        if self._mesh is None:
+            return make()
+        specs = cache_partitions(self._dtype == jnp.int8)
+        shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs, is_leaf=_is_spec)
+        return jax.jit(make, out_shardings=shardings)()
+
+    def step(
+        self, previous: StepArrays, current: StepArrays, cache: KVCache, prompt: KVCache | None = None
+    ) -> tuple[Float[Array, "batch action outputs"], KVCache]:
+        """Raw outputs for the current step's action, and the cache with the tokens that came with the step.
+
+        Fields are [batch, 1]. See `TokenEmbedder.following` for which tokens those are.
+        """
+        return self._step(self.params, previous, current, cache, prompt)
+
+    def fill(
+        self, steps: StepArrays, cache: KVCache, prompt: KVCache | None = None
+    ) -> tuple[Float[Array, "batch steps action outputs"], KVCache]:
+        """Raw outputs at all of `steps`, and the cache with all their tokens; padding at a row's end is not kept."""
+        return self._fill(self.params, steps, cache, prompt)
+
+    def _decode(self, model: Transformer, previous: StepArrays, current: StepArrays, extend: Callable) -> Any:
+        features, cache = extend(LayerInput(*model.embed.following(previous, current)))
+        return model.read(features[:, -1]), cache
+
+    def _extend(self, model: Transformer, steps: StepArrays, extend: Callable) -> Any:
+        features, cache = extend(LayerInput(*model.embed(steps)))
+        return model.read(model.embed.read(features)), cache
+
+    def _compiled(self, call: Callable) -> Callable:
+        """The jitted call, on every device's shards; donates the cache."""
+        mesh = self._mesh
+        axis_name = None if self.stations == 1 else SEQUENCE_AXES
+        several = mesh is not None and mesh.shape["tensor"] > 1
+        total = partial(lax.psum, axis_name="tensor") if several else lambda part: part
+
+        def local(params: Any, *arguments: Any) -> Any:
+            *steps, cache, prompt = arguments
+            model = nnx.merge(self._graph, params)
+            extend = partial(model.extend, cache=cache, prompt=prompt, total=total, axis_name=axis_name)
+            return call(model, *steps, extend)
+
+        def run(params: Any, *arguments: Any) -> Any:
+            if mesh is None:
+                return local(params, *arguments)
+            cache = cache_partitions(arguments[-2].stored.k_scale is not None)
+            prompt = (
+                None if arguments[-1] is None else cache_partitions(arguments[-1].stored.k_scale is not None, rows=())
+            )
+            steps = (P(BATCH_AXES),) * (len(arguments) - 2)
+            specs = (whole_but_tensor(params, mesh), *steps, cache, prompt)
+            outputs = (P(BATCH_AXES), cache)
+            return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False)(
+                params, *arguments
+            )
+
+        return jax.jit(run, donate_argnums=3 if call == self._decode else 2)
+
+
+def cache_partitions(quantised: bool, rows: tuple[str, ...] = BATCH_AXES) -> KVCache:
+    """The partitions of a cache's arrays; `rows`: mesh axes of its rows, () for a prompt's one row."""
+    tokens, scales = P(None, rows, SEQUENCE_AXES, "tensor"), P(None, rows, "tensor", SEQUENCE_AXES)
+    scale = scales if quantised else None
+    return KVCache(Stored(tokens, tokens, scale, scale), P(rows, SEQUENCE_AXES), P(rows, SEQUENCE_AXES), P(rows))
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, P)
+
+
+def _place(mesh: Mesh, x: Array, spec: P) -> Array:
+    """A parameter on the mesh, of which every process has the whole."""
+    whole, sharding = np.asarray(x), NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
+
+
+def _in_compute_dtype(params: Any, dtype: Any) -> Any:
+    """Matrices of layers in the dtype in which they are used, so that no call casts them anew."""
+
+    def cast(path: tuple, x: Array) -> Array:
+        names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
+        return x.astype(dtype) if "layers" in names and "kernel" in names else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
