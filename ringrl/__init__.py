@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ringrl.relabelling.relabel_source import relabel
     from ringrl.reporting import write_report as report
     from ringrl.rollout.evaluate import evaluate
-    from ringrl.rollout.session import load_agent
+    from ringrl.rollout.trained_agent import load_agent
     from ringrl.store.builder import build as build_store
     from ringrl.store.episode_store import open_store
     from ringrl.training.start import train
@@ -52,7 +52,7 @@ _DEFINED: dict[str, tuple[str, str | None]] = {
     "attention": ("ringrl.attention", None),
     "build_store": ("ringrl.store.builder", "build"),
     "evaluate": ("ringrl.rollout.evaluate", "evaluate"),
-    "load_agent": ("ringrl.rollout.session", "load_agent"),
+    "load_agent": ("ringrl.rollout.trained_agent", "load_agent"),
     "make_env": ("ringrl.envs", "make_env"),
     "open_store": ("ringrl.store.episode_store", "open_store"),
     "relabel": ("ringrl.relabelling.relabel_source", "relabel"),

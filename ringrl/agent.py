@@ -17,15 +17,16 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Float64
 
 from ringrl import recipes
 from ringrl.batch import BatchField
-from ringrl.config import Ablation, AgentConfig, RunConfig
+from ringrl.config import AgentConfig, RunConfig
 from ringrl.errors import UserError
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
 from ringrl.model.tokens import TokenLayout
+from ringrl.policy import RolloutSpec, TrainedPolicy
 from ringrl.sampling.normalizer import Normalizer
 
 
@@ -41,27 +42,6 @@ class AgentDescription:
 
     display_name: str
     across_trials: bool
-
-
-@dataclass(frozen=True)
-class RolloutSpec:
-    """How a trained agent is rolled out: its context, its return conditioning, its actions.
-
-    With R the target return and r_i the rewards of a trial, the return-to-go at its step t is R_t = R - sum_{i < t} r_i
-    (Chen et al. 2021, section 3), or R at every step.
-
-    Attributes:
-        context_steps: agent steps in the longest context that training has shown the agent.
-        target: R; None: the agent is not conditioned on a return.
-        subtract_rewards: whether R_t is R less the rewards so far; False: R at every step, as of a mean reward over a
-            horizon (`ringrl.batch.ContextPlan`).
-        sample: whether actions are drawn from the output head's distribution, instead of taking its mode.
-    """
-
-    context_steps: int
-    target: float | None = None
-    subtract_rewards: bool = True
-    sample: bool = False
 
 
 LossFunction = Callable[[OutputHead, jax.Array, Mapping[str, jax.Array]], jax.Array]
@@ -146,60 +126,6 @@ class Trainer(Protocol):
 
     def rates(self, step: int) -> dict[str, float]:
         """`tokens` so far, `tokens_per_s` since the last call of this, and more; for a line of metrics.jsonl."""
-        ...
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """What `run_trials` needs of who acts. `envs` is the batch of environments."""
-
-    @property
-    def target(self) -> float | None:
-        """The target return at the start of every trial, if any."""
-        ...
-
-    def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
-        """These environments were reset."""
-        ...
-
-    def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
-        """An action in [-1, 1] for every environment."""
-        ...
-
-    def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
-        """The reward of the action, and whether the trial ended with it."""
-        ...
-
-
-@runtime_checkable
-class TrainedPolicy(Protocol):
-    """A checkpoint's policy, before it is in an environment."""
-
-    @property
-    def step(self) -> int:
-        """Gradient steps that it was trained for."""
-        ...
-
-    def start(
-        self,
-        environments: int,
-        trial_steps: int,
-        spec: RolloutSpec,
-        *,
-        trials: int,
-        seed: int,
-        ablation: Ablation | None = None,
-    ) -> Policy:
-        """A policy for so many environments and trials, with an empty context.
-
-        Args:
-            environments: how many act at once, as one batch.
-            trial_steps: agent steps in the longest trial.
-            spec: how it is rolled out.
-            trials: trials to come.
-            seed: of the drawn actions, and of what an ablation draws.
-            ablation: how the trials before the present one are ablated in its context, see `ringrl.rollout.ablation`.
-        """
         ...
 
 

@@ -43,6 +43,7 @@ class AgentConfig(ConfigSection):
 Ablation = Literal["truncated", "shuffled", "foreign", "blind"]
 """How the earlier trials in an agent's context are ablated, see `ringrl.rollout.ablation`."""
 
+WhenFull = Literal["newest", "best", "stop"]  # what is kept of a full context, see `ringrl.rollout.full_context`
 ConfigSectionT = TypeVar("ConfigSectionT", bound=ConfigSection)
 
 
@@ -93,6 +94,8 @@ class EvaluationConfig(ConfigSection):
     # Environment i has seed + i. Tasks hidden_* and visible_* take 1000000 or more, which no training data are of.
     seed: int = Field(default=1000, ge=0)
     target: float | None = None  # return to ask for; None: the best return of the data set
+    when_full: WhenFull = "newest"  # what is kept of a full context: the newest or best whole trials; or stop there
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None  # of keys and values; None: compute_dtype's
 
 
 class RunConfig(ConfigSection):

@@ -15,7 +15,8 @@ from ringrl.config import AgentConfig, RunConfig
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
 from ringrl.model.tokens import TokenLayout
-from ringrl.rollout.policy import TrainedSequencePolicy
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.rollout.sequence_policy import TrainedSequencePolicy
 from ringrl.run import RunDirectory
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.store.episode_store import Store
@@ -82,7 +83,8 @@ class SequenceAgent(ABC, Generic[ConfigT]):
         """See `ringrl.agent.PolicySource`."""
         model, step = load_model(run, config, sizes, checkpoint, self.decoder)
         normalizer = RunDirectory(run).normalizer()
-        return TrainedSequencePolicy(model, normalizer, sizes, step, self.description.across_trials)
+        calls = ModelCalls(model, cache_dtype=config.evaluation.cache_dtype)
+        return TrainedSequencePolicy(calls, normalizer, sizes, step, self.description.across_trials)
 
 
 class TokenAgent(ABC, Generic[ConfigT]):

@@ -58,13 +58,13 @@ def cached_attention(
     """
     module = cache_kernel(q, cache.stored, kernel)
     stored = module.write(cache.stored, store(k, v, cache.stored.k.dtype), layer, slots.at)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
     queries, entries = TokenIndex(positions, segment_ids), TokenIndex(cache.positions, cache.segment_ids)
-    result = module.attend(q, stored, layer, queries, entries, slots.filled, scale=scale)
+    result = module.attend(q, stored, layer, queries, entries, slots.filled, scale=factor)
     if prompt is not None:
-        result = merge(result, _attend_prompt(module, q, prompt, layer, queries, scale, axis_name))
+        result = merge(result, _attend_prompt(module, q, prompt, layer, queries, factor, axis_name))
     if axis_name is not None:
-        result = _combine(*result, axis_name)
+        result = _combine(result[0], result[1], axis_name)
     return result[0].astype(q.dtype), stored
 
 
@@ -81,7 +81,8 @@ def _attend_prompt(
     here = jnp.zeros((), jnp.int32) if axis_name is None else lax.axis_index(axis_name)
     filled = lax.dynamic_index_in_dim(prompt.filled, here, 1, keepdims=False)
     entries = TokenIndex(prompt.positions, prompt.segment_ids)
-    joined = TokenIndex(*(x.reshape(1, -1) for x in queries))
+    assert queries.segments is not None
+    joined = TokenIndex(queries.positions.reshape(1, -1), queries.segments.reshape(1, -1))
     one = q.reshape(1, -1, *q.shape[2:])
     out, lse = module.attend(one, prompt.stored, layer, joined, entries, filled, scale=scale)
     return out.reshape(q.shape), lse.reshape(q.shape[:-1])

@@ -94,7 +94,7 @@ def append_tokens(
         axis_name: mesh axes of the ring, inside `jax.shard_map`; None: all of the cache is here.
     """
     tokens, stations = positions.shape[1], cache.filled.shape[1]
-    kept = jnp.max(jnp.where(segment_ids != 0, jnp.arange(1, tokens + 1, dtype=jnp.int32), 0), axis=1)
+    kept = jnp.max(jnp.where(segment_ids != 0, jnp.arange(1, tokens + 1, dtype=jnp.int32)[None], 0), axis=1)
     owner = jnp.argmin(cache.filled, axis=1)
     owned = jnp.arange(stations)[None] == owner[:, None]
     filled = cache.filled + jnp.where(owned, kept[:, None], 0)

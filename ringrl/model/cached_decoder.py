@@ -4,7 +4,7 @@ On a mesh, rows are spread over `data` and `fsdp`, the cache's slots over `seq` 
 Parameters are whole on every device, but for `tensor`. A layer sends one combination of partial results over the ring.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ringrl.attention import KVCache, empty_cache, slots_for
 from ringrl.attention.kv_cache import Stored
@@ -44,6 +44,8 @@ class CachedDecoder:
         if mesh is not None:
             self.params = jax.tree.map(partial(_place, mesh), self.params, whole_but_tensor(params, mesh))
         self._step, self._fill = self._compiled(self._decode), self._compiled(self._extend)
+        empty = lambda cache, which: cache._replace(filled=jnp.where(which[:, None], 0, cache.filled))  # noqa: E731
+        self._forget = jax.jit(empty, donate_argnums=0)
 
     def empty(self, batch: int, capacity: int, call: int) -> KVCache:
         """A cache for `batch` rows of up to `capacity` tokens, appended by calls of up to `call` tokens."""
@@ -54,11 +56,11 @@ class CachedDecoder:
         if self._mesh is None:
             return make()
         specs = cache_partitions(self._dtype == jnp.int8)
-        shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs, is_leaf=_is_spec)
+        shardings = jax.tree.map(partial(NamedSharding, self._mesh), specs, is_leaf=_is_spec)
         return jax.jit(make, out_shardings=shardings)()
 
     def step(
-        self, previous: StepArrays, current: StepArrays, cache: KVCache, prompt: KVCache | None = None
+        self, previous: Mapping[str, Any], current: Mapping[str, Any], cache: KVCache, prompt: KVCache | None = None
     ) -> tuple[Float[Array, "batch action outputs"], KVCache]:
         """Raw outputs for the current step's action, and the cache with the tokens that came with the step.
 
@@ -67,10 +69,14 @@ class CachedDecoder:
         return self._step(self.params, previous, current, cache, prompt)
 
     def fill(
-        self, steps: StepArrays, cache: KVCache, prompt: KVCache | None = None
+        self, steps: Mapping[str, Any], cache: KVCache, prompt: KVCache | None = None
     ) -> tuple[Float[Array, "batch steps action outputs"], KVCache]:
         """Raw outputs at all of `steps`, and the cache with all their tokens; padding at a row's end is not kept."""
         return self._fill(self.params, steps, cache, prompt)
+
+    def forget(self, cache: KVCache, which: Bool[np.ndarray, " batch"]) -> KVCache:
+        """The cache without the tokens of these rows."""
+        return self._forget(cache, which)
 
     def _decode(self, model: Transformer, previous: StepArrays, current: StepArrays, extend: Callable) -> Any:
         features, cache = extend(LayerInput(*model.embed.following(previous, current)))
@@ -112,9 +118,11 @@ class CachedDecoder:
 
 def cache_partitions(quantised: bool, rows: tuple[str, ...] = BATCH_AXES) -> KVCache:
     """The partitions of a cache's arrays; `rows`: mesh axes of its rows, () for a prompt's one row."""
-    tokens, scales = P(None, rows, SEQUENCE_AXES, "tensor"), P(None, rows, "tensor", SEQUENCE_AXES)
-    scale = scales if quantised else None
-    return KVCache(Stored(tokens, tokens, scale, scale), P(rows, SEQUENCE_AXES), P(rows, SEQUENCE_AXES), P(rows))
+    tokens: Any = P(None, rows, SEQUENCE_AXES, "tensor")
+    scale: Any = P(None, rows, "tensor", SEQUENCE_AXES) if quantised else None
+    slots: Any = P(rows, SEQUENCE_AXES)
+    filled: Any = P(rows)
+    return KVCache(Stored(tokens, tokens, scale, scale), slots, slots, filled)
 
 
 def _is_spec(x: Any) -> bool:

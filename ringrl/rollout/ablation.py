@@ -8,18 +8,18 @@
 | blind | all, but every reward is 0, also in the present trial, and the return-to-go is always the target return |
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ringrl.agent import RolloutSpec
 from ringrl.batch import PREVIOUS, link_previous
 from ringrl.config import Ablation, EvaluationConfig
 from ringrl.errors import UserError
-from ringrl.model.transformer import Transformer
-from ringrl.rollout.context import CachedContext, StepFields
+from ringrl.model.cached_decoder import CachedDecoder
+from ringrl.policy import RolloutSetting, RolloutSpec, StepFields
+from ringrl.rollout.context import CachedContext
 
 # The fewest trials in a context with which an ablation changes something: to shuffle takes two earlier ones.
 _LEAST_TRIALS: dict[Ablation, int] = {"truncated": 2, "shuffled": 3, "foreign": 2, "blind": 0}
@@ -69,27 +69,30 @@ class AblatedContext(CachedContext):
     """A cached context with ablated earlier trials: rebuilt at each trial's start from the steps as they happened.
 
     Args:
-        model, envs, steps, trial_steps, sizes: as of `CachedContext`.
-        ablation: which one.
+        decoder, steps, setting, sizes: as of `CachedContext`; the setting names the ablation.
         target: the return-to-go of `blind`, in units of the normalizer's return scale.
-        seed: of the order of `shuffled` trials.
+        demonstrations: as of `CachedContext`; they are earlier trials too.
     """
 
     def __init__(
         self,
-        model: Transformer,
-        envs: int,
+        decoder: CachedDecoder,
         steps: int,
-        trial_steps: int,
+        setting: RolloutSetting,
         sizes: Mapping[str, int],
         *,
-        ablation: Ablation,
         target: float,
-        seed: int,
+        demonstrations: StepFields | Sequence[StepFields] = (),
     ):
-        super().__init__(model, envs, steps, trial_steps, sizes)
-        self._ablation: Ablation = ablation
-        self._target, self._keys = target, np.random.default_rng(seed).random((envs, steps + 1))
+        envs = setting.environments
+        if isinstance(demonstrations, Mapping):  # each environment's are ablated, so none are shared
+            demonstrations = [demonstrations] * envs
+        super().__init__(decoder, steps, setting, sizes, demonstrations)
+        assert setting.ablation is not None
+        self._ablation: Ablation = setting.ablation
+        # An environment's keys are its own, regardless of how many others there are.
+        draws = [np.random.default_rng((setting.seed, setting.first + env)).random(steps + 1) for env in range(envs)]
+        self._target, self._keys = target, np.stack(draws)
 
     def predict(self, step: StepFields) -> jax.Array:
         """As `CachedContext`. Raises UserError where environments begin their trials at different times."""
@@ -100,17 +103,17 @@ class AblatedContext(CachedContext):
                 "contexts cannot be rebuilt together; choose a task whose episodes are all of one length"
             )
         moved = self._record(step)
-        if moved or begins.all():
-            count = self._recent.count
+        if moved.any() or begins.all():
+            count = int(self._recent.count[0])  # the same in all environments
             actual = {name: value[:, :count] for name, value in self._recent.fields.items()}
             shown = ablate(self._ablation, actual, self._keys, self._target)
-            self._rebuild(shown)
+            self._rebuild(np.ones_like(begins), shown, self._recent.count - 1)
             return self._add({name: value[:, count - 1 :] for name, value in shown.items()})
         return self._add(self._seen(self._recent.last()))
 
-    def amend(self, step: StepFields) -> None:
+    def amend(self, outcome: StepFields) -> None:
         """As `CachedContext`."""
-        super().amend(step)
+        super().amend(outcome)
         self._previous = self._seen(self._previous)
 
     def _seen(self, steps: StepFields) -> StepFields:

@@ -1,83 +1,24 @@
-"""An agent's context while it acts: the recent agent steps, and the KV cache over them.
+"""An agent's context while it acts: the recent agent steps of every environment, and the KV cache over them.
 
-All environments of a batch add one step at a time together, so a context has one cursor. Where an environment's trial
-ends earlier than another's, or its context starts afresh, segment ids keep the steps apart.
+Environments are independent: each has its own length, makes room when it is full, and starts its next trial at once.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from flax import nnx
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool
 
-from ringrl.batch import BATCH_SCHEMA, PREVIOUS
-from ringrl.model.tokens import StepArrays
-from ringrl.model.transformer import Cache, Transformer, make_attend
+from ringrl.attention import KVCache
+from ringrl.errors import UserError
+from ringrl.model.cached_decoder import CachedDecoder
+from ringrl.policy import RolloutSetting, StepFields
+from ringrl.rollout.full_context import Dropped, RoomMaker
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.rollout.recent_steps import RecentSteps
 
-StepFields = Mapping[str, np.ndarray]  # one step of every environment: fields of `ringrl.batch.Batch`, [envs, ...]
-
-
-class RecentSteps:
-    """The last `capacity` agent steps of every environment, on the host, as rows of a batch are in training.
-
-    Attributes:
-        fields: the arrays of `ringrl.batch.Batch` by name, [envs, capacity, ...].
-        capacity: steps at most.
-        count: steps so far, of which the oldest is at index 0.
-    """
-
-    def __init__(self, envs: int, capacity: int, sizes: Mapping[str, int]):
-        """No steps. `sizes` are the widths of the observation and the action."""
-        self.fields = {name: field.zeros((envs, capacity), sizes) for name, field in BATCH_SCHEMA.items()}
-        self.capacity, self.count = capacity, 0
-
-    def append(self, step: StepFields) -> None:
-        """Add a step, dropping the oldest when full."""
-        if self.count == self.capacity:
-            self.keep(self.capacity - 1)
-        for name, value in step.items():
-            self.fields[name][:, self.count] = value
-        self.count += 1
-
-    def amend(self, step: StepFields) -> None:
-        """Set fields of the newest step that became known only after it was appended."""
-        for name, value in step.items():
-            self.fields[name][:, self.count - 1] = value
-
-    def keep(self, steps: int) -> None:
-        """Forget all but the newest `steps`."""
-        for value in self.fields.values():
-            value[:, :steps] = value[:, self.count - steps : self.count]
-            value[:, steps:] = 0
-        self.count = steps
-
-    def cut(self) -> None:
-        """Set the oldest step's `previous_*` to 0, as in training at a context's first step."""
-        for name in PREVIOUS.values():
-            self.fields[name][:, 0] = 0
-
-    def begin_at(self, first: Int64[np.ndarray, " envs"]) -> dict[str, Int32[np.ndarray, " envs"]]:
-        """Let each environment's context begin at its slot `first`, as training's begin: trial 0, position 0.
-
-        Steps before it become padding (segment 0). Returns what was subtracted from `trial` and `position`.
-        """
-        each, slots = np.arange(len(first)), np.arange(self.count)
-        before, after = (slots < first[:, None], slots >= first[:, None])
-        taken = {name: self.fields[name][each, first] for name in ("trial", "position")}
-        for name, value in taken.items():
-            self.fields[name][:, : self.count] -= value[:, None] * after
-        for value in self.fields.values():
-            value[:, : self.count][before] = 0
-        for name in PREVIOUS.values():
-            self.fields[name][each, first] = 0
-        return taken
-
-    def last(self) -> dict[str, np.ndarray]:
-        """A copy of the newest step, [envs, 1, ...]; segment 0 where there is none."""
-        at = max(self.count - 1, 0)
-        return {name: value[:, at : at + 1].copy() for name, value in self.fields.items()}
+FILLED_TOKENS = 512
+"""Tokens a row that a cache is filled with in one call: enough for whole matrix products, and little memory."""
 
 
 class RecomputedContext:
@@ -86,105 +27,171 @@ class RecomputedContext:
     A KV cache would not do: the keys of the oldest step in the window were computed from steps that have left it.
     """
 
-    def __init__(self, model: Transformer, envs: int, steps: int, sizes: Mapping[str, int]):
-        self._graph, self._params = nnx.split(model)
-        self._recent = RecentSteps(envs, steps, sizes)
-        attend = make_attend(None, "contiguous", model.config.block)
+    dropped: Sequence[Dropped] = ()  # a window loses steps by design
 
-        def predict(params: Any, batch: dict[str, jax.Array], at: jax.Array) -> jax.Array:
-            raw = nnx.merge(self._graph, params)(batch, attend)
-            return jax.lax.dynamic_index_in_dim(raw, at, axis=1, keepdims=False)
-
-        self._predict = jax.jit(predict)
+    def __init__(self, calls: ModelCalls, envs: int, steps: int, sizes: Mapping[str, int]):
+        self._calls, self._recent = calls, RecentSteps(envs, steps, sizes)
 
     def predict(self, step: StepFields) -> jax.Array:
-        """Raw outputs for the step's action, [envs, action, outputs]; `step` lacks action, reward and completion."""
+        """Raw outputs for the step's action, [envs, action, outputs]."""
+        for env in np.flatnonzero(self._recent.count == self._recent.capacity).tolist():
+            self._recent.keep_newest(env, self._recent.capacity - 1)
         self._recent.append(step)
-        self._recent.cut()
-        return self._predict(self._params, self._recent.fields, np.int32(self._recent.count - 1))
+        return self._calls.window(self._recent.fields, self._recent.count.astype(np.int32) - 1)
 
-    def amend(self, step: StepFields) -> None:
+    def amend(self, outcome: StepFields) -> None:
         """Add what followed the last predicted step: its action, reward and completion."""
-        self._recent.amend(step)
+        self._recent.amend(outcome)
+
+    def clear(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """Forget all steps of these environments."""
+        self._recent.clear(which)
+
+    def room(self) -> Bool[np.ndarray, " envs"]:
+        """A window always has room."""
+        return np.ones(len(self._recent.count), bool)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that `restore` needs, as arrays by name."""
+        return self._recent.state()
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Become what `state` was made of."""
+        self._recent.restore(state)
 
 
 class CachedContext:
-    """Predicts with a KV cache: a step costs its own tokens, for any length of the context.
+    """Predicts with a KV cache: a step costs its own tokens and reading those in the context, of any number.
 
     Args:
-        model: the decoder.
-        envs: environments in the batch.
+        decoder: the model's calls.
         steps: agent steps in the context at most.
-        trial_steps: agent steps in the longest possible trial. A full context is rebuilt from whole trials if one fits:
-            from as many of the newest as leave room for another, and from the steps so far of those that go on. They
-            are counted from 0 again, as in training, where an agent never saw more trials than fit. With a context of n
-            trials' length, n - 1 earlier trials are always in it; with n = 1, only the present one. A context shorter
-            than a trial goes on from its newest half.
+        setting: environments, the longest trial, and what is kept of a full context.
         sizes: widths of the observation and the action.
+        demonstrations: what every environment's context begins with, fields of `ringrl.batch.Batch`, [steps, ...],
+            numbered and linked: one for all environments, which then share its cache, or one for each.
     """
 
-    def __init__(self, model: Transformer, envs: int, steps: int, trial_steps: int, sizes: Mapping[str, int]):
-        self._graph, self._params = nnx.split(model)
-        self._whole, self._steps = steps >= trial_steps, steps
-        # The same for all environments and all trial lengths, so that none depends on the others in its batch.
-        self._kept = max(steps - trial_steps, steps // 2)
-        self._recent = RecentSteps(envs, steps + 1, sizes)  # one more, until room is made
-        self._renumbered = {name: np.zeros(envs, np.int32) for name in ("trial", "position")}
-        per_step = model.layout.tokens_per_step
-        tokens = steps * per_step
-        self._cache = model.empty_cache(envs, tokens)
+    def __init__(
+        self,
+        decoder: CachedDecoder,
+        steps: int,
+        setting: RolloutSetting,
+        sizes: Mapping[str, int],
+        demonstrations: StepFields | Sequence[StepFields] = (),
+    ):
+        self._decoder, self._steps = decoder, steps
+        self._per_step = decoder.model.layout.tokens_per_step
+        self._chunk = max(min(FILLED_TOKENS // self._per_step, steps), 1)
+        envs = setting.environments
+        self._recent = RecentSteps(envs, steps, sizes)
+        self._room_maker = RoomMaker(steps, setting.trial_steps, setting.when_full)
+        self._cache, self._prompt = self._empty(envs, steps), None
+        self._begun = np.zeros(envs, np.int64)  # trials so far, also those that are no longer in the context
+        # Whether all tokens of an environment's last step are in the cache, or there is none.
+        self._complete = np.ones(envs, bool)
+        self._segment = np.ones(envs, np.int32)  # 1 sees the prompt, 2 does not
         self._previous: StepFields = self._recent.last()
-        attend = make_attend(None, "contiguous", model.config.block)
-        self._decode = jax.jit(lambda params, *args: nnx.merge(self._graph, params).decode(*args), donate_argnums=3)
+        self._begin(demonstrations)
 
-        def prefill(params: Any, batch: StepArrays, count: jax.Array) -> Cache:
-            """The cache of the first `count` of all slots: one shape, compiled once."""
-            cache = nnx.merge(self._graph, params).prefill(batch, attend, tokens)
-            return cache | {"cursor": count * per_step}
+    @property
+    def dropped(self) -> Sequence[Dropped]:
+        """What was dropped, in order."""
+        return self._room_maker.dropped
 
-        self._prefill = jax.jit(prefill)
+    def _empty(self, envs: int, steps: int) -> KVCache:
+        # Before an interleaved context's first step, room is taken by the tokens of a step that there is not.
+        return self._decoder.empty(envs, (steps + 1) * self._per_step, self._chunk * self._per_step)
 
-    def predict(self, step: StepFields) -> jax.Array:
-        """Raw outputs for the step's action, [envs, action, outputs]; `step` lacks action, reward and completion."""
-        if self._record(step):
-            self._rebuild(self._recent.fields)
-        return self._add(self._recent.last())
-
-    def amend(self, step: StepFields) -> None:
-        """Add what followed the last predicted step: its action, reward and completion."""
-        self._recent.amend(step)
+    def _begin(self, demonstrations: StepFields | Sequence[StepFields]) -> None:
+        shared = isinstance(demonstrations, Mapping)
+        given = [demonstrations] * len(self._begun) if isinstance(demonstrations, Mapping) else demonstrations
+        for env, steps in enumerate(given):
+            self._recent.put(env, steps)
+        if isinstance(demonstrations, Mapping):
+            count = len(demonstrations["step"])
+            cache = self._empty(1, count)
+            one = {name: value[:1] for name, value in self._recent.fields.items()}
+            self._prompt = self._fill(cache, one, np.array([count]))
+        elif not shared and len(given):
+            self._cache = self._fill(self._cache, self._recent.fields, self._recent.count)
         self._previous = self._recent.last()
 
+    def predict(self, step: StepFields) -> jax.Array:
+        """Raw outputs for the step's action, [envs, action, outputs].
+
+        `step` has `observation`, `return_to_go` and `step` of every environment.
+        """
+        moved = self._record(step)
+        if moved.any():
+            self._rebuild(moved, self._recent.fields, self._recent.count - 1)
+        return self._add(self._recent.last())
+
+    def amend(self, outcome: StepFields) -> None:
+        """Add what followed the last predicted step: its action, reward and completion."""
+        self._recent.amend(outcome)
+        self._previous = self._recent.last()
+
+    def clear(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """Forget all steps of these environments, demonstrations too."""
+        self._recent.clear(which)
+        self._forget(which)
+        self._begun[which] = 0
+
+    def room(self) -> Bool[np.ndarray, " envs"]:
+        """Whether another trial may begin in each environment."""
+        return self._room_maker.room(self._recent)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that `restore` needs, as arrays by name; between steps. The cache is not kept: it follows from them."""
+        dropped = np.array([[d.env, d.at_trial, d.trials, d.steps] for d in self.dropped], np.int64).reshape(-1, 4)
+        return self._recent.state() | {"begun": self._begun, "dropped": dropped}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Become what `state` was made of."""
+        if state["steps/step"].shape[1] > self._recent.capacity:
+            raise UserError("the saved session's context is longer than this one's; start it as it was started")
+        self._recent.restore(state)
+        self._begun = state["begun"].copy()
+        self._room_maker.dropped = [Dropped(*map(int, row)) for row in state["dropped"]]
+        self._rebuild(np.ones(len(self._begun), bool), self._recent.fields, self._recent.count)
+        self._previous = self._recent.last()
+
+    def _record(self, step: StepFields) -> Bool[np.ndarray, " envs"]:
+        """Append the step. Returns the environments in which older ones had to be dropped for it."""
+        begins = step["step"] == 0
+        self._begun += begins
+        full = self._recent.count == self._steps
+        for env in np.flatnonzero(full).tolist():
+            self._room_maker.make_room(self._recent, env, bool(begins[env]), int(self._begun[env]) - 1)
+        self._recent.append(step)
+        return full
+
     def _add(self, newest: StepFields) -> jax.Array:
-        raw, self._cache = self._decode(self._params, self._previous, newest, self._cache)
+        previous = dict(self._previous)
+        previous["segment_ids"] = np.where(self._complete, 0, self._segment)[:, None].astype(np.int32)
+        newest = dict(newest) | {"segment_ids": newest["segment_ids"] * self._segment[:, None]}
+        raw, self._cache = self._decoder.step(previous, newest, self._cache, self._prompt)
+        self._complete[:] = False
         return raw
 
-    def _record(self, step: StepFields) -> bool:
-        """Append the step. Returns whether older ones had to be dropped for it."""
-        numbers = {name: step[name] - taken for name, taken in self._renumbered.items()}
-        self._recent.append(dict(step) | numbers)
-        if self._recent.count <= self._steps:
-            return False
-        self._recent.keep(self._kept + 1)
-        if not self._whole:
-            self._recent.cut()
-            return True
-        starts = (self._recent.fields["step"] == 0) & (self._recent.fields["segment_ids"] > 0)
-        # Where less than two trials fit and one is longer than what is kept, its newest steps go on.
-        first = starts[:, : self._kept + 1].argmax(axis=1)
-        if (first == self._kept).all():  # the new step alone
-            self._recent.keep(1)
-            first = np.zeros_like(first)
-        for name, taken in self._recent.begin_at(first).items():
-            self._renumbered[name] = self._renumbered[name] + taken
-        return True
+    def _forget(self, which: Bool[np.ndarray, " envs"]) -> None:
+        self._cache = self._decoder.forget(self._cache, which)
+        self._segment[which], self._complete[which] = 2, True
 
-    def _rebuild(self, shown: StepFields) -> None:
-        """Make the cache anew from all but the newest of the recent steps, with the values in `shown`."""
-        count = self._recent.count - 1
-        slots = {name: np.zeros_like(value[:, : self._steps]) for name, value in self._recent.fields.items()}
-        for name, value in slots.items():
-            value[:, :count] = shown[name][:, :count]
-        self._cache = self._prefill(self._params, slots, np.int32(count))
-        # All tokens of the newest of them are in the rebuilt cache, so none of them is added again.
-        self._previous = dict(self._previous) | {"segment_ids": np.zeros_like(self._previous["segment_ids"])}
+    def _rebuild(self, which: Bool[np.ndarray, " envs"], shown: StepFields, count: np.ndarray) -> None:
+        """Make these environments' caches anew from the first `count` steps of each in `shown`."""
+        self._forget(which)
+        self._cache = self._fill(self._cache, shown, np.where(which, count, 0))
+
+    def _fill(self, cache: KVCache, shown: StepFields, count: np.ndarray) -> KVCache:
+        """Append the first `count` steps of each row, chunk by chunk, all of one shape, which is compiled once."""
+        for start in range(0, int(count.max(initial=0)), self._chunk):
+            slots = np.arange(start, start + self._chunk)
+            there = slots < count[:, None]
+            picked = np.minimum(slots, shown["step"].shape[1] - 1)
+            chunk = {name: value[:, picked] for name, value in shown.items()}
+            segments = self._segment if len(count) == len(self._segment) else np.ones(len(count), np.int32)
+            chunk["segment_ids"] = (chunk["segment_ids"] * there * segments[:, None]).astype(np.int32)
+            _, cache = self._decoder.fill(chunk, cache)
+        return cache

@@ -6,24 +6,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.progress import Progress
 
-from ringrl.agent import Agent, AgentDescription, Policy, RolloutSpec, TrainedPolicy, make_agent
-from ringrl.config import Ablation, EvaluationConfig, RunConfig, change_section
-from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
+from ringrl.config import Ablation, EvaluationConfig, WhenFull, change_section
+from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_groups, make_vector, split_task
 from ringrl.errors import UserError
+from ringrl.policy import Policy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
 from ringrl.rollout.ablation import check_ablation
-from ringrl.rollout.policy import ExpertPolicy, RandomPolicy
-from ringrl.rollout.spec import under_setting
-from ringrl.rollout.trials import run_trials
+from ringrl.rollout.references import ExpertPolicy, RandomPolicy
+from ringrl.rollout.session import Session
+from ringrl.rollout.trained_agent import TrainedAgent, load_trained
+from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
 from ringrl.run import ABLATION, RETURNS, TARGETS, RunDirectory
 
-MakePolicy = Callable[[VectorEnv], Policy]
+Start = Callable[[VectorEnv, int], Session]  # (environments, index of the first of them) -> who acts in them
 
 
 def evaluate(
@@ -37,15 +38,18 @@ def evaluate(
     reference: bool = True,
     video: Path | None = None,
     checkpoint: str = "latest",
+    when_full: WhenFull | None = None,
+    cache_dtype: str | None = None,
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
     `checkpoint` is `latest`, `best` (the lowest training loss of those kept), or the number of a step.
     `trials` trials in each of `envs` environments, all in one context where the agent's spans trials, of at most
-    `context` tokens. `target` is the target return, of agents that are conditioned on one. With `reference`, the
-    uniform random policy is rolled out in environments of the same seeds, under the agent name `random`, and where the
-    task knows an expert, so is that, as `expert`. With `video`, the first environment's trials are filmed, in a rollout
-    of their own. Both files, returns.csv and evaluation.json, are replaced whole at the end.
+    `context` tokens, of which `when_full` says what is kept (`ringrl.rollout.full_context`). Keys and values are kept
+    in `cache_dtype` (float32, bfloat16, int8). `target` is the target return, of agents that are conditioned on one.
+    With `reference`, the uniform random policy is rolled out in environments of the same seeds, under the agent name
+    `random`, and where the task knows an expert, so is that, as `expert`. With `video`, the first environment's trials
+    are filmed, in a rollout of their own. Both files, returns.csv and evaluation.json, are replaced whole at the end.
 
     Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; and for a given
     target or context of an agent that has none.
@@ -58,18 +62,18 @@ def evaluate(
     """
     began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
-    trained = _load(run, checkpoint, given)
-    policies: dict[str, MakePolicy] = {trained.run.label(): trained.policy}
+    trained = _load(run, checkpoint, given | {"when_full": when_full, "cache_dtype": cache_dtype})
+    agents: dict[str, Start] = {trained.agent.name: trained.session}
     if reference:
-        policies |= _references(trained.config.data.task, trained.setting)
+        agents |= _references(trained.task, trained.setting)
     results: list[TrialReturn] = []
     with progress_bar() as progress:
-        for name, policy in policies.items():
-            results += trained.roll_out(name, policy, progress)
+        for name, start in agents.items():
+            results += trained.roll_out(name, start, progress)
     returns = trained.write(RETURNS, results, began)
     if video is not None:
-        film = {"seed": trained.setting.seed, "action_repeat": trained.config.data.action_repeat}
-        record(video, trained.policy, trained.config.data.task, trained.setting.trials, **film)
+        film = {"seed": trained.setting.seed, "action_repeat": trained.agent.config.data.action_repeat}
+        record(video, partial(trained.session, first=0), trained.task, trained.setting.trials, **film)
     return returns
 
 
@@ -91,104 +95,105 @@ def repeat(
     context is the present trial alone; and for trials or a context too few to contain what an ablation would change.
     """
     trained = _load(run, checkpoint, given)
-    label, spec = trained.run.label(), trained.spec
+    label, spec = trained.agent.name, trained.agent.spec
     if targets and spec.target is None:
         raise UserError(f"--targets: {label} is not conditioned on a return, so there is none to vary; leave it out")
     asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
     for ablation in ablations:
-        across, steps = trained.description.across_trials, trained.trial_steps()
+        across, steps = trained.agent.description.across_trials, trained.trial_steps()
         check_ablation(ablation, label, spec, trained.setting, steps, across_trials=across)
     tables = []
     with progress_bar() as progress:
         if targets:
             began, results = time.perf_counter(), []
             for target in dict.fromkeys(asked):
-                one = replace(trained, spec=replace(spec, target=target))
-                results += one.roll_out(label, one.policy, progress, f"target {target:g}")
+                start = partial(trained.session, spec=replace(spec, target=target))
+                results += trained.roll_out(label, start, progress, f"target {target:g}")
             about = {"target": None, "targets": asked}
             tables.append(trained.write(TARGETS, results, began, about))
         for ablation in dict.fromkeys(ablations):
             began = time.perf_counter()
-            results = trained.roll_out(label, partial(trained.policy, ablation=ablation), progress, ablation)
+            start = partial(trained.session, ablation=ablation)
+            groups = 1 if ablation == "foreign" else 2  # where trials are exchanged within a group
+            results = trained.roll_out(label, start, progress, ablation, groups_at_most=groups)
             about = {"ablation": ablation}
             tables.append(trained.write(f"{ABLATION}{ablation}", results, began, about))
     return tables
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _Evaluated:
     """A run's agent, and under which setting it is rolled out."""
 
     run: RunDirectory
-    config: RunConfig
-    setting: EvaluationConfig
-    description: AgentDescription
-    spec: RolloutSpec
-    trained: TrainedPolicy
+    agent: TrainedAgent
 
-    def policy(self, envs: VectorEnv, ablation: Ablation | None = None) -> Policy:
-        """The agent in these environments."""
-        setting = self.setting
-        options = {"trials": setting.trials, "seed": setting.seed, "ablation": ablation}
-        return self.trained.start(envs.num_envs, envs.agent_steps, self.spec, **options)
+    @property
+    def task(self) -> str:
+        """The run's."""
+        return self.agent.config.data.task
+
+    @property
+    def setting(self) -> EvaluationConfig:
+        """Of this evaluation."""
+        return self.agent.config.evaluation
 
     def trial_steps(self) -> int:
         """Agent steps in the longest trial of its task."""
-        data = self.config.data
-        one = make_vector(data.task, 1, seed=self.setting.seed, action_repeat=data.action_repeat)
+        one = make_vector(self.task, 1, action_repeat=self.agent.config.data.action_repeat)
         steps = one.agent_steps
         one.close()
         return steps
 
-    def roll_out(self, name: str, policy: MakePolicy, progress: Progress, how: str = "") -> list[TrialReturn]:
-        """One agent's trials, in its rows called `name`; `policy` makes it, given the environments."""
-        data, setting = self.config.data, self.setting
-        vector = make_vector(data.task, setting.envs, seed=setting.seed, action_repeat=data.action_repeat)
+    def session(
+        self, envs: VectorEnv, first: int, spec: RolloutSpec | None = None, ablation: Ablation | None = None
+    ) -> Session:
+        """The agent in these environments, of which the first has that index among all."""
+        s = self.setting
+        setting = RolloutSetting(envs.num_envs, envs.agent_steps, s.trials, s.seed, first, s.when_full, ablation)
+        return self.agent.session(setting, spec, batched=True)
+
+    def roll_out(
+        self, name: str, start: Start, progress: Progress, how: str = "", groups_at_most: int = 2
+    ) -> list[TrialReturn]:
+        """Trials of whom `start` makes, given environments and the index of the first, in rows called `name`."""
+        config, setting = self.agent.config, self.setting
+        repeat = config.data.action_repeat
+        made = make_groups(self.task, setting.envs, groups_at_most, seed=setting.seed, action_repeat=repeat)
         about = f"{', '.join(filter(None, (name, how)))}: {setting.trials} trials x {setting.envs} environments"
-        bar = progress.add_task(about, total=setting.trials * vector.agent_steps)
+        bar = progress.add_task(about, total=setting.trials * made[0].agent_steps * len(made))
         try:
-            return run_trials(
-                policy(vector),
-                vector,
-                setting.trials,
-                agent=name,
-                task=data.task,
-                seed=self.config.seed,
-                action_repeat=data.action_repeat,
-                on_step=lambda _: progress.advance(bar),
-            )
+            groups = [Group(start(envs, envs.first), envs, envs.first) for envs in made]
+            rows = TrialRows(name, self.task, config.seed)
+            return run_trials(groups, setting.trials, rows, on_step=lambda _: progress.advance(bar))
         finally:
-            vector.close()
+            for envs in made:
+                envs.close()
 
     def write(
         self, table: str, results: list[TrialReturn], began: float, more: Mapping[str, object] | None = None
     ) -> Path:
         """A table of the run's evaluation/, and beside it a JSON of the settings; returns the table's path."""
-        facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.trained.step}
-        facts |= {"agent": self.run.label()} | dict(more or {})
+        facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.agent.step}
+        facts |= {"agent": self.agent.name} | dict(more or {})
         return self.run.write_table(table, results, self.setting.model_dump() | facts)
 
 
-def _load(path: Path, checkpoint: str, given: Mapping[str, int | float | None]) -> _Trained:
+def _load(path: Path, checkpoint: str, given: Mapping[str, Any]) -> _Evaluated:
     """The run's agent; of `given`, what is not None changes the run's own setting."""
-    run = RunDirectory(path)
-    config, dataset, label = run.config(), run.dataset(), run.label()
     known = {name: value for name, value in given.items() if value is not None}
-    setting = change_section(config.evaluation, known, "ringrl evaluate")
-    agent = make_agent(config.agent)
-    if agent.policy is None:
-        raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")
-    spec = agent.policy.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
-    _refuse_unused(spec, agent, label, known)
-    spec = under_setting(spec, setting, agent)
-    _check_task(path, config.data.task, dataset["sizes"])
-    if is_hidden(config.data.task) and setting.seed < HELD_OUT:
+    run = RunDirectory(path)
+    config = run.config()
+    _check_task(path, config.data.task, run.dataset()["sizes"])
+    seed = known.get("seed", config.evaluation.seed)
+    if is_hidden(config.data.task) and seed < HELD_OUT:
         raise UserError(
-            f"{path}: evaluation.seed={setting.seed} is of {config.data.task}'s training tasks; train with "
+            f"{path}: evaluation.seed={seed} is of {config.data.task}'s training tasks; train with "
             f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
         )
-    policy = agent.policy.load_policy(path, config, dataset["sizes"], checkpoint)
-    return _Trained(run, config, setting, agent.description, spec, policy)
+    trained = load_trained(path, checkpoint, known)
+    _refuse_unused(trained, known)
+    return _Evaluated(run, trained)
 
 
 def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
@@ -212,18 +217,26 @@ def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
         )
 
 
-def _references(task: str, setting: EvaluationConfig) -> dict[str, MakePolicy]:
+def _references(task: str, setting: EvaluationConfig) -> dict[str, Start]:
     """By name, who acts in the same environments for comparison: `random` and, where the task has one, `expert`."""
     env = make_env(task)
-    width, knows = math.prod(env.action_space.shape or ()), ExpertPolicy.knows(env)
+    widths = [math.prod(space.shape or ()) for space in (env.observation_space, env.action_space)]
+    knows = ExpertPolicy.knows(env)
     env.close()
-    chance: dict[str, MakePolicy] = {"random": lambda _: RandomPolicy(setting.envs, width, setting.seed)}
-    return chance | {"expert": ExpertPolicy} if knows else chance
+
+    def session(policy: Policy, envs: VectorEnv) -> Session:
+        return Session(policy, envs.num_envs, widths[0], batched=True)
+
+    def chance(envs: VectorEnv, first: int) -> Session:
+        return session(RandomPolicy(envs.num_envs, widths[1], setting.seed, first), envs)
+
+    references: dict[str, Start] = {"random": chance}
+    return references | {"expert": lambda envs, first: session(ExpertPolicy(envs), envs)} if knows else references
 
 
-def _refuse_unused(spec: RolloutSpec, agent: Agent, label: str, given: Mapping[str, object]) -> None:
+def _refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:
     """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
-    if "context" in given and agent.decoder is None:
-        raise UserError(f"--context: {label} sees one observation at a time; leave it out")
-    if "target" in given and spec.target is None:
-        raise UserError(f"--target: {label} is not conditioned on a return, so there is no target; leave it out")
+    if "context" in given and not agent.has_context:
+        raise UserError(f"--context: {agent.name} sees one observation at a time; leave it out")
+    if "target" in given and agent.target is None:
+        raise UserError(f"--target: {agent.name} is not conditioned on a return, so there is no target; leave it out")

@@ -1,8 +1,7 @@
 """A trained agent in an environment of the user's own: act, observe, and again, over many trials."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.agent import Agent, Policy, PolicySource, RolloutSpec, TrainedPolicy, Widths, make_agent
-from ringrl.config import RunConfig
-from ringrl.envs import make_vector, split_task
 from ringrl.errors import UserError
-from ringrl.rollout.policy import TrainedSequencePolicy
-from ringrl.rollout.spec import under_setting
-from ringrl.run import RunDirectory
-from ringrl.sampling.normalizer import Normalizer
-from ringrl.training.export import is_export, load_export
+from ringrl.policy import ContextPolicy, Policy
+from ringrl.rollout.saved_session import write_session
 
 # A number, or anything that NumPy makes an array of.
 Numbers = np.ndarray | np.generic | jax.Array | Sequence[Any] | float | int
@@ -29,11 +22,31 @@ class Session:
 
     Time index: `act` takes o_t and gives a_t; `observe` takes the reward r_t that a_t earned, and whether the trial
     ended with it. With `environments=1` all arrays are those of the one environment, without a leading axis.
+
+    Attributes:
+        policy: who acts.
     """
 
-    def __init__(self, policy: Policy, environments: int, observation_size: int):
-        """See `TrainedAgent.start`. The first trial begins at once."""
-        self._policy, self._environments, self._observation_size = policy, environments, observation_size
+    def __init__(
+        self,
+        policy: Policy,
+        environments: int,
+        observation_size: int,
+        *,
+        batched: bool = False,
+        origin: Mapping[str, Any] | None = None,
+    ):
+        """Begin the first trial; `ringrl.rollout.trained_agent.TrainedAgent.start` makes sessions.
+
+        Args:
+            policy: of that many environments, before its first trial.
+            environments: how many.
+            observation_size: numbers in an observation.
+            batched: whether arrays have a leading axis also where there is one environment.
+            origin: of what `TrainedAgent.resume` makes the policy again.
+        """
+        self.policy, self._environments, self._observation_size = policy, environments, observation_size
+        self._one, self._origin = environments == 1 and not batched, dict(origin or {})
         self._begun = np.zeros(environments, bool)  # whether an environment's trial has steps
         self._ended = np.zeros(environments, bool)
         self._acted = False
@@ -56,12 +69,12 @@ class Session:
         if self._ended.all():
             raise UserError("session.act: the trial has ended; call session.new_trial() first")
         value = np.asarray(observation, np.float32)
-        shape = (self._observation_size,) if self._environments == 1 else (self._environments, self._observation_size)
+        shape = (self._observation_size,) if self._one else (self._environments, self._observation_size)
         if value.shape != shape:
             raise UserError(f"session.act: the observation has shape {value.shape}; give {shape}")
         self._acted = True
-        action = self._policy.act(value.reshape(self._environments, -1))
-        return action[0] if self._environments == 1 else action
+        action = self.policy.act(value.reshape(self._environments, -1))
+        return action[0] if self._one else action
 
     def observe(self, reward: Numbers, done: Numbers = False) -> None:
         """Add to the context what the last action earned.
@@ -77,7 +90,7 @@ class Session:
             raise UserError("session.observe: no action was taken; call session.act(observation) first")
         rewards, dones = self._each("reward", reward, np.float32), self._each("done", done, bool)
         self._acted = False
-        self._policy.observe(rewards, dones)
+        self.policy.observe(rewards, dones)
         self._begun, self._ended = np.ones_like(self._begun), self._ended | dones
 
     def new_trial(self, which: Numbers = True) -> None:
@@ -95,130 +108,57 @@ class Session:
             raise UserError("session.new_trial: the last action's reward is missing; call session.observe first")
         reset: Bool[np.ndarray, " environments"] = self._each("which", which, bool) & self._begun
         if reset.any():
-            self._policy.begin_trial(reset)
+            self.policy.begin_trial(reset)
         self._begun, self._ended = self._begun & ~reset, self._ended & ~reset
+
+    @property
+    def room(self) -> Bool[np.ndarray, " environments"]:
+        """Whether another trial may begin in each environment: not where a full context is to stop there."""
+        return np.broadcast_to(self.policy.room(), (self._environments,))
+
+    @property
+    def demonstrations(self) -> int:
+        """Trajectories with which the context began."""
+        return self.policy.demonstrations if isinstance(self.policy, ContextPolicy) else 0
+
+    def forget(self, which: Numbers = True) -> None:
+        """Empty the context, as for another task: the next trial is the first, and there are no demonstrations.
+
+        Args:
+            which: of several environments, those to forget: bool [environments]; all by default.
+
+        Raises:
+            UserError: another shape, or an action whose reward was not observed.
+        """
+        self.new_trial(which)
+        forgotten = self._each("which", which, bool)
+        if forgotten.any() and isinstance(self.policy, ContextPolicy):
+            self.policy.forget(forgotten)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session to a file, complete or not at all; `TrainedAgent.resume` goes on with it.
+
+        It holds the agent steps in the context, not the keys and values that follow from them.
+
+        Args:
+            path: of the file; an existing one is replaced.
+
+        Raises:
+            UserError: an action whose reward was not observed, or the file cannot be written.
+        """
+        if self._acted:
+            raise UserError("session.save: the last action's reward is missing; call session.observe first")
+        state = self.policy.state() if isinstance(self.policy, ContextPolicy) else {}
+        write_session(Path(path), self._origin, state | {"session/begun": self._begun, "session/ended": self._ended})
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on as the session that was saved with this state; `TrainedAgent.resume` calls it."""
+        if isinstance(self.policy, ContextPolicy):
+            self.policy.restore(state)
+        self._begun, self._ended = state["session/begun"].copy(), state["session/ended"].copy()
 
     def _each(self, name: str, value: Numbers, dtype: type) -> np.ndarray:
         given = np.asarray(value, dtype)
         if given.shape not in ((), (self._environments,)):
             raise UserError(f"session: {name} has shape {given.shape}; give one value, or ({self._environments},)")
         return np.broadcast_to(given, (self._environments,)).copy()
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedAgent:
-    """What a run learned, ready to act. Made by `load_agent`.
-
-    Attributes:
-        name: what tables call it.
-        config: the configuration it was trained under.
-        step: optimiser steps it was trained for.
-        target: the return it is conditioned on unless another is given; None: it is not return-conditioned.
-    """
-
-    name: str
-    config: RunConfig
-    step: int
-    _policy: TrainedPolicy
-    _sizes: Widths
-    _spec: RolloutSpec
-
-    @property
-    def target(self) -> float | None:
-        """The default target return."""
-        return self._spec.target
-
-    def start(
-        self,
-        environments: int = 1,
-        target: float | None = None,
-        *,
-        trials: int | None = None,
-        trial_steps: int | None = None,
-        seed: int = 0,
-    ) -> Session:
-        """Begin a rollout with an empty context.
-
-        Args:
-            environments: how many act at once, as one batch.
-            target: the return to condition on at the start of every trial, of return-conditioned agents.
-            trials: trials to come, which bounds the memory of the context; more may follow, from a context that is
-                rebuilt from the newest. Default: the config's `evaluation.trials`.
-            trial_steps: agent steps of the longest trial. Default: those of the run's task or, where it is of no
-                environment known here, the config's `model.max_steps`.
-            seed: of drawn actions, where the agent samples.
-
-        Raises:
-            UserError: a number out of range, or a target for an agent that is not return-conditioned.
-        """
-        trials = self.config.evaluation.trials if trials is None else trials
-        trial_steps = self._trial_steps() if trial_steps is None else trial_steps
-        for name, value in {"environments": environments, "trials": trials, "trial_steps": trial_steps}.items():
-            if value < 1:
-                raise UserError(f"start: {name} is {value}; give 1 or more")
-        if target is not None and self.target is None:
-            raise UserError(f"start: {self.name} is not return-conditioned; leave out target")
-        spec = self._spec if target is None else replace(self._spec, target=float(target))
-        policy = self._policy.start(environments, trial_steps, spec, trials=trials, seed=seed)
-        return Session(policy, environments, self._sizes["observation"])
-
-    def _trial_steps(self) -> int:
-        data = self.config.data
-        try:
-            split_task(data.task)
-        except UserError:
-            return self.config.model.max_steps
-        envs = make_vector(data.task, 1, action_repeat=data.action_repeat)
-        steps = envs.agent_steps
-        envs.close()
-        return steps
-
-
-def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> TrainedAgent:
-    """A trained agent, to be rolled out in any environment of the observations and actions it was trained on.
-
-    Args:
-        run: a run directory, or a folder that `ringrl export` wrote.
-        checkpoint: of a run directory: `latest`, `best` (the lowest training loss of those kept), or a step's number.
-
-    Raises:
-        UserError: there is no run, no such checkpoint, or a run that has no policy, such as a language model's.
-
-    Example:
-        >>> import ringrl
-        >>> agent = ringrl.load_agent("runs/cartpole")
-        >>> session = agent.start(target=80.0)
-        >>> env = ringrl.make_env("cartpole_swingup", action_repeat=4)
-        >>> for trial in range(2):
-        ...     observation, _ = env.reset()
-        ...     session.new_trial()
-        ...     for _ in range(3):
-        ...         action = session.act(observation)
-        ...         observation, reward, terminated, truncated, _ = env.step(action)
-        ...         session.observe(reward, terminated or truncated)
-        >>> action.shape, bool(abs(action) <= 1)
-        ((1,), True)
-    """
-    path = Path(run)
-    directory = RunDirectory(path)
-    if is_export(path) and not directory.exists:
-        model, config, about = load_export(path)
-        dataset, label = about["dataset"], config.label or Path(about["config"]["agent"]["name"]).stem
-        normalizer = Normalizer.from_values(about["normalizer"])
-        agent, source = _agent_and_source(path, label, config)
-        across, step = agent.description.across_trials, int(about["step"])
-        trained: TrainedPolicy = TrainedSequencePolicy(model, normalizer, dataset["sizes"], step, across)
-    else:
-        config, dataset, label = directory.config(), directory.dataset(), directory.label()
-        agent, source = _agent_and_source(path, label, config)
-        trained = source.load_policy(path, config, dataset["sizes"], checkpoint)
-    spec = source.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
-    spec = under_setting(spec, config.evaluation, agent)
-    return TrainedAgent(label, config, trained.step, trained, dataset["sizes"], spec)
-
-
-def _agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, PolicySource]:
-    agent = make_agent(config.agent)
-    if agent.policy is None:
-        raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out")
-    return agent, agent.policy

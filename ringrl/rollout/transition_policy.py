@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.agent import RolloutSpec
-from ringrl.config import Ablation
+from ringrl.policy import RolloutSetting, RolloutSpec
 from ringrl.sampling.normalizer import Normalizer
 
 
@@ -15,8 +14,8 @@ from ringrl.sampling.normalizer import Normalizer
 class TransitionPolicy:
     """The agent's own action, without noise and without a context.
 
-    It is the same in every trial and in all environments, so it is a `ringrl.agent.TrainedPolicy` as well as a
-    `ringrl.agent.Policy`.
+    It is the same in every trial and in all environments, so it is a `ringrl.policy.TrainedPolicy` as well as a
+    `ringrl.policy.Policy`.
     """
 
     action: Callable[[np.ndarray], np.ndarray]
@@ -27,16 +26,7 @@ class TransitionPolicy:
     """Gradient steps that it was trained for."""
     target: None = None
 
-    def start(
-        self,
-        environments: int,
-        trial_steps: int,
-        spec: RolloutSpec,
-        *,
-        trials: int,
-        seed: int,
-        ablation: Ablation | None = None,
-    ) -> "TransitionPolicy":
+    def start(self, spec: RolloutSpec, setting: RolloutSetting) -> "TransitionPolicy":
         """Itself; there is no context to ablate (`ringrl.rollout.ablation.check_ablation` refuses it)."""
         return self
 
@@ -49,3 +39,7 @@ class TransitionPolicy:
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """Nothing to learn."""
+
+    def room(self) -> Bool[np.ndarray, ""]:
+        """Always."""
+        return np.array(True)

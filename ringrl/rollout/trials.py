@@ -1,62 +1,140 @@
-"""Many trials of many environments, all stepped as one batch."""
+"""Many trials of many environments: while one group's are stepped, the model computes for another group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-import gymnasium
 import numpy as np
 
-from ringrl.agent import Policy
 from ringrl.returns import TrialReturn
+from ringrl.rollout.session import Session
+
+
+@runtime_checkable
+class SteppedEnvs(Protocol):
+    """What is asked of environments; `ringrl.envs.VectorEnv` describes it."""
+
+    num_envs: int
+
+    def reset(self) -> tuple[Any, dict[str, Any]]:
+        """First observations."""
+        ...
+
+    def step_async(self, actions: Any, which: Any, *, restart: bool) -> None:
+        """Begin a step; with `restart`, environments whose episode ends in it begin the next one."""
+        ...
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Observation, reward, terminated, truncated, infos with `length`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Environments that act as one batch, and who acts in them.
+
+    Attributes:
+        session: batched, before its first trial.
+        envs: which return a trial's last reward together with the next trial's first observation.
+        first: index of the first of them among all environments.
+    """
+
+    session: Session
+    envs: SteppedEnvs
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class TrialRows:
+    """What the rows of a table say of all trials of a rollout.
+
+    Attributes:
+        agent: its name.
+        task: the task's name.
+        seed: the training run's.
+    """
+
+    agent: str
+    task: str
+    seed: int
 
 
 def run_trials(
-    policy: Policy,
-    envs: gymnasium.vector.VectorEnv,
-    trials: int,
-    *,
-    agent: str,
-    task: str,
-    seed: int,
-    action_repeat: int = 1,
-    on_step: Callable[[int], None] = lambda done: None,
+    groups: Sequence[Group], trials: int, rows: TrialRows, *, on_step: Callable[[int], None] = lambda done: None
 ) -> list[TrialReturn]:
-    """Roll `policy` out until every environment has finished `trials` trials.
+    """Roll out until every environment has finished its trials: `trials`, or as many as its context has room for.
+
+    Environments are independent: each starts its next trial as soon as one has ended. One that has finished its trials
+    is not stepped any more.
 
     Args:
-        policy: chooses the actions.
-        envs: must not reset by themselves (Gymnasium's AutoresetMode.DISABLED): a trial's last reward has to reach the
-            policy before the next trial's first observation. An environment that has finished its trials is stepped
-            until all have, and not recorded.
+        groups: which take turns.
         trials: in each environment.
-        agent: its name in the results.
-        task: the task's name in the results.
-        seed: the training run's, in the results.
-        action_repeat: environment steps in an agent step.
-        on_step: called after every agent step with the number of trials finished.
+        rows: what all rows of the table say.
+        on_step: called after every agent step of a group with the number of trials finished.
 
     Returns:
         The return and the length, in environment steps, of every trial, in the order in which they ended.
     """
-    observation, _ = envs.reset()
-    everyone = np.ones(envs.num_envs, bool)
-    policy.begin_trial(everyone)
-    earned, length, trial = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int), np.zeros(envs.num_envs, int)
     results: list[TrialReturn] = []
-    target = np.nan if policy.target is None else policy.target
-    while (trial < trials).any():
-        observation, reward, terminated, truncated, info = envs.step(policy.act(observation))
-        done = terminated | truncated
-        policy.observe(reward.astype(np.float32), done)
-        earned += reward
-        length += info.get("length", action_repeat)
-        for env in np.flatnonzero(done & (trial < trials)).tolist():
-            results.append(
-                TrialReturn(agent, task, seed, env, int(trial[env]), float(earned[env]), int(length[env]), target)
-            )
-        trial += done
-        on_step(len(results))
-        if done.any() and (trial < trials).any():
-            observation, _ = envs.reset(options={"reset_mask": done})
-            policy.begin_trial(done)
-            earned[done], length[done] = 0.0, 0
+    running = [_Running(group, trials, rows, results) for group in groups]
+    for each in running:
+        each.begin()
+    while running:
+        for each in running:
+            each.advance()
+            on_step(len(results))
+        running = [each for each in running if not each.finished]
     return results
+
+
+class _Running:
+    """A group during its rollout."""
+
+    def __init__(self, group: Group, trials: int, rows: TrialRows, results: list[TrialReturn]):
+        self._session, self._envs, self._first = group.session, group.envs, group.first
+        self._rows, self._results = rows, results
+        count = group.envs.num_envs
+        self._left = np.full(count, trials)  # trials to come, this one included
+        self._earned, self._length, self._trial = np.zeros(count), np.zeros(count, int), np.zeros(count, int)
+        target = group.session.policy.target
+        self._target = np.nan if target is None else target
+
+    @property
+    def finished(self) -> bool:
+        """Whether all environments have finished their trials."""
+        return not (self._left > 0).any()
+
+    def begin(self) -> None:
+        """Start stepping."""
+        self._act(self._envs.reset()[0])
+
+    def advance(self) -> None:
+        """Take what a step returned, and start the next one."""
+        observation, reward, terminated, truncated, info = self._envs.step_wait()
+        done = terminated | truncated
+        self._session.observe(reward.astype(np.float32), done)
+        self._earned += reward
+        self._length += info["length"]
+        for env in np.flatnonzero(done).tolist():
+            self._record(env)
+        if done.any():
+            self._next_trials(done)
+        if not self.finished:
+            self._act(observation)
+
+    def _act(self, observation: np.ndarray) -> None:
+        self._envs.step_async(self._session.act(observation), self._left > 0, restart=True)
+
+    def _record(self, env: int) -> None:
+        rows = self._rows
+        numbers = (int(self._trial[env]), float(self._earned[env]), int(self._length[env]), self._target)
+        self._results.append(TrialReturn(rows.agent, rows.task, rows.seed, self._first + env, *numbers))
+
+    def _next_trials(self, done: np.ndarray) -> None:
+        self._left = np.where(self._session.room, self._left - done, np.where(done, 0, self._left))
+        self._trial += done
+        self._earned[done], self._length[done] = 0.0, 0
+        # Those that have finished stay in the batch, with a context that costs little and that nothing is read from.
+        self._session.new_trial(done & (self._left > 0))
+        self._session.forget(self._left == 0)

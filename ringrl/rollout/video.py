@@ -4,19 +4,19 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ringrl.agent import Policy
 from ringrl.envs import VectorEnv, make_vector
 from ringrl.errors import UserError
 from ringrl.files import atomic_file
-from ringrl.rollout.trials import run_trials
+from ringrl.rollout.session import Session
+from ringrl.rollout.trials import Group, TrialRows, run_trials
 
 
 def record(
-    path: Path, policy: Callable[[VectorEnv], Policy], task: str, trials: int, *, seed: int, action_repeat: int
+    path: Path, start: Callable[[VectorEnv], Session], task: str, trials: int, *, seed: int, action_repeat: int
 ) -> None:
     """Roll out one environment for `trials` trials and write a film, one frame an agent step.
 
-    `policy` makes the policy, given the environment, a batch of one.
+    `start` makes who acts, given the environment, a batch of one.
 
     The ending of `path` chooses the format (.mp4, .gif). The film is complete or not there. Raises UserError where
     imageio is not installed, the format is unknown, or the machine cannot render (see `DMControlEnv.render`).
@@ -32,12 +32,12 @@ def record(
         with atomic_file(path) as partial, warnings.catch_warnings(), imageio.get_writer(partial, fps=fps) as film:
             # The encoder is a child process that executes right after its fork: JAX's threads do not matter.
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-            options = {"agent": "", "task": task, "seed": seed, "action_repeat": action_repeat}
 
             def add_frame(_: int) -> None:
                 film.append_data(envs.envs[0].render())  # pyright: ignore[reportAttributeAccessIssue]
 
-            run_trials(policy(envs), envs, trials, **options, on_step=add_frame)
+            rows = TrialRows("", task, seed)
+            run_trials([Group(start(envs), envs)], trials, rows, on_step=add_frame)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); give a name.mp4") from error
     finally:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringrl.config import ModelConfig
+from ringrl.model.cached_decoder import CachedDecoder
 from ringrl.model.output_heads import TanhMSE
 from ringrl.model.token_blocks import blockwise
 from ringrl.model.tokens import ORDER, TokenLayout
@@ -87,17 +88,19 @@ def test_decoding_step_by_step_equals_the_full_forward(layout):
     model = make_model(layout)
     full = model(steps, ATTEND)
     one = lambda t: {name: x[:, t : t + 1] for name, x in steps.items()}  # noqa: E731
-    cache = model.empty_cache(2, 8 * layout.tokens_per_step)
+    decoder, tokens = CachedDecoder(model), layout.tokens_per_step
+    cache = decoder.empty(2, 9 * tokens, tokens)
     previous = one(0) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}
-    decode = jax.jit(model.decode)
     for t in range(8):
-        raw, cache = decode(previous, one(t), cache)
+        raw, cache = decoder.step(previous, one(t), cache)
         np.testing.assert_allclose(raw, full[:, t], atol=2e-5)
         previous = one(t)
-    # Prefilled halfway, then decoded: the same.
-    half = {name: x[:, :4] for name, x in steps.items()}
-    cache = model.prefill(half, ATTEND, 8 * layout.tokens_per_step)
-    raw, _ = decode(one(3) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}, one(4), cache)
+    # Filled halfway in two chunks, then decoded: the same.
+    cache = decoder.empty(2, 9 * tokens, 2 * tokens)
+    for start in (0, 2):
+        raw, cache = decoder.fill({name: x[:, start : start + 2] for name, x in steps.items()}, cache)
+        np.testing.assert_allclose(raw, full[:, start : start + 2], atol=2e-5)
+    raw, _ = decoder.step(one(3) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}, one(4), cache)
     np.testing.assert_allclose(raw, full[:, 4], atol=2e-5)
 
 

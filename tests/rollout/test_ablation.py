@@ -10,9 +10,11 @@ from flax import nnx
 
 from ringrl.config import ModelConfig
 from ringrl.errors import UserError
+from ringrl.model.cached_decoder import CachedDecoder
 from ringrl.model.output_heads import TanhMSE
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
+from ringrl.policy import RolloutSetting
 from ringrl.rollout.ablation import AblatedContext, ablate
 from ringrl.rollout.context import CachedContext
 
@@ -20,6 +22,7 @@ ENVS, TRIALS, LENGTH, TARGET = 3, 4, 3, 0.75
 STEPS = TRIALS * LENGTH
 SIZES = {"observation": 2, "action": 1}
 OUTCOME = ("action", "reward", "completion")
+GIVEN = ("observation", "return_to_go", "step")
 
 
 @cache
@@ -66,13 +69,19 @@ def drive(context: CachedContext, fields: dict) -> np.ndarray:
     outputs = []
     for t in range(fields["step"].shape[1]):
         step = {name: value[:, t] for name, value in fields.items()}
-        outputs.append(np.asarray(context.predict({k: v for k, v in step.items() if k not in (*OUTCOME, "weight")})))
+        outputs.append(np.asarray(context.predict({name: step[name] for name in GIVEN})))
         context.amend({name: step[name] for name in OUTCOME})
     return np.stack(outputs, axis=1)
 
 
+@cache
+def decoder(fused: bool) -> CachedDecoder:
+    return CachedDecoder(make_model(fused))
+
+
 def ablated(ablation: str, fused: bool, steps: int = STEPS) -> AblatedContext:
-    return AblatedContext(make_model(fused), ENVS, steps, LENGTH, SIZES, ablation=ablation, target=TARGET, seed=3)
+    setting = RolloutSetting(ENVS, LENGTH, TRIALS, seed=3, ablation=ablation)
+    return AblatedContext(decoder(fused), steps, setting, SIZES, target=TARGET)
 
 
 def by_hand(ablation: str, fields: dict, trial: int, order: tuple[int, ...] = ()) -> dict:
@@ -167,4 +176,4 @@ def test_environments_must_begin_their_trials_together():
     context = ablated("shuffled", True)
     fields["step"][1] = 2
     with pytest.raises(UserError, match="--ablation shuffled: .*begin their trials at different times"):
-        context.predict(fields)
+        context.predict({name: fields[name] for name in GIVEN})

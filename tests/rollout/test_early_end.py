@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ringrl.agent import RolloutSpec
 from ringrl.config import ModelConfig
 from ringrl.envs import VectorEnv
 from ringrl.envs.env_batch import EnvSettings
@@ -14,8 +13,11 @@ from ringrl.envs.vector import LocalBatch
 from ringrl.model.output_heads import Gaussian
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer
-from ringrl.rollout.policy import SequencePolicy
-from ringrl.rollout.trials import run_trials
+from ringrl.policy import RolloutSetting, RolloutSpec
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.rollout.sequence_policy import SequencePolicy
+from ringrl.rollout.session import Session
+from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.sampling.normalizer import Normalizer
 
 TASK, TRIALS = "Hopper-v5", 3
@@ -29,15 +31,14 @@ specs = pytest.mark.parametrize("spec", [ACROSS, SHORT, WINDOW], ids=["across", 
 
 
 @cache
-def make_model(max_steps: int = 1000) -> Transformer:
+def make_calls(max_steps: int = 1000) -> ModelCalls:
     config = ModelConfig(layers=1, width=32, heads=2, kv_heads=2, max_steps=max_steps, max_trials=8)
-    return Transformer(config, TokenLayout(ORDER), Gaussian(), SIZES, rngs=nnx.Rngs(0))
+    return ModelCalls(Transformer(config, TokenLayout(ORDER), Gaussian(), SIZES, rngs=nnx.Rngs(0)))
 
 
-def make_policy(spec: RolloutSpec, envs: int, model: Transformer | None = None) -> SequencePolicy:
-    options = {"envs": envs, "episode_steps": 100, "trials": TRIALS, "sizes": SIZES, "seed": 0}
-    options["across_trials"] = spec is not WINDOW
-    return SequencePolicy(model or make_model(), NORMALIZER, spec, **options)
+def make_policy(spec: RolloutSpec, envs: int, calls: ModelCalls | None = None) -> SequencePolicy:
+    setting = RolloutSetting(envs, trial_steps=100, trials=TRIALS)
+    return SequencePolicy(calls or make_calls(), NORMALIZER, spec, setting, SIZES, across_trials=spec is not WINDOW)
 
 
 def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
@@ -48,7 +49,8 @@ def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
 
 def roll_out(policy: SequencePolicy, seeds: list[int]) -> list[dict[int, tuple[float, int]]]:
     """Of every environment, trial -> (return, length)."""
-    found = run_trials(policy, make_envs(seeds), TRIALS, agent="a", task=TASK, seed=0, action_repeat=2)
+    group = Group(Session(policy, len(seeds), SIZES["observation"], batched=True), make_envs(seeds))
+    found = run_trials([group], TRIALS, TrialRows("a", TASK, 0))
     assert len(found) == len(seeds) * TRIALS
     return [{one.trial: (one.return_, one.length) for one in found if one.env == env} for env in range(len(seeds))]
 
@@ -68,8 +70,9 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
     predict = policy._context.predict
 
     def spy(step):
-        seen.append({name: np.array(value) for name, value in step.items()})
-        return predict(step)
+        raw = predict(step)
+        seen.append({name: value[:, 0] for name, value in policy._context._recent.last().items()})
+        return raw
 
     policy._context.predict = spy
     results = roll_out(policy, [5, 6])
@@ -81,8 +84,8 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
             first = steps[start]
             assert first["return_to_go"] == pytest.approx(TARGET / 50.0)
             across = spec is not WINDOW
-            assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
-            assert first["segment_ids"] == (1 if across else trial + 1)
+            if spec is not SHORT:  # where a full context is counted anew
+                assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
             assert bool(first["previous_action"].any()) == (across and trial > 0)
             if trial + 1 < TRIALS:
                 last = steps[starts[trial + 1] - 1]
@@ -93,5 +96,5 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
 
 
 def test_steps_and_trials_beyond_the_embeddings_share_the_last_one():
-    results = roll_out(make_policy(ACROSS, 2, make_model(max_steps=3)), [5, 6])
+    results = roll_out(make_policy(ACROSS, 2, make_calls(max_steps=3)), [5, 6])
     assert all(np.isfinite(earned) and length > 6 for trials in results for earned, length in trials.values())

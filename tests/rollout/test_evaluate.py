@@ -96,12 +96,13 @@ def test_ablations_are_written_one_by_one_and_again_the_same(run):
     (intact,) = repeat(run, (20.0,), trials=2)
     tables = repeat(run, ablations=("foreign", "blind"), trials=2, target=20.0)
     assert [table.name for table in tables] == ["ablation-foreign.csv", "ablation-blind.csv"]
-    first = {(row["env"], row["return"]) for row in read(intact) if row["trial"] == "0"}
+    first = [float(row["return"]) for row in read(intact) if row["trial"] == "0"]
     for table in tables:
         rows = read(table)
         assert len(rows) == 4 and {row["agent"] for row in rows} == {LABEL}
         # There is nothing to ablate before the first trial's end, but for its rewards.
-        unlike = {(row["env"], row["return"]) for row in rows if row["trial"] == "0"} != first
+        # Batches of one and of two environments round sums differently.
+        unlike = [float(row["return"]) for row in rows if row["trial"] == "0"] != pytest.approx(first, rel=1e-5)
         assert unlike == (table.name == "ablation-blind.csv")
     before = tables[0].read_text()
     assert repeat(run, ablations=("foreign",), trials=2, target=20.0)[0].read_text() == before

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
-from ringrl.agent import RolloutSpec
 from ringrl.batch import Batch, Chain, ContextPlan
 from ringrl.config import ModelConfig
 from ringrl.envs import make_env
@@ -17,8 +15,11 @@ from ringrl.episode import Episode
 from ringrl.model.output_heads import Gaussian, TanhMSE
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
-from ringrl.rollout.policy import SequencePolicy
-from ringrl.rollout.trials import run_trials
+from ringrl.policy import RolloutSetting, RolloutSpec
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.rollout.sequence_policy import SequencePolicy
+from ringrl.rollout.session import Session
+from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.chains import build_chain
 from ringrl.sampling.normalizer import Normalizer
@@ -44,35 +45,41 @@ def make_model(layout: TokenLayout) -> Transformer:
     return model
 
 
-class RowsVector(SyncVectorEnv):
-    """Gymnasium's, whose `infos["rows"]` is a list of each environment's own, where it would stack them."""
-
-    def _add_info(self, vector_infos, env_info, env_num):
-        infos = super()._add_info(vector_infos, {k: v for k, v in env_info.items() if k != "rows"}, env_num)
-        infos.setdefault("rows", {})[env_num] = env_info.get("rows")
-        return infos
+calls = cache(ModelCalls)
 
 
-class Recorder(VectorWrapper):
-    """A vector environment that keeps every episode, with the actions that led through it."""
+class Recorder:
+    """Environments that keep every episode, with the actions that led through it; stepped one after the other."""
 
     def __init__(self, envs):
-        super().__init__(envs)
-        self.rows = [[] for _ in range(envs.num_envs)]  # of every environment, its episodes; of an episode, its rows
+        self.envs, self.num_envs = envs, len(envs)
+        self.rows = [[] for _ in envs]  # of every environment, its episodes; of an episode, its rows
 
-    def reset(self, *, seed=None, options=None):
-        mask = np.ones(self.num_envs, bool) if options is None else options["reset_mask"]
-        observation, info = self.env.reset(seed=seed, options=options)
-        for env in np.flatnonzero(mask):
-            self.rows[env].append([{"observation": observation[env][None], "physics": info["physics"][env][None]}])
-        return observation, info
+    def reset(self):
+        return np.stack([self.begin(env) for env in range(self.num_envs)]), {}
 
-    def step(self, actions):
-        observation, reward, terminated, truncated, info = self.env.step(actions)
-        for env, rows in info["rows"].items():
-            repeated = np.repeat(actions[env][None], len(rows["reward"]), axis=0)
-            self.rows[env][-1].append({**rows, "action": repeated})
-        return observation, reward, terminated, truncated, info
+    def begin(self, env):
+        observation, info = self.envs[env].reset()
+        self.rows[env].append([{"observation": observation[None], "physics": info["physics"][None]}])
+        return observation
+
+    def step_async(self, actions, which, *, restart):
+        assert restart
+        self.stepped = [self.step(env, actions[env], which[env]) for env in range(self.num_envs)]
+
+    def step(self, env, action, asked):
+        if not asked:
+            return np.zeros(SIZES["observation"], np.float32), 0.0, False, False, 0
+        observation, reward, terminated, truncated, info = self.envs[env].step(action)
+        rows = info["rows"]
+        self.rows[env][-1].append({**rows, "action": np.repeat(action[None], len(rows["reward"]), axis=0)})
+        if terminated or truncated:
+            observation = self.begin(env)
+        return observation, reward, terminated, truncated, len(rows["reward"])
+
+    def step_wait(self):
+        *results, length = (np.array(values) for values in zip(*self.stepped, strict=True))
+        return *results, {"length": length}
 
     def episode(self, env: int, trial: int) -> Episode:
         rows = self.rows[env][trial]
@@ -90,13 +97,14 @@ def roll_out(
 ):
     """(store of all trials, environment by environment; results)."""
     made = [
-        lambda seed=seed, limit=limit: make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
+        make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
         for seed, limit in enumerate(limits, 5)
     ]
-    recorder = Recorder(RowsVector(made, autoreset_mode=AutoresetMode.DISABLED))
-    options = {"envs": len(limits), "episode_steps": AGENT_STEPS, "trials": trials, "sizes": SIZES, "seed": 0}
-    policy = SequencePolicy(model, NORMALIZER, spec, across_trials=across_trials, **options)
-    results = run_trials(policy, recorder, trials, agent="a", task=TASK, seed=0, action_repeat=REPEAT)
+    recorder = Recorder(made)
+    setting = RolloutSetting(len(limits), AGENT_STEPS, trials)
+    policy = SequencePolicy(calls(model), NORMALIZER, spec, setting, SIZES, across_trials=across_trials)
+    group = Group(Session(policy, len(limits), SIZES["observation"], batched=True), recorder)
+    results = run_trials([group], trials, TrialRows("a", TASK, 0))
     episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
     path = build(
         tmp_path / "s", episodes, domain="cartpole", tasks=(TASK,), sources=[DataSource("a", "a")], provenance={}
@@ -243,12 +251,11 @@ def test_trials_of_unequal_lengths_make_room_one_by_one(tmp_path, layout, contex
     cuts = 0
     for env in range(len(LIMITS)):
         chain = read(store, list(range(trials * env, trials * (env + 1))), TARGET)
-        first, slots, windows = 0, 0, []  # the first step seen, and the slots in use, empty ones counted
+        first, windows = 0, []  # the first step seen
         for t in range(chain.length):
-            if slots == context:
+            if t - first == context:
                 starts = [s for s in range(t - kept, t + 1) if chain.step[s] == 0]
-                first, slots, cuts = starts[0] if starts else t - kept, kept, cuts + 1
-            slots += 1
+                first, cuts = starts[0] if starts else t - kept, cuts + 1
             seen = window(chain, first, t + 1)
             windows.append(replace(seen, trial=seen.trial - seen.trial[0]))
         assert_taken(np.stack([each[-1] for each in predict(model, windows)]), chain.action)
@@ -261,8 +268,8 @@ def test_drawn_actions_follow_the_seed(tmp_path):
 
     def actions(seed: int) -> np.ndarray:
         spec = RolloutSpec(8, sample=True)
-        options = {"envs": 2, "episode_steps": 4, "trials": 1, "sizes": SIZES, "seed": seed}
-        policy = SequencePolicy(model, NORMALIZER, spec, across_trials=True, **options)
+        setting = RolloutSetting(2, trial_steps=4, trials=1, seed=seed)
+        policy = SequencePolicy(calls(model), NORMALIZER, spec, setting, SIZES, across_trials=True)
         policy.begin_trial(np.ones(2, bool))
         taken = []
         for _ in range(3):

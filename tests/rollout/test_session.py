@@ -6,8 +6,11 @@ import pytest
 from ringrl.config import parse_config
 from ringrl.envs import make_vector
 from ringrl.errors import UserError
+from ringrl.policy import RolloutSetting
 from ringrl.rollout.evaluate import _load
-from ringrl.rollout.session import load_agent
+from ringrl.rollout.session import Session
+from ringrl.rollout.trained_agent import load_agent
+from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.run import RunDirectory
 from ringrl.training.export import export
 from ringrl.training.loop import run_training
@@ -61,23 +64,16 @@ def test_one_environment_has_no_leading_axis_and_several_have(run):
 
 def test_it_acts_as_the_evaluation_does(run):
     """The same observations, rewards and ends give the same actions as `run_trials`' own loop over the policy."""
-    from ringrl.rollout.policy import SequencePolicy
-    from ringrl.rollout.trials import run_trials
+    agent, seen = load_agent(run), []
 
-    agent, directory = load_agent(run), RunDirectory(run)
-    sizes = directory.dataset()["sizes"]
-    seen = []
-
-    class Spy(SequencePolicy):
+    class Spy(Session):
         def act(self, observation):
             seen.append((observation, super().act(observation)))
             return seen[-1][1]
 
     envs = make_vector("cartpole_balance", 2, seed=3, action_repeat=4, time_limit=24)
-    options = {"across_trials": True, "envs": 2, "episode_steps": 6, "trials": 2, "sizes": sizes, "seed": 0}
-    model, _ = load_model(run, directory.config(), sizes)
-    policy = Spy(model, directory.normalizer(), agent._spec, **options)
-    run_trials(policy, envs, 2, agent="a", task="cartpole_balance", seed=0, action_repeat=4)
+    policy = agent.session(RolloutSetting(2, trial_steps=6, trials=2), batched=True).policy
+    run_trials([Group(Spy(policy, 2, 5, batched=True), envs)], 2, TrialRows("a", "cartpole_balance", 0))
     session = agent.start(environments=2, trials=2, trial_steps=6)
     envs = make_vector("cartpole_balance", 2, seed=3, action_repeat=4, time_limit=24)
     envs.reset()
@@ -107,8 +103,8 @@ def test_it_has_the_context_and_the_target_that_the_evaluation_has(tmp_path, tin
     agent, evaluation = {"name": "agentic_transformer", "trajectories": 2}, {"context": 9, "target": 7.0}
     run_training(tiny_config(agent, training={"steps": 1}, evaluation=evaluation), tmp_path / "run")
     loaded = load_agent(tmp_path / "run")
-    assert loaded._spec == _load(tmp_path / "run", "latest", {}).spec
-    assert (loaded.target, loaded._spec.context_steps) == (7.0, 1)
+    assert loaded.spec == _load(tmp_path / "run", "latest", {}).agent.spec
+    assert (loaded.target, loaded.spec.context_steps) == (7.0, 1)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("context: 9", "context: 2"))
     with pytest.raises(UserError, match=r"evaluation.context \(--context\) is 2: a step of this agent takes 5 tokens"):
@@ -160,3 +156,44 @@ def test_misuse_is_one_line_that_says_what_to_do(run, tmp_path):
         agent.start(environments=0)
     with pytest.raises(UserError, match="not a run directory"):
         load_agent(tmp_path)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_a_saved_session_goes_on_where_it_was(run, tmp_path, reward):
+    agent = load_agent(run)
+    session = agent.start(trial_steps=3, trials=4)
+    act_for(session, 3, reward=reward)
+    session.new_trial()
+    act_for(session, 2, reward=reward)
+    session.save(tmp_path / "session")
+    resumed = agent.resume(tmp_path / "session")
+    more, again = (act_for(each, 3, trials=3, reward=reward) for each in (session, resumed))  # past a full context too
+    np.testing.assert_allclose(more, again, atol=1e-5)
+    assert np.ptp(more) > 1e-4
+
+
+def test_a_damaged_or_foreign_session_is_refused(run, trained, tmp_path):
+    agent, path = load_agent(run), tmp_path / "session"
+    session = agent.start(trial_steps=3)
+    session.act(OBSERVATION)
+    with pytest.raises(UserError, match=r"session\.save: .*call session\.observe"):
+        session.save(path)
+    session.observe(1.0)
+    session.save(path)
+    with pytest.raises(UserError, match="a session of agentic_transformer .* not of behavior_cloning"):
+        load_agent(trained(name="behavior_cloning", fraction=1.0)).resume(path)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no zip", whole[:-900] + bytes(800) + whole[-100:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="not a saved session, or damaged"):
+            agent.resume(path)
+    with pytest.raises(UserError, match="there is no such file"):
+        agent.resume(tmp_path / "none")
+
+
+def test_a_context_can_be_forgotten(run):
+    session = load_agent(run).start(trial_steps=3)
+    first = act_for(session, 3)
+    assert not np.allclose(act_for(session, 3), first, atol=1e-6)
+    session.forget()
+    np.testing.assert_allclose(act_for(session, 3), first, atol=1e-5)

@@ -10,9 +10,11 @@ from ringrl.envs.graphics import has_egl
 
 FILM = """
 from pathlib import Path
-from ringrl.rollout.policy import RandomPolicy
+from ringrl.rollout.references import RandomPolicy
+from ringrl.rollout.session import Session
 from ringrl.rollout.video import record
-record(Path({path!r}), lambda envs: RandomPolicy(1, 1, 0), "cartpole_balance", 1, seed=0, action_repeat=100)
+start = lambda envs: Session(RandomPolicy(1, 1, 0), 1, 5, batched=True)
+record(Path({path!r}), start, "cartpole_balance", 1, seed=0, action_repeat=100)
 """
 
 

@@ -1,5 +1,7 @@
 """Attention to a KV cache in plain XLA, for every platform: blocks are read one by one, as far as any row is filled."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
@@ -26,8 +28,8 @@ def write(stored: Stored, new: Stored, layer: Int32[Array, ""], at: Int32[Array,
     """
 
     def row(b: Array, stored: Stored) -> Stored:
-        def put(into: Array | None, values: Array | None, scales: bool) -> Array | None:
-            if into is None or values is None:
+        def put(into: Any, values: Any, scales: bool) -> Any:
+            if into is None:
                 return None
             piece = lax.dynamic_index_in_dim(values, b, 0)[None]
             return lax.dynamic_update_slice(into, piece, (layer, b, 0, at[b]) if scales else (layer, b, at[b], 0))
@@ -68,6 +70,8 @@ def attend(
     batch, queries, heads, dim = q.shape
     slots, kv_heads = stored.k.shape[2], stored.k.shape[3] // dim
     block = min(max(_SCORES // (batch * heads * queries), 64), _LONGEST_BLOCK, slots)
+    q_segments, slot_segments = q_tokens.segments, tokens.segments
+    assert q_segments is not None and slot_segments is not None  # of a cache there are always segments
     grouped = q.reshape(batch, queries, kv_heads, group_size(heads, kv_heads), dim)
 
     def read(x: Array, start: Array) -> Array:
@@ -81,9 +85,9 @@ def attend(
 
     def visible(j: Array, start: Array) -> Array:
         index = start + jnp.arange(block, dtype=jnp.int32)
-        positions, segments = (lax.dynamic_slice_in_dim(x, start, block, 1) for x in tokens)
-        there = (index >= j * block) & (index < filled[:, None]) & (segments != 0)
-        same = q_tokens.segments[:, :, None] == segments[:, None]
+        positions, segments = (lax.dynamic_slice_in_dim(x, start, block, 1) for x in (tokens.positions, slot_segments))
+        there = (index >= j * block)[None] & (index[None] < filled[:, None]) & (segments != 0)
+        same = q_segments[:, :, None] == segments[:, None]
         return (there[:, None] & same & (positions[:, None] <= q_tokens.positions[:, :, None]))[:, None, None]
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -1,0 +1,166 @@
+"""A trained transformer as a policy over a batch of environments, with returns-to-go and trials as in training."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from ringrl.agent import Widths
+from ringrl.batch import BATCH_SCHEMA, PREVIOUS
+from ringrl.errors import UserError
+from ringrl.policy import RolloutSetting, RolloutSpec, StepFields
+from ringrl.rollout.ablation import AblatedContext
+from ringrl.rollout.context import CachedContext, RecomputedContext
+from ringrl.rollout.full_context import Dropped
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.sampling.normalizer import Normalizer
+
+
+class SequencePolicy:
+    """A transformer agent. Where `across_trials`, earlier trials stay in its context.
+
+    Args:
+        calls: the trained model's.
+        normalizer: the run's scales.
+        spec: how it is rolled out.
+        setting: in what, and for how long.
+        sizes: widths of the observation and the action.
+        across_trials: as in `ringrl.agent.AgentDescription`.
+    """
+
+    def __init__(
+        self,
+        calls: ModelCalls,
+        normalizer: Normalizer,
+        spec: RolloutSpec,
+        setting: RolloutSetting,
+        sizes: Widths,
+        *,
+        across_trials: bool,
+    ):
+        self._calls, self._normalizer, self._spec, self._setting = calls, normalizer, spec, setting
+        self._sizes, self._across_trials, self.target = sizes, across_trials, spec.target
+        self.demonstrations = 0
+        self._context = self._make_context(0, ())
+        self._agent_steps = 0
+        envs = setting.environments
+        self._earned = np.zeros(envs)  # in this trial so far, float64 as the data set's returns
+        # The last step's action, reward and completion.
+        self._outcome = {name: BATCH_SCHEMA[name].zeros((envs,), sizes) for name in PREVIOUS}
+        self._step = np.zeros(envs, np.int32)
+
+    def _make_context(self, demonstrated: int, steps: StepFields | Sequence[StepFields]) -> "Context":
+        """A context that begins with so many `demonstrated` steps."""
+        spec, setting, trial_steps = self._spec, self._setting, self._setting.trial_steps
+        if not self._across_trials:
+            if spec.context_steps < trial_steps:
+                return RecomputedContext(self._calls, setting.environments, spec.context_steps, self._sizes)
+            return CachedContext(self._calls.decoder, trial_steps, setting, self._sizes)
+        total = trial_steps * setting.trials + demonstrated
+        most = min(spec.context_steps, total)
+        if trial_steps < most < min(total, 2 * trial_steps):
+            most = trial_steps  # there is no room for two trials, so each has the context to itself
+        if setting.ablation is None:
+            return CachedContext(self._calls.decoder, most, setting, self._sizes, steps)
+        target = (spec.target or 0.0) / self._normalizer.return_scale
+        return AblatedContext(self._calls.decoder, most, setting, self._sizes, target=target, demonstrations=steps)
+
+    def demonstrate(self, steps: StepFields | Sequence[StepFields]) -> None:
+        """See `ringrl.policy.ContextPolicy`."""
+        if not self._across_trials:
+            raise UserError("demonstrations: this agent's context is the present trial alone; leave them out")
+        if self._agent_steps:
+            raise UserError("demonstrations: the context has steps of its own already; give them before the first act")
+        rows = [steps] if isinstance(steps, Mapping) else steps
+        longest, room = max(len(row["step"]) for row in rows), self._spec.context_steps - self._setting.trial_steps
+        if longest > room:
+            raise UserError(
+                f"demonstrations of {longest} agent steps do not fit: a context of {self._spec.context_steps} that "
+                f"leaves room for a trial takes {max(room, 0)}; give fewer, or a longer --context"
+            )
+        self.demonstrations = max(int(row["trial"].max(initial=-1)) + 1 for row in rows)
+        self._context = self._make_context(longest, steps)
+
+    @property
+    def dropped(self) -> Sequence[Dropped]:
+        """See `ringrl.policy.ContextPolicy`."""
+        return self._context.dropped
+
+    def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """These environments were reset: their time restarts, and their context too unless it goes across trials."""
+        self._step = np.where(which, 0, self._step).astype(np.int32)
+        self._earned = np.where(which, 0.0, self._earned)
+        if not self._across_trials and self._agent_steps:
+            self._context.clear(which)
+
+    def forget(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """See `ringrl.policy.ContextPolicy`."""
+        self._context.clear(which)
+
+    def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
+        """The head's mode, or a draw where the agent samples."""
+        step = {
+            "observation": self._normalizer.normalize_observation(observation),
+            "return_to_go": (self._to_go() / self._normalizer.return_scale).astype(np.float32),
+            "step": self._step,
+        }
+        raw = self._context.predict(step)
+        draw = (self._setting.seed, self._setting.first, self._agent_steps) if self._spec.sample else None
+        self._outcome["action"] = self._calls.act(raw, draw)
+        return self._outcome["action"]
+
+    def _to_go(self) -> Float64[np.ndarray, " envs"]:
+        return (self.target or 0.0) - (self._earned if self._spec.subtract_rewards else np.zeros_like(self._earned))
+
+    def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
+        """Add the step's outcome to the context; completion is 1 where a trial ends with at least its target return."""
+        self._earned = self._earned + reward
+        reached = done & (self._earned >= (np.inf if self.target is None else self.target))
+        self._outcome["reward"] = (reward / np.float32(self._normalizer.reward_scale)).astype(np.float32)
+        self._outcome["completion"] = reached.astype(np.float32)
+        self._context.amend(self._outcome)
+        self._step = self._step + 1
+        self._agent_steps += 1
+
+    def room(self) -> Bool[np.ndarray, " envs"]:
+        """Whether another trial may begin in each environment."""
+        return self._context.room() | (not self._across_trials)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """See `ringrl.policy.ContextPolicy`."""
+        own = {"earned": self._earned, "step_of_trial": self._step, "agent_steps": np.array(self._agent_steps)}
+        return self._context.state() | own | {"demonstrations": np.array(self.demonstrations)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """See `ringrl.policy.ContextPolicy`."""
+        self.demonstrations = int(state["demonstrations"])
+        if self.demonstrations:
+            # The demonstrations are among the context's steps; here only its size is that of one which began with them.
+            self._context = self._make_context(int(state["count"].max()), ())
+        self._context.restore(state)
+        self._earned, self._step = state["earned"].copy(), state["step_of_trial"].copy()
+        self._agent_steps = int(state["agent_steps"])
+
+
+Context = CachedContext | RecomputedContext
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedSequencePolicy:
+    """A `ringrl.policy.TrainedPolicy`: a transformer agent of a checkpoint."""
+
+    calls: ModelCalls
+    """The model's."""
+    normalizer: Normalizer
+    """The run's scales."""
+    sizes: Widths
+    """Widths of the observation and the action."""
+    step: int
+    """Optimiser steps that it was trained for."""
+    across_trials: bool
+    """As in `ringrl.agent.AgentDescription`."""
+
+    def start(self, spec: RolloutSpec, setting: RolloutSetting) -> SequencePolicy:
+        """See `ringrl.policy.TrainedPolicy`."""
+        return SequencePolicy(self.calls, self.normalizer, spec, setting, self.sizes, across_trials=self.across_trials)

@@ -1,0 +1,194 @@
+"""What a run learned, ready to act: `ringrl.load_agent`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ringrl.agent import Agent, AgentDescription, PolicySource, Widths, make_agent
+from ringrl.config import RunConfig, WhenFull, change_section
+from ringrl.envs import make_vector, split_task
+from ringrl.errors import UserError
+from ringrl.policy import RolloutSetting, RolloutSpec, TrainedPolicy
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.rollout.saved_session import read_session
+from ringrl.rollout.sequence_policy import TrainedSequencePolicy
+from ringrl.rollout.session import Session
+from ringrl.rollout.spec import under_setting
+from ringrl.run import RunDirectory
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.training.export import is_export, load_export
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedAgent:
+    """What a run learned, ready to act. Made by `load_agent`.
+
+    Attributes:
+        name: what tables call it.
+        config: the configuration it was trained under.
+        step: optimiser steps it was trained for.
+        description: what a report says of it.
+        sizes: widths of the observation and the action.
+        spec: how it is rolled out unless another target is given.
+        has_context: whether it sees more than one observation.
+    """
+
+    name: str
+    config: RunConfig
+    step: int
+    description: AgentDescription
+    sizes: Widths
+    spec: RolloutSpec
+    has_context: bool
+    _policy: TrainedPolicy
+
+    @property
+    def target(self) -> float | None:
+        """The return it is conditioned on unless another is given; None: it is not return-conditioned."""
+        return self.spec.target
+
+    def start(
+        self,
+        environments: int = 1,
+        target: float | None = None,
+        *,
+        trials: int | None = None,
+        trial_steps: int | None = None,
+        seed: int = 0,
+        when_full: WhenFull | None = None,
+    ) -> Session:
+        """Begin a rollout with an empty context.
+
+        Args:
+            environments: how many act at once, as one batch.
+            target: the return to condition on at the start of every trial, of return-conditioned agents.
+            trials: trials to come, which bounds the memory of the context; more may follow, from a context that is
+                rebuilt from the newest. Default: the config's `evaluation.trials`.
+            trial_steps: agent steps of the longest trial. Default: those of the run's task or, where it is of no
+                environment known here, the config's `model.max_steps`.
+            seed: of drawn actions, where the agent samples.
+            when_full: what is kept of a full context (`ringrl.rollout.full_context`): `newest` or `best` whole trials,
+                or `stop`. Default: the config's `evaluation.when_full`.
+
+        Raises:
+            UserError: a number out of range, or a target for an agent that is not return-conditioned.
+        """
+        evaluation = self.config.evaluation
+        trials = evaluation.trials if trials is None else trials
+        trial_steps = self.trial_steps() if trial_steps is None else trial_steps
+        for name, value in {"environments": environments, "trials": trials, "trial_steps": trial_steps}.items():
+            if value < 1:
+                raise UserError(f"start: {name} is {value}; give 1 or more")
+        if target is not None and self.target is None:
+            raise UserError(f"start: {self.name} is not return-conditioned; leave out target")
+        setting = RolloutSetting(environments, trial_steps, trials, seed, when_full=when_full or evaluation.when_full)
+        return self.session(setting, self.spec if target is None else replace(self.spec, target=float(target)))
+
+    def session(self, setting: RolloutSetting, spec: RolloutSpec | None = None, *, batched: bool = False) -> Session:
+        """A rollout under a setting; `batched`: arrays have a leading axis of environments also where there is one."""
+        spec = spec or self.spec
+        origin = {"agent": self.name, "sizes": dict(self.sizes), "spec": asdict(spec), "setting": asdict(setting)}
+        policy, sizes = self._policy.start(spec, setting), self.sizes["observation"]
+        return Session(policy, setting.environments, sizes, batched=batched, origin=origin | {"batched": batched})
+
+    def resume(self, path: str | os.PathLike[str]) -> Session:
+        """Go on with a session that `session.save` wrote. Its context's keys and values are computed again.
+
+        Raises:
+            UserError: there is no such file, it is damaged, or of an agent of another kind.
+        """
+        origin, state = read_session(Path(path))
+        if origin["sizes"] != dict(self.sizes) or origin["agent"] != self.name:
+            raise UserError(
+                f"{path}: a session of {origin['agent']} {origin['sizes']}, not of {self.name} {self.sizes}"
+            )
+        setting, spec = RolloutSetting(**origin["setting"]), RolloutSpec(**origin["spec"])
+        session = self.session(setting, spec, batched=origin["batched"])
+        session.restore(state)
+        return session
+
+    def trial_steps(self) -> int:
+        """Agent steps in the longest trial: of the run's task or, where no such environment is known, by config."""
+        data = self.config.data
+        try:
+            split_task(data.task)
+        except UserError:
+            return self.config.model.max_steps
+        envs = make_vector(data.task, 1, action_repeat=data.action_repeat)
+        steps = envs.agent_steps
+        envs.close()
+        return steps
+
+
+def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> TrainedAgent:
+    """A trained agent, to be rolled out in any environment of the observations and actions it was trained on.
+
+    Args:
+        run: a run directory, or a folder that `ringrl export` wrote.
+        checkpoint: of a run directory: `latest`, `best` (the lowest training loss of those kept), or a step's number.
+
+    Raises:
+        UserError: there is no run, no such checkpoint, or a run that has no policy, such as a language model's.
+
+    Example:
+        >>> import ringrl
+        >>> agent = ringrl.load_agent("runs/cartpole")
+        >>> session = agent.start(target=80.0)
+        >>> env = ringrl.make_env("cartpole_swingup", action_repeat=4)
+        >>> for trial in range(2):
+        ...     observation, _ = env.reset()
+        ...     session.new_trial()
+        ...     for _ in range(3):
+        ...         action = session.act(observation)
+        ...         observation, reward, terminated, truncated, _ = env.step(action)
+        ...         session.observe(reward, terminated or truncated)
+        >>> action.shape, bool(abs(action) <= 1)
+        ((1,), True)
+    """
+    return load_trained(Path(run), checkpoint, {})
+
+
+def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> TrainedAgent:
+    """As `load_agent`; `evaluation` changes settings of that name in its configuration. Raises UserError as that."""
+    directory = RunDirectory(path)
+    if is_export(path) and not directory.exists:
+        model, config, about = load_export(path)
+        dataset, label = about["dataset"], config.label or Path(about["config"]["agent"]["name"]).stem
+        config = _changed(config, evaluation)
+        agent, source = _agent_and_source(path, label, config)
+        calls, normalizer = ModelCalls(model, cache_dtype=config.evaluation.cache_dtype), about["normalizer"]
+        trained: TrainedPolicy = TrainedSequencePolicy(
+            calls,
+            Normalizer.from_values(normalizer),
+            dataset["sizes"],
+            int(about["step"]),
+            agent.description.across_trials,
+        )
+    else:
+        config, dataset, label = _changed(directory.config(), evaluation), directory.dataset(), directory.label()
+        agent, source = _agent_and_source(path, label, config)
+        trained = source.load_policy(path, config, dataset["sizes"], checkpoint)
+    spec = source.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
+    spec = under_setting(spec, config.evaluation, agent)
+    return TrainedAgent(
+        label, config, trained.step, agent.description, dataset["sizes"], spec, agent.decoder is not None, trained
+    )
+
+
+def _changed(config: RunConfig, evaluation: Mapping[str, Any]) -> RunConfig:
+    if not evaluation:
+        return config
+    return config.model_copy(
+        update={"evaluation": change_section(config.evaluation, dict(evaluation), "ringrl evaluate")}
+    )
+
+
+def _agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, PolicySource]:
+    agent = make_agent(config.agent)
+    if agent.policy is None:
+        raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")
+    return agent, agent.policy
