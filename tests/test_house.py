@@ -18,8 +18,8 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # itself and from what is before it.
 ORDER = """
 errors files progress recipes accelerators agent_record returns
-episode batch config_section model_config config
-attention.block_attention attention.tiling attention.local_step attention.kernels attention
+episode batch config_section model_config config policy
+attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs
 store formats download relabelling sampling collect quality
 model agent run training rollout planner sequence_agent transition_agent

@@ -28,12 +28,18 @@ class KVCache(NamedTuple):
 
     A call that appends T tokens writes T slots of every row, from the row's length on, and a row may keep fewer of
     them. So there must be T free slots in all rows; see `slots_for`.
+
+    Attributes:
+        stored: keys and values.
+        positions: int32 [batch, slots], of each token in its segment.
+        segment_ids: int32 [batch, slots]; 0: no token.
+        filled: int32 [batch, stations], slots filled, of each row on each station of the ring.
     """
 
     stored: Stored
-    positions: Array  # int32 [batch, slots], of each token in its segment
-    segment_ids: Array  # int32 [batch, slots]; 0: no token
-    filled: Array  # int32 [batch, stations]: slots filled, of each row on each station of the ring
+    positions: Array
+    segment_ids: Array
+    filled: Array
 
 
 class Slots(NamedTuple):
@@ -44,7 +50,13 @@ class Slots(NamedTuple):
 
 
 def slots_for(capacity: int, tokens: int, stations: int = 1) -> int:
-    """Slots on each station with which rows of up to `capacity` tokens have room for calls of up to `tokens`."""
+    """Slots on each station that rows need.
+
+    Args:
+        capacity: tokens of the longest row.
+        tokens: of the longest call.
+        stations: devices of the ring.
+    """
     needed = -(-capacity // stations) + tokens * (1 if stations == 1 else 2)  # shares differ by one call's tokens
     whole = _LARGE if needed > _FEW else _SMALL  # kernels read whole blocks
     return -(-needed // whole) * whole

@@ -148,7 +148,7 @@ class CachedContext:
         return self._recent.state() | {"begun": self._begun, "dropped": dropped}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Become what `state` was made of."""
+        """Become what `state` was made of. Raises UserError where that was a longer context."""
         if state["steps/step"].shape[1] > self._recent.capacity:
             raise UserError("the saved session's context is longer than this one's; start it as it was started")
         self._recent.restore(state)

@@ -67,7 +67,7 @@ class SequencePolicy:
         return AblatedContext(self._calls.decoder, most, setting, self._sizes, target=target, demonstrations=steps)
 
     def demonstrate(self, steps: StepFields | Sequence[StepFields]) -> None:
-        """See `ringrl.policy.ContextPolicy`."""
+        """See `ringrl.policy.ContextPolicy`, which says when it raises UserError."""
         if not self._across_trials:
             raise UserError("demonstrations: this agent's context is the present trial alone; leave them out")
         if self._agent_steps:

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from dm_control.suite import quadruped
+from ringrl.rollout.policy import RandomPolicy
 
 from ringrl import envs, recipes
 from ringrl.batch import ContextPlan
@@ -14,7 +15,6 @@ from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
 from ringrl.formats.exorl import read_folder
 from ringrl.relabelling.rewards import Relabeler, relabelable_tasks
-from ringrl.rollout.policy import RandomPolicy
 from ringrl.rollout.trials import run_trials
 from ringrl.sampling.chains import build_chain
 from ringrl.store.episode_store import open_store

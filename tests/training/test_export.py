@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ringrl.rollout.policy import SequencePolicy
 from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import make_agent
 from ringrl.errors import UserError
-from ringrl.rollout.policy import SequencePolicy
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.export import export, load_export

@@ -1,10 +1,11 @@
 """Attention to a KV cache in plain XLA, for every platform: blocks are read one by one, as far as any row is filled."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from ringrl.attention.block_attention import MASKED_LSE, group_size, vary_like
 from ringrl.attention.kv_cache import Stored
@@ -70,47 +71,51 @@ def attend(
     batch, queries, heads, dim = q.shape
     slots, kv_heads = stored.k.shape[2], stored.k.shape[3] // dim
     block = min(max(_SCORES // (batch * heads * queries), 64), _LONGEST_BLOCK, slots)
-    q_segments, slot_segments = q_tokens.segments, tokens.segments
-    assert q_segments is not None and slot_segments is not None  # of a cache there are always segments
     grouped = q.reshape(batch, queries, kv_heads, group_size(heads, kv_heads), dim)
+    visible = partial(_visible, q_tokens, tokens, filled, block)
 
     def read(x: Array, start: Array) -> Array:
         piece = lax.dynamic_slice(x, (layer, 0, start, 0), (1, batch, block, x.shape[3]))
-        return piece.reshape(batch, block, kv_heads, dim)
+        return piece.reshape(batch, block, kv_heads, dim).astype(q.dtype)
 
     def read_scale(x: Array | None, start: Array) -> Array | float:
         if x is None:
             return 1.0
         return lax.dynamic_slice(x, (layer, 0, 0, start), (1, batch, kv_heads, block))[0][:, :, None, None]
 
-    def visible(j: Array, start: Array) -> Array:
-        index = start + jnp.arange(block, dtype=jnp.int32)
-        positions, segments = (lax.dynamic_slice_in_dim(x, start, block, 1) for x in (tokens.positions, slot_segments))
-        there = (index >= j * block)[None] & (index[None] < filled[:, None]) & (segments != 0)
-        same = q_segments[:, :, None] == segments[:, None]
-        return (there[:, None] & same & (positions[:, None] <= q_tokens.positions[:, :, None]))[:, None, None]
-
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         j, out, highest, total = state
         start = jnp.minimum(j * block, slots - block)  # the last block is moved back to end with the cache
-        k, v = read(stored.k, start).astype(q.dtype), read(stored.v, start).astype(q.dtype)
-        scores = jnp.einsum("btkgd,bckd->bkgtc", grouped, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("btkgd,bckd->bkgtc", grouped, read(stored.k, start), preferred_element_type=jnp.float32)
         scores = scores * scale * read_scale(stored.k_scale, start)
-        scores = jnp.where(visible(j, start), scores, -jnp.inf)
+        scores = jnp.where(visible(j * block, start), scores, -jnp.inf)
         new_highest = jnp.maximum(highest, scores.max(-1))
         weights, shrink = jnp.exp(scores - new_highest[..., None]), jnp.exp(highest - new_highest)
         total = total * shrink + weights.sum(-1)
         weights = (weights * read_scale(stored.v_scale, start)).astype(q.dtype)
-        part = jnp.einsum("bkgtc,bckd->bkgtd", weights, v, preferred_element_type=jnp.float32)
+        part = jnp.einsum("bkgtc,bckd->bkgtd", weights, read(stored.v, start), preferred_element_type=jnp.float32)
         return j + 1, out * shrink[..., None] + part, new_highest, total
 
     rows = (batch, kv_heads, heads // kv_heads, queries)
-    start = (jnp.int32(0), jnp.zeros((*rows, dim)), jnp.full(rows, MASKED_LSE), jnp.zeros(rows))
-    start = vary_like(start, (q, stored, layer, q_tokens, tokens, filled))
+    nothing = (jnp.int32(0), jnp.zeros((*rows, dim)), jnp.full(rows, MASKED_LSE), jnp.zeros(rows))
+    nothing = vary_like(nothing, (q, stored, layer, q_tokens, tokens, filled))
     longest = jnp.max(filled)
-    _, out, highest, total = lax.while_loop(lambda state: state[0] * block < longest, step, start)
+    _, out, highest, total = lax.while_loop(lambda state: state[0] * block < longest, step, nothing)
     seen = total > 0
     total = jnp.where(seen, total, 1.0)
     out, lse = out / total[..., None], jnp.where(seen, highest + jnp.log(total), MASKED_LSE)
     out = jnp.moveaxis(out, 3, 1).reshape(batch, queries, heads, dim)
     return out, jnp.moveaxis(lse, 3, 1).reshape(batch, queries, heads)
+
+
+def _visible(
+    q_tokens: TokenIndex, tokens: TokenIndex, filled: Array, block: int, first: Array, start: Array
+) -> Bool[Array, "batch 1 1 queries block"]:
+    """Which slots of the block that begins at `start` the queries see; those before `first` were in another block."""
+    q_segments, all_segments = q_tokens.segments, tokens.segments
+    assert q_segments is not None and all_segments is not None  # of a cache there are always segments
+    index = start + jnp.arange(block, dtype=jnp.int32)[None]
+    positions, segments = (lax.dynamic_slice_in_dim(x, start, block, 1) for x in (tokens.positions, all_segments))
+    there = (index >= first) & (index < filled[:, None]) & (segments != 0)
+    same = q_segments[:, :, None] == segments[:, None]
+    return (there[:, None] & same & (positions[:, None] <= q_tokens.positions[:, :, None]))[:, None, None]
