@@ -80,10 +80,11 @@ def random_episode(env: "DMControlEnv", steps: int, rng: np.random.Generator):
 
 
 def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
-    """Evaluations roll out episodes of at most `time_limit` environment steps, until `patch` is undone."""
-    from ringrl.envs import make_vector
+    """Evaluations roll out episodes of at most `time_limit` steps, in this process, until `patch` is undone."""
+    from ringrl.envs import make_groups, make_vector
 
     patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
+    patch.setattr("ringrl.rollout.evaluate.make_groups", partial(make_groups, time_limit=time_limit, workers=0))
 
 
 RETURNS_HEADER = "agent,task,seed,env,trial,return,length,target_return,demonstrations"

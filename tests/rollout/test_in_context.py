@@ -96,10 +96,7 @@ def roll_out(
     across_trials: bool = True,
 ):
     """(store of all trials, environment by environment; results)."""
-    made = [
-        make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit)
-        for seed, limit in enumerate(limits, 5)
-    ]
+    made = [make_env(TASK, seed=seed, action_repeat=REPEAT, time_limit=limit) for seed, limit in enumerate(limits, 5)]
     recorder = Recorder(made)
     setting = RolloutSetting(len(limits), AGENT_STEPS, trials)
     policy = SequencePolicy(calls(model), NORMALIZER, spec, setting, SIZES, across_trials=across_trials)
