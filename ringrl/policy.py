@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from ringrl.config import Ablation, WhenFull
+from ringrl.sampling.normalizer import Normalizer
 
 StepFields = Mapping[str, np.ndarray]
 """Fields of `ringrl.batch.Batch` by name."""
@@ -128,6 +129,11 @@ class TrainedPolicy(Protocol):
     @property
     def step(self) -> int:
         """Gradient steps that it was trained for."""
+        ...
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """The run's scales."""
         ...
 
     def start(self, spec: RolloutSpec, setting: RolloutSetting) -> Policy:

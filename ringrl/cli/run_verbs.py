@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation
 from ringrl.errors import UserError
 
@@ -90,8 +91,14 @@ class EvaluateVerb:
     """Several target returns in turn: writes evaluation/targets.csv, and leaves returns.csv alone."""
     ablation: Annotated[tuple[Ablation, ...], _renamed("--probe", "--ablation")] = ()
     """Context ablations: remove, reorder or exchange the earlier trials, or hide all rewards; writes a table each."""
+    demonstrations: str | None = None
+    """A store of which trajectories, relabelled to the task, begin every context; with --trajectories."""
+    trajectories: tuple[int, ...] = ()
+    """How many demonstrations; several numbers in turn: writes evaluation/demonstrations.csv instead of returns.csv."""
+    order: TrajectoryOrder = "ascending"
+    """Of the demonstrations in a context: as they are drawn, or ascending by return."""
     seed: int | None = None
-    """Seed of the environments and the drawn actions."""
+    """Seed of the environments, the drawn actions and the drawn demonstrations."""
     checkpoint: str = "latest"
     """latest, best (the lowest training loss of those kept), or the number of a step."""
     reference: bool = True
@@ -101,19 +108,36 @@ class EvaluateVerb:
 
     def run(self) -> None:
         """Roll out, and print the tables' paths. Raises UserError for options that exclude each other."""
-        from ringrl.rollout.evaluate import evaluate, repeat
+        from ringrl.rollout.evaluate import evaluate
+        from ringrl.rollout.repetitions import repeat
 
         names = ("trials", "envs", "context", "target", "seed", "checkpoint")
         settings = {name: getattr(self, name) for name in names}
-        if not self.targets and not self.ablation:
-            print(f"returns: {evaluate(self.run_directory, reference=self.reference, video=self.video, **settings)}")
+        self._check_demonstrations()
+        if not self.targets and not self.ablation and len(self.trajectories) < 2:
+            shown = {
+                "demonstrations": self.demonstrations,
+                "trajectories": next(iter(self.trajectories), 0),
+                "order": self.order,
+            }
+            options = {"reference": self.reference, "video": self.video}
+            print(f"returns: {evaluate(self.run_directory, **options, **shown, **settings)}")
             return
         if self.video is not None:
-            raise UserError("--video films the evaluation itself: leave out --targets and --ablation")
+            raise UserError(
+                "--video films the evaluation itself: leave out --targets, --ablation and all but one number"
+            )
         if self.targets and self.target is not None:
             raise UserError("give --target or --targets, not both")
-        for table in repeat(self.run_directory, self.targets, self.ablation, **settings):
+        shown = {"demonstrations": self.demonstrations, "trajectories": self.trajectories, "order": self.order}
+        for table in repeat(self.run_directory, self.targets, self.ablation, **shown, **settings):
             print(f"returns: {table}")
+
+    def _check_demonstrations(self) -> None:
+        if (self.demonstrations is None) != (not self.trajectories):
+            raise UserError("--demonstrations STORE and --trajectories N go together; give both or neither")
+        if self.demonstrations is not None and (self.targets or self.ablation):
+            raise UserError("--demonstrations: are for the evaluation itself; leave out --targets and --ablation")
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ringrl.agent import RolloutSpec, Widths
+from ringrl.agent import Widths
 from ringrl.batch import ContextPlan, TrajectoryOrder
 from ringrl.envs import is_hidden, make_env, split_task
 from ringrl.episode import Episode, StepSpan
 from ringrl.errors import UserError
+from ringrl.policy import RolloutSpec, StepFields
 from ringrl.relabelling.rewards import Relabeler
 from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.chains import EpisodeReader, agent_steps, build_chain
@@ -42,6 +43,10 @@ class Demonstrations:
     fields: tuple[dict[str, np.ndarray], ...]
     returns: Float64[np.ndarray, "contexts trajectories"]
     lengths: Int64[np.ndarray, "contexts trajectories"]
+
+    def of(self, first: int, environments: int) -> StepFields | Sequence[StepFields]:
+        """The steps of so many environments from `first` on: one for all where they are the same."""
+        return self.fields[0] if len(self.fields) == 1 else self.fields[first : first + environments]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,26 +3,28 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from ringrl.config import Ablation, EvaluationConfig, WhenFull, change_section
+from ringrl.batch import TrajectoryOrder
+from ringrl.config import Ablation, EvaluationConfig, WhenFull
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_groups, make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.policy import Policy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
-from ringrl.rollout.ablation import check_ablation
+from ringrl.rollout.demonstrations import Demonstrations, StoredTrajectories, check_demonstrations, check_room
 from ringrl.rollout.references import ExpertPolicy, RandomPolicy
 from ringrl.rollout.session import Session
 from ringrl.rollout.trained_agent import TrainedAgent, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
-from ringrl.run import ABLATION, RETURNS, TARGETS, RunDirectory
+from ringrl.run import RETURNS, RunDirectory
+from ringrl.store.episode_store import open_store
 
 Start = Callable[[VectorEnv, int], Session]  # (environments, index of the first of them) -> who acts in them
 
@@ -40,6 +42,9 @@ def evaluate(
     checkpoint: str = "latest",
     when_full: WhenFull | None = None,
     cache_dtype: str | None = None,
+    demonstrations: Path | str | None = None,
+    trajectories: int = 0,
+    order: TrajectoryOrder = "ascending",
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
@@ -50,9 +55,11 @@ def evaluate(
     With `reference`, the uniform random policy is rolled out in environments of the same seeds, under the agent name
     `random`, and where the task knows an expert, so is that, as `expert`. With `video`, the first environment's trials
     are filmed, in a rollout of their own. Both files, returns.csv and evaluation.json, are replaced whole at the end.
+    With `demonstrations`, a store, the agent's contexts begin with `trajectories` of it, relabelled to the task and in
+    `order`: as they are drawn by the evaluation's seed, or ascending by return (`ringrl.rollout.demonstrations`).
 
-    Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; and for a given
-    target or context of an agent that has none.
+    Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; for a given
+    target or context of an agent that has none; and for demonstrations that the agent cannot be shown.
 
     Example:
         >>> import ringrl
@@ -62,67 +69,54 @@ def evaluate(
     """
     began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
-    trained = _load(run, checkpoint, given | {"when_full": when_full, "cache_dtype": cache_dtype})
-    agents: dict[str, Start] = {trained.agent.name: trained.session}
+    trained = load_evaluated(run, checkpoint, given | {"when_full": when_full, "cache_dtype": cache_dtype})
+    starts, about = demonstrated(trained, demonstrations, [trajectories], order)
+    start = starts[trajectories]
+    agents: dict[str, Start] = {trained.agent.name: start}
     if reference:
         agents |= _references(trained.task, trained.setting)
     results: list[TrialReturn] = []
     with progress_bar() as progress:
-        for name, start in agents.items():
-            results += trained.roll_out(name, start, progress)
-    returns = trained.write(RETURNS, results, began)
+        for name, each in agents.items():
+            results += trained.roll_out(name, each, progress)
+    returns = trained.write(RETURNS, results, began, about)
     if video is not None:
         film = {"seed": trained.setting.seed, "action_repeat": trained.agent.config.data.action_repeat}
-        record(video, partial(trained.session, first=0), trained.task, trained.setting.trials, **film)
+        record(video, lambda envs: start(envs, 0), trained.task, trained.setting.trials, **film)
     return returns
 
 
-def repeat(
-    run: Path,
-    targets: Sequence[float] = (),
-    ablations: Sequence[Ablation] = (),
-    *,
-    checkpoint: str = "latest",
-    **given: int | float | None,
-) -> list[Path]:
-    """The agent's evaluation once more for each of `targets`, and with each of the context `ablations`.
+def demonstrated(
+    trained: "Evaluated", store: Path | str | None, numbers: Sequence[int], order: TrajectoryOrder
+) -> tuple[dict[int, Start], dict[str, object]]:
+    """Who acts after each number of trajectories of a store, and what a JSON says of these; 0: an empty context.
 
-    Writes evaluation/targets.csv for all targets, evaluation/ablation-NAME.csv for each ablation, with the agent's rows
-    alone, and a JSON of that name beside each, as evaluation.json; returns the tables' paths. The ablations are those
-    of `ringrl.rollout.ablation`. `given` are `evaluate`'s trials, envs, context, target and seed; None: the run's own.
-
-    Raises UserError as `evaluate`; for targets of an agent that is not conditioned on one; for ablations of one whose
-    context is the present trial alone; and for trials or a context too few to contain what an ablation would change.
+    Raises UserError where the agent cannot be shown them (`ringrl.rollout.demonstrations`).
     """
-    trained = _load(run, checkpoint, given)
-    label, spec = trained.agent.name, trained.agent.spec
-    if targets and spec.target is None:
-        raise UserError(f"--targets: {label} is not conditioned on a return, so there is none to vary; leave it out")
-    asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
-    for ablation in ablations:
-        across, steps = trained.agent.description.across_trials, trained.trial_steps()
-        check_ablation(ablation, label, spec, trained.setting, steps, across_trials=across)
-    tables = []
-    with progress_bar() as progress:
-        if targets:
-            began, results = time.perf_counter(), []
-            for target in dict.fromkeys(asked):
-                start = partial(trained.session, spec=replace(spec, target=target))
-                results += trained.roll_out(label, start, progress, f"target {target:g}")
-            about = {"target": None, "targets": asked}
-            tables.append(trained.write(TARGETS, results, began, about))
-        for ablation in dict.fromkeys(ablations):
-            began = time.perf_counter()
-            start = partial(trained.session, ablation=ablation)
-            groups = 1 if ablation == "foreign" else 2  # where trials are exchanged within a group
-            results = trained.roll_out(label, start, progress, ablation, groups_at_most=groups)
-            about = {"ablation": ablation}
-            tables.append(trained.write(f"{ABLATION}{ablation}", results, began, about))
-    return tables
+    if store is None:
+        if any(numbers):
+            raise UserError("--trajectories: says how many demonstrations there are; give --demonstrations STORE too")
+        return {0: trained.session}, {}
+    agent, setting = trained.agent, trained.setting
+    check_demonstrations(agent.name, across_trials=agent.description.across_trials)
+    if min(numbers) < 0:
+        raise UserError(f"--trajectories {min(numbers)}: give whole numbers from 0 on")
+    about: dict[str, object] = {"demonstrations": str(store), "trajectories": list(numbers), "order": order}
+    shown: dict[int, Demonstrations] = {}
+    if any(numbers):
+        options = {"environments": setting.envs, "seed": setting.seed, "order": order}
+        drawn = StoredTrajectories(open_store(store), trained.task, max(numbers), agent.form(), **options)
+        check_room(drawn.steps, agent.spec.context_steps, trained.trial_steps())
+        shown = {number: drawn.first(number) for number in numbers if number}
+    about["returns_of_demonstrations"] = {
+        number: {"mean": float(each.returns.mean()), "best": float(each.returns.max(axis=1).mean())}
+        for number, each in shown.items()
+    }
+    return {each: partial(trained.session, demonstrations=shown.get(each)) for each in dict.fromkeys(numbers)}, about
 
 
 @dataclass(frozen=True)
-class _Evaluated:
+class Evaluated:
     """A run's agent, and under which setting it is rolled out."""
 
     run: RunDirectory
@@ -146,12 +140,20 @@ class _Evaluated:
         return steps
 
     def session(
-        self, envs: VectorEnv, first: int, spec: RolloutSpec | None = None, ablation: Ablation | None = None
+        self,
+        envs: VectorEnv,
+        first: int,
+        spec: RolloutSpec | None = None,
+        ablation: Ablation | None = None,
+        demonstrations: Demonstrations | None = None,
     ) -> Session:
         """The agent in these environments, of which the first has that index among all."""
         s = self.setting
         setting = RolloutSetting(envs.num_envs, envs.agent_steps, s.trials, s.seed, first, s.when_full, ablation)
-        return self.agent.session(setting, spec, batched=True)
+        session = self.agent.session(setting, spec, batched=True)
+        if demonstrations is not None:
+            session.begin_with(demonstrations.of(first, envs.num_envs))
+        return session
 
     def roll_out(
         self, name: str, start: Start, progress: Progress, how: str = "", groups_at_most: int = 2
@@ -179,8 +181,11 @@ class _Evaluated:
         return self.run.write_table(table, results, self.setting.model_dump() | facts)
 
 
-def _load(path: Path, checkpoint: str, given: Mapping[str, Any]) -> _Evaluated:
-    """The run's agent; of `given`, what is not None changes the run's own setting."""
+def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Evaluated:
+    """The run's agent; of `given`, what is not None changes the run's own setting.
+
+    Raises UserError as `evaluate`.
+    """
     known = {name: value for name, value in given.items() if value is not None}
     run = RunDirectory(path)
     config = run.config()
@@ -193,7 +198,7 @@ def _load(path: Path, checkpoint: str, given: Mapping[str, Any]) -> _Evaluated:
         )
     trained = load_trained(path, checkpoint, known)
     _refuse_unused(trained, known)
-    return _Evaluated(run, trained)
+    return Evaluated(run, trained)
 
 
 def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:

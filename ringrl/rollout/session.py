@@ -9,8 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from ringrl.batch import TrajectoryOrder
+from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.policy import ContextPolicy, Policy
+from ringrl.policy import ContextPolicy, Policy, StepFields
+from ringrl.rollout.demonstrations import ContextForm
 from ringrl.rollout.saved_session import write_session
 
 # A number, or anything that NumPy makes an array of.
@@ -35,6 +38,7 @@ class Session:
         *,
         batched: bool = False,
         origin: Mapping[str, Any] | None = None,
+        form: ContextForm | None = None,
     ):
         """Begin the first trial; `ringrl.rollout.trained_agent.TrainedAgent.start` makes sessions.
 
@@ -44,9 +48,10 @@ class Session:
             observation_size: numbers in an observation.
             batched: whether arrays have a leading axis also where there is one environment.
             origin: of what `TrainedAgent.resume` makes the policy again.
+            form: how the agent is shown trajectories; None: `demonstrate` is refused.
         """
         self.policy, self._environments, self._observation_size = policy, environments, observation_size
-        self._one, self._origin = environments == 1 and not batched, dict(origin or {})
+        self._one, self._origin, self._form = environments == 1 and not batched, dict(origin or {}), form
         self._begun = np.zeros(environments, bool)  # whether an environment's trial has steps
         self._ended = np.zeros(environments, bool)
         self._acted = False
@@ -115,6 +120,34 @@ class Session:
     def room(self) -> Bool[np.ndarray, " environments"]:
         """Whether another trial may begin in each environment: not where a full context is to stop there."""
         return np.broadcast_to(self.policy.room(), (self._environments,))
+
+    def demonstrate(self, episodes: Sequence[Episode], order: TrajectoryOrder | None = None) -> None:
+        """Begin the context with trajectories, the same in all environments, before the first action.
+
+        Args:
+            episodes: of the agent's observations and actions, an entry for each environment step, with one reward
+                column, whose rewards are taken as they are. `TrainedAgent.config.data.action_repeat` of them are a step
+                of the agent, as in training.
+            order: `ascending` sorts them by return, as the Agentic Transformer's training does; None keeps their order.
+
+        Raises:
+            UserError: an agent whose context is one trial or one observation; a context that has begun or is too short;
+                or episodes that the agent cannot be shown.
+        """
+        if self._form is None:
+            raise UserError("session.demonstrate: this session's policy is no trained agent's")
+        self.begin_with(self._form.show(episodes, order).of(0, self._environments))
+
+    def begin_with(self, steps: StepFields | Sequence[StepFields]) -> None:
+        """As `demonstrate`, with steps that `ringrl.rollout.demonstrations` made: for all environments, or for each.
+
+        Raises UserError as that does.
+        """
+        if not isinstance(self.policy, ContextPolicy):
+            raise UserError("demonstrations: this agent sees one observation at a time; leave them out")
+        if self._acted:
+            raise UserError("demonstrations: the context has steps of its own already; give them before the first act")
+        self.policy.demonstrate(steps)
 
     @property
     def demonstrations(self) -> int:

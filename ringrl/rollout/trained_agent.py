@@ -13,6 +13,7 @@ from ringrl.config import RunConfig, WhenFull, change_section
 from ringrl.envs import make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting, RolloutSpec, TrainedPolicy
+from ringrl.rollout.demonstrations import ContextForm
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.rollout.saved_session import read_session
 from ringrl.rollout.sequence_policy import TrainedSequencePolicy
@@ -92,8 +93,13 @@ class TrainedAgent:
         """A rollout under a setting; `batched`: arrays have a leading axis of environments also where there is one."""
         spec = spec or self.spec
         origin = {"agent": self.name, "sizes": dict(self.sizes), "spec": asdict(spec), "setting": asdict(setting)}
-        policy, sizes = self._policy.start(spec, setting), self.sizes["observation"]
-        return Session(policy, setting.environments, sizes, batched=batched, origin=origin | {"batched": batched})
+        policy, size = self._policy.start(spec, setting), self.sizes["observation"]
+        options = {"batched": batched, "origin": origin | {"batched": batched}, "form": self.form(spec)}
+        return Session(policy, setting.environments, size, **options)
+
+    def form(self, spec: RolloutSpec | None = None) -> ContextForm:
+        """How it is shown trajectories, when it is rolled out as `spec` says."""
+        return ContextForm(spec or self.spec, self._policy.normalizer, self.sizes, self.config.data.action_repeat)
 
     def resume(self, path: str | os.PathLike[str]) -> Session:
         """Go on with a session that `session.save` wrote. Its context's keys and values are computed again.

@@ -11,7 +11,8 @@ from ringrl.cli.run_verbs import EvaluateVerb
 from ringrl.config import parse_config
 from ringrl.envs import HELD_OUT, make_env
 from ringrl.errors import UserError
-from ringrl.rollout.evaluate import evaluate, repeat
+from ringrl.rollout.evaluate import evaluate
+from ringrl.rollout.repetitions import repeat
 from ringrl.run import RunDirectory
 from ringrl.training.loop import run_training
 from tests.builders import limit_evaluation

@@ -7,7 +7,7 @@ from ringrl.config import parse_config
 from ringrl.envs import make_vector
 from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting
-from ringrl.rollout.evaluate import _load
+from ringrl.rollout.evaluate import load_evaluated
 from ringrl.rollout.session import Session
 from ringrl.rollout.trained_agent import load_agent
 from ringrl.rollout.trials import Group, TrialRows, run_trials
@@ -103,7 +103,7 @@ def test_it_has_the_context_and_the_target_that_the_evaluation_has(tmp_path, tin
     agent, evaluation = {"name": "agentic_transformer", "trajectories": 2}, {"context": 9, "target": 7.0}
     run_training(tiny_config(agent, training={"steps": 1}, evaluation=evaluation), tmp_path / "run")
     loaded = load_agent(tmp_path / "run")
-    assert loaded.spec == _load(tmp_path / "run", "latest", {}).agent.spec
+    assert loaded.spec == load_evaluated(tmp_path / "run", "latest", {}).agent.spec
     assert (loaded.target, loaded.spec.context_steps) == (7.0, 1)
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("context: 9", "context: 2"))

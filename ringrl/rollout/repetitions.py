@@ -1,0 +1,99 @@
+"""`ringrl evaluate` once more for each of several settings: target returns, demonstrations, context ablations."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from ringrl.batch import TrajectoryOrder
+from ringrl.config import Ablation, change_section
+from ringrl.errors import UserError
+from ringrl.progress import progress_bar
+from ringrl.rollout.ablation import check_ablation
+from ringrl.rollout.evaluate import Evaluated, Start, demonstrated, load_evaluated
+from ringrl.run import ABLATION, DEMONSTRATIONS, TARGETS
+
+
+def repeat(
+    run: Path | str,
+    targets: Sequence[float] = (),
+    ablations: Sequence[Ablation] = (),
+    *,
+    demonstrations: Path | str | None = None,
+    trajectories: Sequence[int] = (),
+    order: TrajectoryOrder = "ascending",
+    checkpoint: str = "latest",
+    **given: int | float | str | None,
+) -> list[Path]:
+    """The agent's evaluation once more for each target, each number of demonstrations, and each context ablation.
+
+    With the agent's rows alone, and a JSON of that name beside each, as evaluation.json, it writes
+    - evaluation/targets.csv for all `targets`;
+    - evaluation/demonstrations.csv for all numbers of `trajectories` of the store `demonstrations`; of two numbers, the
+      fewer are among the more;
+    - evaluation/ablation-NAME.csv for each of `ablations` (`ringrl.rollout.ablation`).
+
+    Args:
+        run: a run directory.
+        targets: target returns.
+        ablations: by name.
+        demonstrations: a store, or its URL.
+        trajectories: how many of it a context begins with.
+        order: of them in a context (`ringrl.rollout.demonstrations`).
+        checkpoint: as `evaluate`'s.
+        given: `evaluate`'s trials, envs, context, target, seed and so on; None: the run's own.
+
+    Returns:
+        The tables' paths.
+
+    Raises:
+        UserError: as `evaluate`; for targets of an agent that is not conditioned on one; for ablations of one whose
+            context is the present trial alone; and for trials or a context too few to contain what an ablation would
+            change.
+    """
+    trained = load_evaluated(Path(run), checkpoint, given)
+    tables = [_for_targets(trained, targets)] if targets else []
+    if trajectories:
+        starts, about = demonstrated(trained, demonstrations, trajectories, order)
+        named = {f"{number} demonstrations": start for number, start in starts.items()}
+        tables.append(_Repetition(DEMONSTRATIONS, named, about))
+    tables += [_for_ablation(trained, ablation) for ablation in dict.fromkeys(ablations)]
+    written = []
+    with progress_bar() as progress:
+        for table in tables:
+            began, results = time.perf_counter(), []
+            for how, start in table.starts.items():
+                results += trained.roll_out(trained.agent.name, start, progress, how, table.groups_at_most)
+            written.append(trained.write(table.name, results, began, table.about))
+    return written
+
+
+@dataclass(frozen=True)
+class _Repetition:
+    """One table: who acts, by what the progress line says of it, and what the table's JSON says."""
+
+    name: str
+    starts: Mapping[str, Start]
+    about: Mapping[str, object]
+    groups_at_most: int = 2
+
+
+def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:
+    spec = trained.agent.spec
+    if spec.target is None:
+        raise UserError(
+            f"--targets: {trained.agent.name} is not conditioned on a return, so there is none to vary; leave it out"
+        )
+    asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
+    starts = {f"target {each:g}": partial(trained.session, spec=replace(spec, target=each)) for each in asked}
+    return _Repetition(TARGETS, starts, {"target": None, "targets": asked})
+
+
+def _for_ablation(trained: Evaluated, ablation: Ablation) -> _Repetition:
+    agent = trained.agent
+    across, steps = agent.description.across_trials, trained.trial_steps()
+    check_ablation(ablation, agent.name, agent.spec, trained.setting, steps, across_trials=across)
+    groups = 1 if ablation == "foreign" else 2  # where trials are exchanged within a group
+    starts = {ablation: partial(trained.session, ablation=ablation)}
+    return _Repetition(f"{ABLATION}{ablation}", starts, {"ablation": ablation}, groups)
