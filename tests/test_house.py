@@ -18,11 +18,11 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # itself and from what is before it.
 ORDER = """
 errors files progress recipes accelerators agent_record returns
-episode batch config_section model_config config policy
+episode batch config_section model_config config
 attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs
 store formats download relabelling sampling collect quality
-model agent run training rollout planner sequence_agent transition_agent
+model policy agent run training rollout planner sequence_agent transition_agent
 reporting.statistics reporting.figures reporting.page reporting
 card cli __init__
 """.split()
