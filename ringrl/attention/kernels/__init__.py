@@ -107,11 +107,14 @@ def cache_kernel(
 
     Raises ValueError where `kernel` cannot be used here.
     """
-    from ringrl.attention.kernels import xla_cache
+    from ringrl.attention.kernels import native_cache, xla_cache
 
     if kernel not in (None, *get_args(CacheKernel)):
         raise ValueError(f"kernel {kernel!r} is unknown: choose one of {', '.join(get_args(CacheKernel))}")
-    return xla_cache
+    reason = native_cache.missing(q, stored, platform())
+    if kernel == "native" and reason:
+        raise ValueError(f"kernel {kernel!r} cannot be used here: {reason}")
+    return native_cache if reason is None and kernel in (None, "native") else xla_cache
 
 
 def platform() -> str:
@@ -162,5 +165,5 @@ def _missing(kernel: Kernel, q: Array, k: Array, segmented: bool) -> str | None:
     from ringrl.attention.kernels import native
 
     if kernel == "native" and not native.available():
-        return "it needs a C++ compiler (c++, g++, clang++, or pip install ziglang)"
+        return native.NO_COMPILER
     return None

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "native_backward.h"
+#include "native_cache.h"
 #include "native_forward.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -19,6 +20,8 @@ namespace {
 int64_t threads_of(const ffi::ThreadPool& pool, int64_t sharers) {
   return std::max<int64_t>(pool.num_threads() / sharers, 1);
 }
+
+int64_t clamp(int64_t x, int64_t highest) { return std::clamp<int64_t>(x, 0, std::max<int64_t>(highest, 0)); }
 
 // Runs work(0) .. work(items - 1) on this thread and, as far as they come free, on the pool's. It waits only for items
 // that a thread has begun, never for a task that is still queued: all threads of the pool may be waiting like this one.
@@ -124,6 +127,71 @@ ffi::Error after(ffi::AnyBuffer x, ffi::AnyBuffer token, ffi::Result<ffi::AnyBuf
 
 using FloatArray = ffi::Buffer<ffi::F32>;
 
+template <class Q, class K>
+void attend_cache(ffi::ThreadPool& pool, const Shape& shape, const ffi::AnyBuffer& q, Tokens q_tokens,
+                  const ffi::AnyBuffer& k, const ffi::AnyBuffer& v, const FloatArray& k_scale,
+                  const FloatArray& v_scale, int64_t layer, Tokens tokens, const Ids& filled, Floats& out, Floats& lse,
+                  int64_t threads) {
+  const int64_t tokens_before = layer * shape.batch * shape.keys * shape.kv_heads;
+  const bool scaled = k_scale.element_count() > 0;
+  const CacheLayer<K> cache{data_of<K>(k) + tokens_before * shape.dim,
+                            data_of<K>(v) + tokens_before * shape.dim,
+                            scaled ? k_scale.typed_data() + tokens_before : nullptr,
+                            scaled ? v_scale.typed_data() + tokens_before : nullptr,
+                            tokens,
+                            filled.typed_data()};
+  CacheAttention<Q, K> work(shape, data_of<Q>(q), q_tokens, cache, out->typed_data(), lse->typed_data(), threads);
+  run_all(pool, work.workers, work.items(), [&](int64_t i) { work.run(i); });
+}
+
+ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, FloatArray k_scale,
+                  FloatArray v_scale, Ids layer, Ids q_positions, Ids q_segments, Ids positions, Ids segments,
+                  Ids filled, Floats out, Floats lse, float scale, int64_t sharers) {
+  const auto of_q = q.dimensions(), of_k = k.dimensions();
+  const Shape shape{of_q[0], of_q[1], of_k[2], of_q[2], of_k[3] / of_q[3], of_q[3], 1, 1, scale};
+  const auto run = [&](auto query, auto key) {
+    attend_cache<decltype(query), decltype(key)>(pool, shape, q, tokens_of(q_positions, q_segments), k, v, k_scale,
+                                                 v_scale, clamp(layer.typed_data()[0], of_k[0] - 1),
+                                                 tokens_of(positions, segments), filled, out, lse,
+                                                 threads_of(pool, sharers));
+  };
+  const auto run_query = [&](auto query) {
+    if (k.element_type() == ffi::F32) return run(query, float());
+    if (k.element_type() == ffi::BF16) return run(query, Bfloat16());
+    return run(query, int8_t());
+  };
+  q.element_type() == ffi::F32 ? run_query(float()) : run_query(Bfloat16());
+  return ffi::Error::Success();
+}
+
+// Copies tokens of all rows, [outer, size] of `chunk` bytes each, to slots of [outer, slots]; `outer` is rows, or rows
+// and key heads; in place where XLA lets it.
+void put(const ffi::AnyBuffer& from, const ffi::AnyBuffer& whole, ffi::Result<ffi::AnyBuffer>& to, int64_t layer,
+         const Ids& at, int64_t outer, int64_t size, int64_t slots) {
+  if (to->untyped_data() != whole.untyped_data()) std::memcpy(to->untyped_data(), whole.untyped_data(), whole.size_bytes());
+  if (from.element_count() == 0) return;
+  const int64_t chunk = from.size_bytes() / (outer * size), rows = at.element_count();
+  for (int64_t i = 0; i < outer; ++i) {
+    const int64_t slot = clamp(at.typed_data()[i / (outer / rows)], slots - size);
+    std::memcpy(static_cast<char*>(to->untyped_data()) + ((layer * outer + i) * slots + slot) * chunk,
+                static_cast<const char*>(from.untyped_data()) + i * size * chunk, size * chunk);
+  }
+}
+
+ffi::Error write(ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer k_scale, ffi::AnyBuffer v_scale,
+                 ffi::AnyBuffer k_new, ffi::AnyBuffer v_new, ffi::AnyBuffer k_scale_new, ffi::AnyBuffer v_scale_new,
+                 Ids layer, Ids at, ffi::Result<ffi::AnyBuffer> k_out, ffi::Result<ffi::AnyBuffer> v_out,
+                 ffi::Result<ffi::AnyBuffer> k_scale_out, ffi::Result<ffi::AnyBuffer> v_scale_out) {
+  const auto of_k = k.dimensions(), of_new = k_new.dimensions(), of_scales = k_scale_new.dimensions();
+  const int64_t i = clamp(layer.typed_data()[0], of_k[0] - 1), rows = of_k[1], slots = of_k[2], size = of_new[1];
+  const int64_t heads = of_scales[0] * of_scales[1];
+  put(k_new, k, k_out, i, at, rows, size, slots);
+  put(v_new, v, v_out, i, at, rows, size, slots);
+  put(k_scale_new, k_scale, k_scale_out, i, at, heads, size, slots);
+  put(v_scale_new, v_scale, v_scale_out, i, at, heads, size, slots);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace ringrl
 
@@ -167,3 +235,39 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlBackward, ringrl::backward,
                                   .Attr<int64_t>("q_chunks")
                                   .Attr<int64_t>("k_chunks")
                                   .Attr<int64_t>("sharers"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlAttendCache, ringrl::attend,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ringrl::FloatArray>()
+                                  .Arg<ringrl::FloatArray>()
+                                  .Arg<ringrl::Ids>()
+                                  .Arg<ringrl::Ids>()
+                                  .Arg<ringrl::Ids>()
+                                  .Arg<ringrl::Ids>()
+                                  .Arg<ringrl::Ids>()
+                                  .Arg<ringrl::Ids>()
+                                  .Ret<ringrl::FloatArray>()
+                                  .Ret<ringrl::FloatArray>()
+                                  .Attr<float>("scale")
+                                  .Attr<int64_t>("sharers"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlWriteCache, ringrl::write,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ringrl::Ids>()
+                                  .Arg<ringrl::Ids>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());

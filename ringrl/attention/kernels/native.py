@@ -32,12 +32,22 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_file, exclusive
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("native.cc", "native_forward.h", "native_backward.h", "native_problem.h", "native_tiles.h")
+_SOURCES = (
+    "native.cc",
+    "native_forward.h",
+    "native_backward.h",
+    "native_cache.h",
+    "native_problem.h",
+    "native_tiles.h",
+)
 # GCC takes -march=native on ARM too, but Clang there knows only -mcpu=native.
 _NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
 # Contraction makes one fused instruction of x * y + z; it is off by default in some compilers' ISO mode.
 _FLAGS = ("-O3", "-std=c++17", _NATIVE, "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
 _FORWARD, _BACKWARD, _AFTER = "ringrl_native_forward", "ringrl_native_backward", "ringrl_native_after"
+ATTEND_CACHE, WRITE_CACHE = "ringrl_native_attend_cache", "ringrl_native_write_cache"
+
+NO_COMPILER = "it needs a C++ compiler (c++, g++, clang++, or pip install ziglang)"
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +70,13 @@ def available() -> bool:
     except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ImportError, UserError) as error:
         _log.warning("the native attention kernel cannot be used, XLA's is: %s", _first_error(error))
         return False
-    symbols = {_FORWARD: library.RingrlForward, _BACKWARD: library.RingrlBackward, _AFTER: library.RingrlAfter}
+    symbols = {
+        _FORWARD: library.RingrlForward,
+        _BACKWARD: library.RingrlBackward,
+        _AFTER: library.RingrlAfter,
+        ATTEND_CACHE: library.RingrlAttendCache,
+        WRITE_CACHE: library.RingrlWriteCache,
+    }
     for name, symbol in symbols.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(symbol), platform="cpu")
     return True

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -56,6 +56,27 @@ RINGRL_INLINE Quad interleave_high(Quad a, Quad b) { return __builtin_shufflevec
 typedef int32_t IntQuad __attribute__((vector_size(16)));
 RINGRL_INLINE Quad interleave_low(Quad a, Quad b) { return __builtin_shuffle(a, b, IntQuad{0, 4, 1, 5}); }
 RINGRL_INLINE Quad interleave_high(Quad a, Quad b) { return __builtin_shuffle(a, b, IntQuad{2, 6, 3, 7}); }
+#endif
+
+// The same within every quad of lanes; and the sums over the quads of x[u], in quad u.
+#if defined(__AVX512F__)
+RINGRL_INLINE Vec zip_low(Vec a, Vec b) { return (Vec)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
+RINGRL_INLINE Vec zip_high(Vec a, Vec b) { return (Vec)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
+RINGRL_INLINE Vec sum_pairs(Vec a, Vec b) {
+  return (Vec)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x88) + (Vec)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xdd);
+}
+RINGRL_INLINE Vec sum_quads(const Vec* x) { return sum_pairs(sum_pairs(x[0], x[1]), sum_pairs(x[2], x[3])); }
+#elif defined(__AVX__)
+RINGRL_INLINE Vec zip_low(Vec a, Vec b) { return (Vec)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
+RINGRL_INLINE Vec zip_high(Vec a, Vec b) { return (Vec)_mm256_unpackhi_ps((__m256)a, (__m256)b); }
+RINGRL_INLINE Vec sum_quads(const Vec* x) {
+  return (Vec)_mm256_permute2f128_ps((__m256)x[0], (__m256)x[1], 0x20) +
+         (Vec)_mm256_permute2f128_ps((__m256)x[0], (__m256)x[1], 0x31);
+}
+#else
+RINGRL_INLINE Vec zip_low(Vec a, Vec b) { return interleave_low(a, b); }
+RINGRL_INLINE Vec zip_high(Vec a, Vec b) { return interleave_high(a, b); }
+RINGRL_INLINE Vec sum_quads(const Vec* x) { return x[0]; }
 #endif
 
 constexpr int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
