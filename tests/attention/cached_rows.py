@@ -112,9 +112,7 @@ class History:
         out = np.zeros(call.q.shape)
         for b, row in enumerate(self.rows):
             kept = max(np.flatnonzero(call.segments[b]), default=-1) + 1
-            row += [
-                (call.k[:, b, t], call.v[:, b, t], call.positions[b, t], call.segments[b, t]) for t in range(kept)
-            ]
+            row += [(call.k[:, b, t], call.v[:, b, t], call.positions[b, t], call.segments[b, t]) for t in range(kept)]
             seen = row + (shared.rows[0] if shared else [])
             if not seen:
                 continue

@@ -24,7 +24,7 @@ SHAPES = [  # batch, queries, heads, kv_heads, dim, slots
     (1, 2, 2, 1, 80, 1500),
     (1, 70, 4, 2, 32, 700),
 ]
-TOLERANCE = {jnp.float32: 2e-6, jnp.bfloat16: 2e-2}
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
 
 
 @pytest.fixture(params=KERNELS)
@@ -75,15 +75,15 @@ def check(got, wanted, tolerance):
     np.testing.assert_allclose(got[1], wanted[1], atol=5 * tolerance, rtol=2e-6)
 
 
-@pytest.mark.parametrize("stored_dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("stored_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_call_equals_the_formulas(kernel, shape, dtype, stored_dtype):
     rng = np.random.default_rng(0)
     problem = random_problem(rng, *shape, dtype, stored_dtype)
     got = attend(kernel)(*problem, scale=shape[4] ** -0.5)
     # The XLA kernel multiplies weights in the queries' dtype; the native one has everything in float32.
-    check(got, expected(*problem), TOLERANCE[jnp.float32 if kernel == "native" else dtype])
+    check(got, expected(*problem), TOLERANCE["float32" if kernel == "native" else dtype])
 
 
 def test_any_positions_segments_and_lengths(kernel):
@@ -213,14 +213,17 @@ def test_the_error_of_shorter_numbers_is_bounded(kernel, stations, dtype, bound)
 def test_arrays_that_do_not_belong_together_are_refused():
     q, stored, layer, q_tokens, tokens, filled = random_problem(np.random.default_rng(0), 2, 3, 4, 2, 16, 64)
     call = partial(native_cache.attend, scale=0.25)
+    one_row = Stored(stored.k[:, :1], stored.v[:, :1], None, None)
     with pytest.raises(ValueError, match="must be a multiple"):
         call(q[:, :, :3], stored, layer, q_tokens, tokens, filled)
     with pytest.raises(ValueError, match="do not go with queries"):
-        call(q, stored, layer, q_tokens, tokens, filled[:1])
+        call(q, stored, layer, q_tokens, q_tokens, filled)
     with pytest.raises(ValueError, match="do not go with queries"):
-        call(q[:1], stored, layer, q_tokens, tokens, filled)
+        call(q, one_row, layer, q_tokens, tokens, filled)
+    with pytest.raises(ValueError, match="do not fit"):
+        call(q, stored._replace(v=stored.v[:, :1]), layer, q_tokens, tokens, filled)
+    new = Stored(*(jnp.zeros((2, 3, 32)) for _ in range(2)), None, None)
     with pytest.raises(ValueError, match="do not go into a cache"):
-        native_cache.write(stored, stored, layer, filled)
+        native_cache.write(one_row, new, layer, filled)
     with pytest.raises(ValueError, match="the cache is float32"):
-        new = Stored(*(jnp.zeros((2, 3, 32), jnp.bfloat16) for _ in range(2)), None, None)
-        native_cache.write(stored, new, layer, filled)
+        native_cache.write(stored, Stored(*(x.astype(jnp.bfloat16) for x in new[:2]), None, None), layer, filled)

@@ -127,40 +127,44 @@ ffi::Error after(ffi::AnyBuffer x, ffi::AnyBuffer token, ffi::Result<ffi::AnyBuf
 
 using FloatArray = ffi::Buffer<ffi::F32>;
 
-template <class Q, class K>
-void attend_cache(ffi::ThreadPool& pool, const Shape& shape, const ffi::AnyBuffer& q, Tokens q_tokens,
-                  const ffi::AnyBuffer& k, const ffi::AnyBuffer& v, const FloatArray& k_scale,
-                  const FloatArray& v_scale, int64_t layer, Tokens tokens, const Ids& filled, Floats& out, Floats& lse,
-                  int64_t threads) {
-  const int64_t tokens_before = layer * shape.batch * shape.keys * shape.kv_heads;
-  const bool scaled = k_scale.element_count() > 0;
-  const CacheLayer<K> cache{data_of<K>(k) + tokens_before * shape.dim,
-                            data_of<K>(v) + tokens_before * shape.dim,
-                            scaled ? k_scale.typed_data() + tokens_before : nullptr,
-                            scaled ? v_scale.typed_data() + tokens_before : nullptr,
-                            tokens,
-                            filled.typed_data()};
-  CacheAttention<Q, K> work(shape, data_of<Q>(q), q_tokens, cache, out->typed_data(), lse->typed_data(), threads);
+// A few queries wait for memory, a prompt's many for matrix products.
+template <class K>
+void attend_cache(ffi::ThreadPool& pool, const Shape& shape, const float* q, Tokens q_tokens, const CacheLayer<K>& cache,
+                  Floats& out, Floats& lse, int64_t threads) {
+  constexpr int64_t kFewRows = 16;
+  if (shape.rows() > kFewRows) {
+    Forward<float, K> work(shape, q, cache.k, cache.v, q_tokens, cache.tokens, out->typed_data(),
+                          lse->typed_data(), threads);
+    work.lengths = cache.filled;
+    work.k_scale = cache.k_scale;
+    work.v_scale = cache.v_scale;
+    if (work.items() >= threads) return run_all(pool, threads, work.items(), [&](int64_t i) { work.run(i); });
+  }
+  CacheAttention<K> work(shape, q, q_tokens, cache, out->typed_data(), lse->typed_data(), threads);
   run_all(pool, work.workers, work.items(), [&](int64_t i) { work.run(i); });
 }
 
-ffi::Error attend(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, FloatArray k_scale,
+ffi::Error attend(ffi::ThreadPool pool, FloatArray q, ffi::AnyBuffer k, ffi::AnyBuffer v, FloatArray k_scale,
                   FloatArray v_scale, Ids layer, Ids q_positions, Ids q_segments, Ids positions, Ids segments,
                   Ids filled, Floats out, Floats lse, float scale, int64_t sharers) {
   const auto of_q = q.dimensions(), of_k = k.dimensions();
   const Shape shape{of_q[0], of_q[1], of_k[2], of_q[2], of_k[3] / of_q[3], of_q[3], 1, 1, scale};
-  const auto run = [&](auto query, auto key) {
-    attend_cache<decltype(query), decltype(key)>(pool, shape, q, tokens_of(q_positions, q_segments), k, v, k_scale,
-                                                 v_scale, clamp(layer.typed_data()[0], of_k[0] - 1),
-                                                 tokens_of(positions, segments), filled, out, lse,
-                                                 threads_of(pool, sharers));
+  const int64_t before = clamp(layer.typed_data()[0], of_k[0] - 1) * shape.batch * shape.keys * shape.kv_heads;
+  const bool scaled = k_scale.element_count() > 0;
+  const auto run = [&](auto number) {
+    using K = decltype(number);
+    const CacheLayer<K> cache{data_of<K>(k) + before * shape.dim,
+                              data_of<K>(v) + before * shape.dim,
+                              scaled ? k_scale.typed_data() + before : nullptr,
+                              scaled ? v_scale.typed_data() + before : nullptr,
+                              tokens_of(positions, segments),
+                              filled.typed_data()};
+    attend_cache(pool, shape, q.typed_data(), tokens_of(q_positions, q_segments), cache, out, lse,
+                 threads_of(pool, sharers));
   };
-  const auto run_query = [&](auto query) {
-    if (k.element_type() == ffi::F32) return run(query, float());
-    if (k.element_type() == ffi::BF16) return run(query, Bfloat16());
-    return run(query, int8_t());
-  };
-  q.element_type() == ffi::F32 ? run_query(float()) : run_query(Bfloat16());
+  if (k.element_type() == ffi::F32) run(float());
+  if (k.element_type() == ffi::BF16) run(Bfloat16());
+  if (k.element_type() == ffi::S8) run(int8_t());
   return ffi::Error::Success();
 }
 
@@ -239,7 +243,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlBackward, ringrl::backward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(RingrlAttendCache, ringrl::attend,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ringrl::FloatArray>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ringrl::FloatArray>()

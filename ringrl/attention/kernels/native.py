@@ -37,6 +37,7 @@ _SOURCES = (
     "native_forward.h",
     "native_backward.h",
     "native_cache.h",
+    "native_cache_block.h",
     "native_problem.h",
     "native_tiles.h",
 )

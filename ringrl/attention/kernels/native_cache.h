@@ -1,34 +1,16 @@
 // Attention of the queries of a few new tokens to one layer of a KV cache, and putting new tokens into it.
 //
 // Memory sets the pace: a layer's filled slots are cut into pieces of about equal length, over all rows, and each thread
-// reads its pieces block by block, once for all heads and queries, with the next block on its way. Scores of a block are
-// [queries, slots]: keys are transposed within quads of lanes, four slots at a time, so that no score needs a sum over a
-// vector's lanes. What the pieces of a row give is joined by their log-sum-exp (Flash-Decoding).
+// reads its pieces block by block, once for all heads and queries, with the next block on its way. What the pieces of a
+// row give is joined by their log-sum-exp (Flash-Decoding).
 #pragma once
 
 #include <atomic>
 #include <memory>
-#include <type_traits>
 
-#include "native_problem.h"
+#include "native_cache_block.h"
 
 namespace ringrl {
-
-typedef uint16_t LooseHalves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
-typedef int8_t LooseBytes __attribute__((vector_size(kLanes), aligned(1), may_alias));
-RINGRL_INLINE Vec widened(const float* x) { return load(x); }
-RINGRL_INLINE Vec widened(const Bfloat16* x) {
-  return (Vec)(__builtin_convertvector(*reinterpret_cast<const LooseHalves*>(x), IntVec) << 16);
-}
-RINGRL_INLINE Vec widened(const int8_t* x) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
-#elif defined(__AVX2__)
-  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
-#else
-  return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const LooseBytes*>(x), IntVec), Vec);
-#endif
-}
 
 // One layer of a cache, in place.
 template <class K>
@@ -39,14 +21,14 @@ struct CacheLayer {
   const int32_t* filled;           // [batch]
 };
 
-template <class Q, class K>
+template <class K>
 class CacheAttention {
  public:
-  CacheAttention(const Shape& s, const Q* q, Tokens q_tokens, const CacheLayer<K>& cache, float* out, float* lse,
+  CacheAttention(const Shape& s, const float* q, Tokens q_tokens, const CacheLayer<K>& cache, float* out, float* lse,
                  int64_t threads)
       : shape(s), q(q), q_tokens(q_tokens), cache(cache), out(out), lse(lse) {
     const int64_t slot_bytes = 2 * stride() * sizeof(K);
-    block = std::clamp<int64_t>(kBlockBytes / slot_bytes, kPad, kLongestBlock) / kPad * kPad;
+    block = std::clamp<int64_t>(kBlockBytes / slot_bytes, kPad, CacheBlock<K>::kLongest) / kPad * kPad;
     int64_t filled = 0;
     for (int64_t b = 0; b < s.batch; ++b) filled += length(b);
     // Work in bytes that are read, or would be in the time that the products of many queries take.
@@ -95,9 +77,6 @@ class CacheAttention {
  private:
   static constexpr int64_t kBlockBytes = 1 << 14;   // keys and values that stay in the first-level cache
   static constexpr int64_t kPieceBytes = 1 << 17;   // less takes no longer than to wake a thread
-  static constexpr int64_t kLongestBlock = 8 * kPad;
-  static constexpr int64_t kLine = 64 / sizeof(K);   // numbers in a cache line
-  static constexpr int kQuads = kLanes / 4;
 
   struct Piece {
     int64_t row, begin, end;
@@ -107,9 +86,9 @@ class CacheAttention {
     bool masked;  // not every query sees all of it
   };
   struct Memory {
-    float *queries, *keys, *weights;
+    float* queries;
     int32_t* visible[2];  // [tokens, block]: -1 where the query sees the slot, else 0
-    K* copy;
+    CacheBlock<K> block;
     int64_t used;
   };
   struct Result {
@@ -117,7 +96,7 @@ class CacheAttention {
   };
 
   Shape shape;
-  const Q* q;
+  const float* q;
   Tokens q_tokens;
   CacheLayer<K> cache;
   float *out, *lse;
@@ -141,10 +120,9 @@ class CacheAttention {
 
   void carve(Carver carver, Memory& memory) const {
     memory.queries = carver.take(shape.kv_heads * rows() * padded() * 4);
-    memory.keys = carver.take(block * padded());
-    memory.weights = carver.take(kLongestBlock * rows());
+    memory.block = {shape.dim, stride(), rows(), block};
+    memory.block.carve(carver);
     for (auto& visible : memory.visible) visible = reinterpret_cast<int32_t*>(carver.take(block * shape.queries));
-    memory.copy = reinterpret_cast<K*>(carver.take(padded() == shape.dim ? 0 : block * padded()));
     memory.used = carver.used();
   }
 
@@ -152,7 +130,7 @@ class CacheAttention {
   Block find(int64_t b, int64_t begin, int64_t end, int32_t* visible) const {
     for (; begin < end; begin += block) {
       const int64_t size = std::min(block, end - begin);
-      alignas(64) int32_t positions[kLongestBlock], segments[kLongestBlock];
+      alignas(64) int32_t positions[CacheBlock<K>::kLongest], segments[CacheBlock<K>::kLongest];
       std::memcpy(positions, cache.tokens.positions + b * shape.keys + begin, size * 4);
       std::memcpy(segments, cache.tokens.segments + b * shape.keys + begin, size * 4);
       std::fill(segments + size, segments + round_up(size, kPad), 0);
@@ -172,17 +150,6 @@ class CacheAttention {
     return {end, 0, false};
   }
 
-  static bool any(IntVec x) {
-#if defined(__AVX512F__)
-    return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
-#elif defined(__AVX__)
-    return _mm256_movemask_ps((__m256)x) != 0;
-#endif
-    int32_t some = 0;
-    for (int i = 0; i < kLanes; ++i) some |= x[i];
-    return some != 0;
-  }
-
   // [kv_heads][dim / kLanes][4][rows]: a vector has, in each quad of lanes, one number of a query four times.
   void read_all_queries(int64_t b, float* to) const {
     const int64_t chunks = padded() / kLanes;
@@ -190,191 +157,31 @@ class CacheAttention {
     std::fill_n(to, shape.kv_heads * rows() * padded() * 4, 0.0f);
     for (int64_t h = 0; h < shape.kv_heads; ++h) {
       for (int64_t r = 0; r < shape.rows(); ++r) {
-        const Q* from = q + shape.at_row(b, h, r) * shape.dim;
+        const float* from = q + shape.at_row(b, h, r) * shape.dim;
         for (int64_t d = 0; d < shape.dim; ++d) {
           const int64_t c = d / kLanes, quad = d % kLanes / 4, j = d % 4;
-          const float x = number(from[d]) * factor;
-          std::fill_n(to + (((h * chunks + c) * 4 + j) * rows() + r) * kLanes + quad * 4, 4, x);
+          std::fill_n(to + (((h * chunks + c) * 4 + j) * rows() + r) * kLanes + quad * 4, 4, from[d] * factor);
         }
       }
     }
   }
-  static float number(float x) { return x; }
-  static float number(Bfloat16 x) { return widen(x); }
 
-  void attend(int64_t b, const Block& now, const Block& next, const int32_t* visible, Memory& memory,
+  void attend(int64_t b, const Block& now, const Block& next, const int32_t* visible, const Memory& memory,
               const Result& mine) const {
+    const CacheBlock<K>& tiles = memory.block;
     const int64_t from = (b * shape.keys + now.begin) * stride(), heads = shape.kv_heads;
-    const int64_t ahead = (b * shape.keys + next.begin) * stride();  // in the next block, in the order of memory
+    const int64_t ahead = (b * shape.keys + next.begin) * stride();
     for (int64_t h = 0; h < heads; ++h) {
-      read_keys_of(cache.k + from + h * shape.dim, now.size, cache.k + ahead + h * now.size * shape.dim, memory);
-      const int64_t at = h * rows();
-      score(memory.queries + at * padded() * 4, now.size, memory);
+      const int64_t head = from + h * shape.dim, fetched = ahead + h * now.size * shape.dim, at = h * rows();
+      tiles.read_keys(cache.k + head, now.size, cache.k + fetched);
+      tiles.score(memory.queries + at * padded() * 4, now.size);
       const int64_t scales = (b * heads + h) * shape.keys + now.begin;
       for (int64_t r = 0; r < shape.rows(); ++r) {
-        weigh(memory.weights + r * kLongestBlock, now, cache.k_scale ? cache.k_scale + scales : nullptr,
-              cache.v_scale ? cache.v_scale + scales : nullptr, visible + r / shape.group() * block,
-              mine.highest + at + r, mine.total + (at + r) * kLanes, mine.output + (at + r) * padded());
+        tiles.weigh(r, now.size, now.masked ? visible + r / shape.group() * block : nullptr,
+                    cache.k_scale ? cache.k_scale + scales : nullptr, cache.v_scale ? cache.v_scale + scales : nullptr,
+                    mine.highest + at + r, mine.total + (at + r) * kLanes, mine.output + (at + r) * padded());
       }
-      mix(cache.v + from + h * shape.dim, now.size, cache.v + ahead + h * now.size * shape.dim, memory, mine.output + at * padded());
-    }
-  }
-
-  // Rows of one head, one after the other as they are, or padded with zeros to whole vectors.
-  const K* whole(const K* from, int64_t size, K* copy, int64_t* row) const {
-    *row = stride();
-    if (padded() == shape.dim) return from;
-    *row = padded();
-    for (int64_t j = 0; j < size; ++j) {
-      std::memcpy(copy + j * padded(), from + j * stride(), shape.dim * sizeof(K));
-      std::memset(static_cast<void*>(copy + j * padded() + shape.dim), 0, (padded() - shape.dim) * sizeof(K));
-    }
-    return copy;
-  }
-
-  // [block / kLanes][dim / kLanes][4][kQuads]: lane 4 * i + n of vector (j, u) is number 4 * i + j of slot 4 * u + n.
-  void read_keys_of(const K* from, int64_t size, const K* next, Memory& memory) const {
-    int64_t row;
-    from = whole(from, size, memory.copy, &row);
-    const int64_t chunks = padded() / kLanes, last = size - 1, pitch = shape.dim;
-    for (int64_t s = 0; s < round_up(size, kLanes); s += 4) {
-      const K* x[4];
-      for (int i = 0; i < 4; ++i) x[i] = from + std::min(s + i, last) * row;
-      float* to = memory.keys + (s / kLanes * chunks * 4 * kQuads + s % kLanes / 4) * kLanes;
-      for (int64_t c = 0; c < chunks; ++c, to += 4 * kQuads * kLanes) {
-        if (c * kLanes % kLine == 0) {
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) __builtin_prefetch(next + (s + i) * pitch + c * kLanes, 0, 3);
-        }
-        const Vec a = widened(x[0] + c * kLanes), d = widened(x[1] + c * kLanes);
-        const Vec e = widened(x[2] + c * kLanes), f = widened(x[3] + c * kLanes);
-        const Vec ae_low = zip_low(a, e), ae_high = zip_high(a, e), df_low = zip_low(d, f), df_high = zip_high(d, f);
-        store(to, zip_low(ae_low, df_low));
-        store(to + kQuads * kLanes, zip_high(ae_low, df_low));
-        store(to + 2 * kQuads * kLanes, zip_low(ae_high, df_high));
-        store(to + 3 * kQuads * kLanes, zip_high(ae_high, df_high));
-      }
-    }
-  }
-
-  void score(const float* queries, int64_t size, Memory& memory) const {
-    for (int64_t s = 0; s < size; s += kLanes) {
-      if (rows() == 1) score_tile<1>(queries, memory, 0, s);
-      if (rows() == 2) score_tile<2>(queries, memory, 0, s);
-      for (int64_t r = 0; r + 4 <= rows(); r += 4) score_tile<4>(queries, memory, r, s);
-    }
-  }
-
-  template <int kRows>
-  void score_tile(const float* queries, Memory& memory, int64_t r, int64_t s) const {
-    const int64_t steps = padded() / kLanes * 4, apart = rows() * kLanes;
-    const float* keys = memory.keys + s * steps * kQuads;
-    queries += r * kLanes;
-    Vec acc[kRows][kQuads] = {};
-    for (int64_t i = 0; i < steps; ++i, keys += kQuads * kLanes, queries += apart) {
-      Vec key[kQuads];
-#pragma GCC unroll 4
-      for (int u = 0; u < kQuads; ++u) key[u] = load(keys + u * kLanes);
-#pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m) {
-        const Vec x = load(queries + m * kLanes);
-#pragma GCC unroll 4
-        for (int u = 0; u < kQuads; ++u) acc[m][u] += x * key[u];
-      }
-    }
-#pragma GCC unroll 4
-    for (int m = 0; m < kRows; ++m) store(memory.weights + (r + m) * kLongestBlock + s, sum_quads(acc[m]));
-  }
-
-  // Scores (times log2(e)) of a query to weights.
-  void weigh(float* x, const Block& now, const float* k_scale, const float* v_scale, const int32_t* visible,
-             float* highest, float* total, float* output) const {
-    Vec top = splat(-INFINITY);
-    alignas(64) float scale[kLanes];
-    for (int64_t j = 0; j < now.size; j += kLanes) {
-      Vec s = load(x + j);
-      if (k_scale) s *= load_some(k_scale + j, now.size - j, scale);
-      if (now.masked) s = load(visible + j) ? s : splat(-INFINITY);
-      store(x + j, s);
-      top = maximum(s, top);
-    }
-    if (any(top > splat(*highest))) {
-      float most = *highest;
-      for (int i = 0; i < kLanes; ++i) most = std::max(most, top[i]);
-      const float shrink = exp2(splat(*highest - most))[0];
-      *highest = most;
-      store(total, load(total) * shrink);
-      for (int64_t d = 0; d < padded(); d += kLanes) store(output + d, load(output + d) * shrink);
-    }
-    Vec sum = load(total);
-    const Vec shift = splat(*highest);
-    for (int64_t j = 0; j < now.size; j += kLanes) {
-      Vec p = exp2(load(x + j) - shift);
-      sum += p;
-      if (v_scale) p *= load_some(v_scale + j, now.size - j, scale);
-      store(x + j, p);
-    }
-    store(total, sum);
-  }
-
-  // A vector of which only `left` numbers may be there.
-  static Vec load_some(const float* x, int64_t left, float* copy) {
-    if (left >= kLanes) return load(x);
-    std::fill_n(copy, kLanes, 0.0f);
-    std::memcpy(copy, x, left * 4);
-    return load(copy);
-  }
-
-  void mix(const K* v, int64_t size, const K* next, Memory& memory, float* output) const {
-    int64_t row;
-    v = whole(v, size, memory.copy, &row);
-    for (int64_t r = 0; r < rows(); r += 4) {
-      const float* weights = memory.weights + r * kLongestBlock;
-      for (int64_t d = 0; d < padded();) {
-        const int64_t cols = (padded() - d) / kLanes;
-        const auto tile = [&](auto rows, auto cols) {
-          constexpr int kRows = decltype(rows)::value, kCols = decltype(cols)::value;
-          mix_tile<kRows, kCols>(size, v + d, row, r ? v + d : next + d, weights, output + r * padded() + d);
-          d += kCols * kLanes;
-        };
-        const auto tile_rows = [&](auto cols) {
-          if (rows() == 1) return tile(std::integral_constant<int, 1>(), cols);
-          if (rows() == 2) return tile(std::integral_constant<int, 2>(), cols);
-          tile(std::integral_constant<int, 4>(), cols);
-        };
-        if (cols >= kTileCols) {
-          tile_rows(std::integral_constant<int, kTileCols>());
-        } else if (cols >= 2) {
-          tile_rows(std::integral_constant<int, 2>());
-        } else {
-          tile_rows(std::integral_constant<int, 1>());
-        }
-      }
-    }
-  }
-
-  template <int kRows, int kCols>
-  void mix_tile(int64_t size, const K* v, int64_t row, const K* next, const float* weights, float* output) const {
-    const int64_t wide = padded(), pitch = shape.dim;
-    Vec acc[kRows][kCols];
-    for (int m = 0; m < kRows; ++m) {
-      for (int c = 0; c < kCols; ++c) acc[m][c] = load(output + m * wide + c * kLanes);
-    }
-    for (int64_t j = 0; j < size; ++j, v += row, next += pitch) {
-      Vec x[kCols];
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) {
-        if (c * kLanes % kLine == 0) __builtin_prefetch(next + c * kLanes, 0, 3);
-        x[c] = widened(v + c * kLanes);
-      }
-#pragma GCC unroll 4
-      for (int m = 0; m < kRows; ++m) {
-#pragma GCC unroll 4
-        for (int c = 0; c < kCols; ++c) acc[m][c] += weights[m * kLongestBlock + j] * x[c];
-      }
-    }
-    for (int m = 0; m < kRows; ++m) {
-      for (int c = 0; c < kCols; ++c) store(output + m * wide + c * kLanes, acc[m][c]);
+      tiles.mix(cache.v + head, now.size, cache.v + fetched, mine.output + at * padded());
     }
   }
 

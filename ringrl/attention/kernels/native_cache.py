@@ -1,4 +1,4 @@
-"""Attention to a KV cache on CPUs, in C++: see `native_cache.h`. What functions take and give is said in `xla_cache`."""
+"""Attention to a KV cache on CPUs, in C++: see `native_cache.h`. Arguments and results are those of `xla_cache`."""
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,12 @@ def attend(
         raise ValueError(f"a cache {stored.k.shape} and tokens of shapes {shapes} do not go with queries {q.shape}")
     whole = _no_none(stored, (0,) * 4)
     scales = (layers, batch, width // dim, slots)
-    if stored.v.shape != stored.k.shape or (stored.k_scale is not None and not all(x.shape == scales for x in whole[2:])):
+    if stored.v.shape != stored.k.shape or (
+        stored.k_scale is not None and not all(x.shape == scales for x in whole[2:])
+    ):
         raise ValueError(f"keys {stored.k.shape}, values {stored.v.shape} and scales {whole[2].shape} do not fit")
+    # A few numbers, in float32 for any dtype: so there is one kernel for each dtype of the cache, not for each pair.
+    q = q.astype(jnp.float32)
     arguments = vary_like((q, *whole, layer, *q_tokens, *tokens, filled), (q, stored, layer, q_tokens, tokens, filled))
     results = result_like(q.shape, arguments[0]), result_like(q.shape[:-1], arguments[0])
     call = jax.ffi.ffi_call(native.ATTEND_CACHE, results, vmap_method="sequential")

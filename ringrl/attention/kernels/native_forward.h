@@ -8,18 +8,22 @@
 
 namespace ringrl {
 
-template <class T>
+// Queries of type Q; keys and values of type K.
+template <class Q, class K = Q>
 struct Forward {
   Shape shape;
-  const T *q, *k, *v;
+  const Q* q;
+  const K *k, *v;
   Tokens q_tokens, k_tokens;
   float *out, *lse;
   std::vector<Run> row_runs, key_runs;
+  const int32_t* lengths = nullptr;                           // of the keys of each row of the batch; null: all
+  const float *k_scale = nullptr, *v_scale = nullptr;         // see read_keys
 
   static constexpr int64_t kBlock = 120;    // keys a block: scores of a panel stay in the first-level cache
   static constexpr int64_t kMostPanels = 4;
 
-  Forward(const Shape& s, const T* q, const T* k, const T* v, Tokens q_tokens, Tokens k_tokens, float* out, float* lse,
+  Forward(const Shape& s, const Q* q, const K* k, const K* v, Tokens q_tokens, Tokens k_tokens, float* out, float* lse,
           int64_t threads)
       : shape(s), q(q), k(k), v(v), q_tokens(q_tokens), k_tokens(k_tokens), out(out), lse(lse) {
     // Enough items that threads end together, as long as packing keys for each stays cheap.
@@ -75,7 +79,10 @@ struct Forward {
     for (int64_t i = 0; i < panels; ++i) {
       start(memory.panels[i], b, kv_head, rows.begin + i * kPanel, std::min<int64_t>(rows.size - i * kPanel, kPanel));
     }
-    for (const Run& run : key_runs) {
+    const int64_t length = lengths ? lengths[b] : shape.keys;
+    for (Run run : key_runs) {
+      if (run.begin >= length) break;
+      run.size = std::min(run.size, length - run.begin);
       memory.keys.read(k_tokens, b, run);
       bool read = false;
       for (int64_t i = 0; i < panels; ++i) {
@@ -84,8 +91,8 @@ struct Forward {
         const Sight sight = look(panel.tokens, memory.keys, 0, run.size);
         if (sight.begin == sight.end) continue;
         if (!read) {
-          read_keys(shape, k, b, kv_head, run, memory.k);
-          read_keys(shape, v, b, kv_head, run, memory.v);
+          read_keys(shape, k, b, kv_head, run, memory.k, k_scale);
+          read_keys(shape, v, b, kv_head, run, memory.v, v_scale);
           read = true;
         }
         accumulate(memory, panel, sight);

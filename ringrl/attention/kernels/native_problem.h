@@ -225,6 +225,9 @@ inline void read_row(const float* from, int64_t dim, float* to) { std::memcpy(to
 inline void read_row(const Bfloat16* from, int64_t dim, float* to) {
   for (int64_t d = 0; d < dim; ++d) to[d] = widen(from[d]);
 }
+inline void read_row(const int8_t* from, int64_t dim, float* to) {
+  for (int64_t d = 0; d < dim; ++d) to[d] = from[d];
+}
 template <class T>
 RINGRL_INLINE void read_row(const T* from, int64_t dim, int64_t padded, float* to) {
   read_row(from, dim, to);
@@ -238,11 +241,16 @@ void read_queries(const Shape& s, const T* from, int64_t b, int64_t kv_head, int
   }
   std::fill(to + rows * padded, to + round_up(rows, kPad) * padded, 0.0f);
 }
+// `scales`: null, or of each key [batch, kv_heads, keys].
 template <class T>
-void read_keys(const Shape& s, const T* from, int64_t b, int64_t kv_head, const Run& run, float* to) {
+void read_keys(const Shape& s, const T* from, int64_t b, int64_t kv_head, const Run& run, float* to,
+               const float* scales = nullptr) {
   const int64_t padded = s.padded_dim();
   for (int64_t i = 0; i < run.size; ++i) {
     read_row(from + s.at_key(b, kv_head, run.begin + i) * s.dim, s.dim, padded, to + i * padded);
+    if (!scales) continue;
+    const float scale = scales[(b * s.kv_heads + kv_head) * s.keys + run.begin + i];
+    for (int64_t d = 0; d < s.dim; ++d) to[i * padded + d] *= scale;
   }
   std::fill(to + run.size * padded, to + (run.size + kTileRows) * padded, 0.0f);
 }
