@@ -72,11 +72,9 @@ def attend(
     if shapes != [(batch, queries)] * 2 + [(batch, slots)] * 2 + [(batch,)] or rows != batch or width % dim:
         raise ValueError(f"a cache {stored.k.shape} and tokens of shapes {shapes} do not go with queries {q.shape}")
     whole = _no_none(stored, (0,) * 4)
-    scales = (layers, batch, width // dim, slots)
-    if stored.v.shape != stored.k.shape or (
-        stored.k_scale is not None and not all(x.shape == scales for x in whole[2:])
-    ):
-        raise ValueError(f"keys {stored.k.shape}, values {stored.v.shape} and scales {whole[2].shape} do not fit")
+    of_scales = {x.shape for x in stored[2:] if x is not None}
+    if stored.v.shape != stored.k.shape or of_scales - {(layers, batch, width // dim, slots)}:
+        raise ValueError(f"keys {stored.k.shape}, values {stored.v.shape} and scales {of_scales} do not fit")
     # A few numbers, in float32 for any dtype: so there is one kernel for each dtype of the cache, not for each pair.
     q = q.astype(jnp.float32)
     arguments = vary_like((q, *whole, layer, *q_tokens, *tokens, filled), (q, stored, layer, q_tokens, tokens, filled))
