@@ -1,4 +1,4 @@
-"""The compiled step of a model on a KV cache changes the cache where it lies; neither it nor a layer of it is copied."""
+"""A model's compiled step changes the KV cache where it lies, and copies neither it nor a layer of it."""
 
 import re
 from functools import partial

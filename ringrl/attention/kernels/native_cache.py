@@ -68,7 +68,7 @@ def attend(
     batch, queries, heads, dim = q.shape
     layers, rows, slots, width = stored.k.shape
     group_size(heads, width // dim)
-    shapes = [x.shape for x in (*q_tokens, *tokens, filled)]
+    shapes = [jnp.shape(x) for x in (*q_tokens, *tokens, filled)]
     if shapes != [(batch, queries)] * 2 + [(batch, slots)] * 2 + [(batch,)] or rows != batch or width % dim:
         raise ValueError(f"a cache {stored.k.shape} and tokens of shapes {shapes} do not go with queries {q.shape}")
     whole = _no_none(stored, (0,) * 4)
