@@ -132,6 +132,7 @@ def main(args: Args) -> None:
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: give a whole number, 1 or more")
     env = envs.make_env(args.task, seed=args.seed, action_repeat=args.action_repeat)
+    env.physics.get_state()  # the files hold it; an environment that gives none says so
     if envs.is_hidden(args.task) and args.seed >= envs.HELD_OUT:
         raise UserError(f"--seed {args.seed}: tasks of seeds from {envs.HELD_OUT} on are held out for evaluation")
     out = args.out or Path("datasets") / env.domain / args.policy

@@ -12,12 +12,11 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from types import TracebackType
 
 from ringrl.envs.env_batch import EnvSettings, StepArrays
-from ringrl.envs.env_worker import CLOSE, EXPERT, HEADER, MAKE, RESET, RESTART, STEP
+from ringrl.envs.env_worker import CLOSE, EXPERT, MAKE, RESET, RESTART, STEP, Channel
 from ringrl.envs.suite import DMControlEnv
 from ringrl.errors import UserError
 
@@ -36,6 +35,11 @@ class EnvPool:
 
     Give it to `make_vector` or `make_groups` as `workers` where several come one after the other: starting takes about
     a second. Each worker has its share of every batch's environments. They end with this process, however it ends.
+
+    Attributes:
+        workers: the processes.
+        batches: made so far.
+        users: vectors that close it with the last of them.
     """
 
     def __init__(self, workers: int | None = None):
@@ -49,7 +53,7 @@ class EnvPool:
             raise UserError(f"workers is {workers}: give 1 process or more; 0 to step in this one")
         if os.name != "posix" or not sys.executable:
             raise UserError("worker processes need a POSIX system and a Python interpreter; use workers=0")
-        self.batches = 0
+        self.batches = self.users = 0
         self.workers = [_Worker() for _ in range(workers)]
         self._end = weakref.finalize(self, _end_all, self.workers)
 
@@ -155,16 +159,16 @@ class _Worker:
                 process_group=0,
                 env=os.environ | {"JAX_PLATFORMS": "cpu"},
             )
-        self.connection = Connection(ours.detach())
+        self.channel = Channel(ours.detach())
         self._asked: Counter[int] = Counter()
         self._failures: dict[int, str] = {}
 
     def post(self, command: int, number: int, payload: bytes, descriptor: int | None) -> None:
         """Send a command for a batch."""
         try:
-            self.connection.send_bytes(HEADER.pack(command, number) + payload)
+            self.channel.send(command, number, payload)
             if descriptor is not None:
-                send_handle(self.connection, descriptor, self.process.pid)
+                send_handle(self.channel, descriptor, self.process.pid)
         except OSError as error:
             raise _Died(self._how()) from error
         if command != CLOSE:
@@ -174,13 +178,12 @@ class _Worker:
         """Wait for all answers for a batch; what the first failure among them was, if there was one."""
         while self._asked[number]:
             try:
-                answer = self.connection.recv_bytes()
+                failed, answered, message = self.channel.receive()
             except (EOFError, OSError) as error:
                 raise _Died(self._how()) from error
-            failed, answered = HEADER.unpack_from(answer)
             self._asked[answered] -= 1
             if failed:
-                self._failures.setdefault(answered, answer[HEADER.size :].decode())
+                self._failures.setdefault(answered, message.decode())
         return self._failures.pop(number, None)
 
     def _how(self) -> str:
@@ -214,7 +217,7 @@ def _shared_memory(size: int) -> int:
 
 def _end_all(workers: list[_Worker]) -> None:
     for worker in workers:
-        worker.connection.close()
+        worker.channel.close()
     for worker in workers:
         try:
             worker.process.wait(_GOODBYE_S)

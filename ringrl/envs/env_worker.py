@@ -9,7 +9,6 @@ import os
 import pickle
 import struct
 import traceback
-from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Any
 
@@ -17,38 +16,72 @@ from ringrl.envs.env_batch import EnvBatch, StepArrays
 from ringrl.errors import UserError
 
 MAKE, RESET, STEP, RESTART, EXPERT, CLOSE = range(6)
-"""Commands. All but CLOSE are answered, in their order."""
+"""Commands. All but CLOSE are answered, in their order: 0, or 1 and what failed in UTF-8."""
 
-HEADER = struct.Struct("<BI")
-"""Of a message: the command, or whether it failed; the number of the batch. Then a pickle, or what failed in UTF-8."""
+_HEADER = struct.Struct("<BII")  # of a message: kind, number of the batch, bytes that follow
+
+
+class Channel:
+    """One end of a socket between two processes, for messages of a few bytes that have to be quick."""
+
+    def __init__(self, descriptor: int):
+        """`descriptor`: the socket's, which is the channel's from now on."""
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._descriptor
+
+    def send(self, kind: int, number: int, payload: bytes = b"") -> None:
+        """Send a message of a batch: a command, or whether one failed. Raises OSError where nobody listens."""
+        message = _HEADER.pack(kind, number, len(payload)) + payload
+        while message:
+            message = message[os.write(self._descriptor, message) :]
+
+    def receive(self) -> tuple[int, int, bytes]:
+        """The next message: kind, number, payload. Raises EOFError where the other end is closed, or OSError."""
+        kind, number, size = _HEADER.unpack(self._read(_HEADER.size))
+        return kind, number, self._read(size) if size else b""
+
+    def _read(self, size: int) -> bytes:
+        found = os.read(self._descriptor, size)
+        while len(found) < size:
+            more = os.read(self._descriptor, size - len(found)) if found else b""
+            if not more:
+                raise EOFError
+            found += more
+        return found
+
+    def close(self) -> None:
+        """Close the socket."""
+        os.close(self._descriptor)
 
 
 def serve(descriptor: int) -> None:
     """Do what is asked for through a socket until it is closed."""
-    connection, batches = Connection(descriptor), {}
+    channel, batches = Channel(descriptor), {}
     while True:
         try:
-            message = connection.recv_bytes()
-        except (EOFError, ConnectionError):
+            command, number, payload = channel.receive()
+        except (EOFError, OSError):
             break
-        command, number = HEADER.unpack_from(message)
         failure = ""
         try:
-            _obey(command, number, message[HEADER.size :], connection, batches)
+            _obey(command, number, payload, channel, batches)
         except Exception as error:  # an environment may be a user's
             failure = _describe(error)
         if command != CLOSE:
             try:
-                connection.send_bytes(HEADER.pack(bool(failure), number) + failure.encode())
-            except ConnectionError:
+                channel.send(bool(failure), number, failure.encode())
+            except OSError:
                 break
     for batch in batches.values():
         batch.close()
 
 
-def _obey(command: int, number: int, payload: bytes, connection: Connection, batches: dict[int, EnvBatch]) -> None:
+def _obey(command: int, number: int, payload: bytes, channel: Channel, batches: dict[int, EnvBatch]) -> None:
     if command == MAKE:
-        descriptor = recv_handle(connection)
+        descriptor = recv_handle(channel)
         settings, seeds, widths, (first, stride) = pickle.loads(payload)
         memory = mmap.mmap(descriptor, StepArrays.layout(*widths)[1])
         os.close(descriptor)

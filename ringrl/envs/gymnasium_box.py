@@ -101,7 +101,7 @@ class GymnasiumBox(dm_env.Environment):
                 self._env = gymnasium.make(name, max_episode_steps=time_limit, disable_env_checker=True, **options)
         except Exception as error:  # the constructor may be a user's
             raise UserError(f"{task_id}: Gymnasium says: {_one_line(error)}; {self._advise(error)}") from error
-        self.task_id = task_id
+        self.task_id, self._draws = task_id, render_mode is not None
         observation: Any = self._env.observation_space
         action: Any = self._env.action_space
         for kind, space in (("observations", observation), ("actions", action)):
@@ -124,12 +124,16 @@ class GymnasiumBox(dm_env.Environment):
         self._seed: int | None = seed
 
     def _advise(self, error: Exception) -> str:
-        return "install what it needs" if isinstance(error, ImportError) else "give the id of one that can be made"
+        missing = isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled))
+        return "install what it needs" if missing else "give the id of one that can be made"
 
     @property
     def physics(self) -> Any:
         """Refused: raises UserError, for Gymnasium's interface has no state that could be stored and set."""
-        raise UserError(f"{self.task_id} gives no physics state, so nothing can be recomputed; keep what is stored")
+        raise UserError(
+            f"{self.task_id} gives no physics state, which recomputing rewards and ExoRL's files need; "
+            "keep recorded rewards, in a store of your own episodes (Episode.from_arrays)"
+        )
 
     def state(self) -> np.ndarray:
         """float64 [0]: no physics state."""
@@ -190,9 +194,10 @@ class GymnasiumBox(dm_env.Environment):
         Raises:
             UserError: if it gives none.
         """
-        picture = self._env.render()
+        picture = self._env.render() if self._draws else None
         if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-            raise UserError(f"cannot render {self.task_id}: it was made without render_mode='rgb_array'; give that")
+            why = "gives no picture" if self._draws else "was made without render_mode='rgb_array'; give that"
+            raise UserError(f"cannot render {self.task_id}: it {why}")
         return picture.astype(np.uint8)
 
     def close(self) -> None:

@@ -56,8 +56,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     """
 
     def __init__(self, batch: LocalBatch | PooledBatch, example: DMControlEnv, first: int, pool: EnvPool | None):
-        """`example`: an environment as those of `batch`; `pool`: worker processes to end when this is closed."""
+        """`example`: an environment as those of `batch`; `pool`: to be closed with the last that was given it."""
         self._batch, self._pool = batch, pool
+        if pool is not None:
+            pool.users += 1
         self.first, self.num_envs = first, len(batch.arrays.reward)
         self.time_limit_steps = example.time_limit_steps
         self.agent_steps = -(-example.time_limit_steps // example.action_repeat)
@@ -140,10 +142,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return self._batch.arrays.action.copy()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments, and end the worker processes that were started for them."""
+        """Close the environments, and, as the last of its groups, end the worker processes started for them."""
         self._batch.close()
         if self._pool is not None:
-            self._pool.close()
+            self._pool.users -= 1
+            if not self._pool.users:
+                self._pool.close()
 
 
 def make_vector(
@@ -200,7 +204,7 @@ def make_groups(
     """The environments of `make_vector` in groups that share the worker processes: one steps while another computes.
 
     Group g has the environments from `first` on, in order, as evenly as it goes; each is seeded as in `make_vector`.
-    Closing any of them ends worker processes that were started here.
+    Close all of them: the last ends the worker processes that were started here.
 
     Args:
         task: one of `tasks(domain)`.

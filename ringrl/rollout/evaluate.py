@@ -206,8 +206,9 @@ def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
     try:
         split_task(task)
     except UserError as error:
+        why = f" ({error})" if ":" in task else ""  # of a user's module
         raise UserError(
-            f"{run}: there is no environment {task!r} to evaluate in; the run can only be resumed and exported"
+            f"{run}: there is no environment {task!r} to evaluate in{why}; the run can only be resumed and exported"
         ) from error
     env = make_env(task)
     spaces = {"observation": env.observation_space, "action": env.action_space}
