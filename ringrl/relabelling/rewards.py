@@ -194,7 +194,7 @@ def relabelable_tasks(
 
 
 def _load_for_relabelling(task_id: str, mode: Mode, seed: int | None) -> DMControlEnv:
-    obstacle = _examine(task_id, mode, seed).obstacle
+    obstacle = _examine(task_id, mode, of_one_seed=seed is not None).obstacle
     if obstacle is not None:
         raise UserError(f"cannot relabel with {task_id}: {obstacle}; keep its recorded rewards instead")
     environment = make_env(task_id, seed=seed or 0)
@@ -202,17 +202,17 @@ def _load_for_relabelling(task_id: str, mode: Mode, seed: int | None) -> DMContr
     return environment
 
 
-@functools.lru_cache(maxsize=1024)
-def _examine(task_id: str, mode: Mode, seed: int | None = None) -> Examined:
-    """Of the environment of one seed, or without one, of all."""
-    environment, other = make_env(task_id, seed=seed or 0), make_env(task_id, seed=1 if seed is None else seed)
+@functools.cache
+def _examine(task_id: str, mode: Mode, *, of_one_seed: bool = False) -> Examined:
+    """Of environments of all seeds or, `of_one_seed`, of those whose task is the same: then resets alone may differ."""
+    environment, other = make_env(task_id), make_env(task_id, seed=0 if of_one_seed else 1)
     environment.reset(seed=0)
     other.reset(seed=1)
     obstacle = None
     drawn = _model_differences(environment.physics, other.physics)
     if drawn:
         obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not contain"
-    elif seed is None and _reads_hidden(environment):
+    elif not of_one_seed and _reads_hidden(environment):
         obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not contain"
     elif mode == "exact" and _reads_forces(environment):
         obstacle = "it rewards contact forces, which MuJoCo computes before it reaches the stored state"

@@ -107,6 +107,31 @@ def test_each_environment_may_begin_with_its_own(runs, tiny_store):
     assert not np.allclose(together[:, 0], together[:, 1], atol=1e-4)
 
 
+def test_a_full_context_drops_the_oldest_demonstrations_first(runs, tiny_store):
+    """Four demonstrations and five trials take 69 of 72 steps, so the sixth trial's fourth step makes room."""
+    agent, store = load_agent(runs["ad"]), open_store(tiny_store)
+    shown = [store.episode(index, BALANCE) for index in (0, 1, 2, 3)]
+    session = agent.start(trials=6, trial_steps=6)
+    session.demonstrate(shown)
+    trials = [own_trial(session, 1, seed) for seed in range(6)]
+    own, taken = [episode for episode, _ in trials], trials[-1][1][:, 0]
+    assert [(each.trials, each.steps) for each in session.policy.dropped] == [(1, 9)]
+    for dropped, steps in ((0, slice(0, 3)), (1, slice(3, 6))):
+        fields = agent.form().show([*shown[dropped:], *own]).fields[0]
+        np.testing.assert_allclose(taken[steps], forward(agent, fields, 6)[steps], atol=2e-5)
+
+
+def test_a_saved_session_goes_on_after_its_demonstrations(runs, tiny_store, tmp_path):
+    agent = load_agent(runs["at"])
+    session = agent.start(2, trials=2, trial_steps=6)
+    session.demonstrate([open_store(tiny_store).episode(index, BALANCE) for index in (4, 1)])
+    own_trial(session, 2, 0)
+    session.save(tmp_path / "session")
+    resumed = agent.resume(tmp_path / "session")
+    assert resumed.demonstrations == 2
+    np.testing.assert_allclose(own_trial(resumed, 2, 1)[1], own_trial(session, 2, 1)[1], atol=2e-5)
+
+
 def test_one_number_is_the_evaluation_itself_and_none_changes_nothing(runs, tiny_store):
     plain = rows_of(evaluate(runs["at"], trials=2, reference=False))
     assert {row["demonstrations"] for row in plain} == {"0"}
