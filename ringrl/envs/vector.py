@@ -23,9 +23,9 @@ Stepped = tuple[
 ]
 """Observation, reward, terminated, truncated, infos; `infos["length"]` int64 [envs]: environment steps done."""
 
-# Below this, the time of one step of all environments, processes cost more than they save: a command and its answer
-# take 50 to 100 us.
-_WORTH_WORKERS_S = 400e-6
+# Below these, processes cost more than they save. A step of all environments: a command and its answer take some 50 us
+# in every process; measured on 2 cores, both ways are equal at 400 to 600 us. A trial of all: what starting takes.
+_WORTH_WORKERS_STEP_S, _WORTH_WORKERS_TRIAL_S = 500e-6, 0.5
 _TIMED_STEPS = 20
 
 
@@ -244,7 +244,7 @@ def _make(settings: EnvSettings, count: int, groups: int, seed: int, workers: in
 
 
 def _worth_workers(example: DMControlEnv, count: int) -> bool:
-    """Whether a step of all environments takes long enough; measured on one that is not used otherwise."""
+    """Whether steps and trials of all environments take long enough; measured on one that is not used otherwise."""
     out = np.empty(example.widths[0], np.float32)
     control = example.control(np.zeros(example.widths[1], np.float32))
     example.start(out)
@@ -252,4 +252,6 @@ def _worth_workers(example: DMControlEnv, count: int) -> bool:
     while done < _TIMED_STEPS and not ended:
         _, terminated, truncated, _ = example.advance(control, out)
         done, ended = done + 1, terminated or truncated
-    return (time.perf_counter() - began) / done * count > _WORTH_WORKERS_S
+    step = (time.perf_counter() - began) / done * count
+    trial = step * -(-example.time_limit_steps // example.action_repeat)
+    return step > _WORTH_WORKERS_STEP_S and trial > _WORTH_WORKERS_TRIAL_S

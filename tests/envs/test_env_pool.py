@@ -150,10 +150,20 @@ def test_workers_do_not_import_jax_and_need_no_guard_in_the_main_module(tmp_path
     assert done.stdout == "once\n"
 
 
-def test_workers_are_used_where_a_step_takes_longer_than_a_message(monkeypatch):
+@pytest.mark.parametrize(
+    "task, count, time_limit, used",
+    [
+        ("Pendulum-v1", 2, None, False),
+        ("dog_run", 4, 9, False),
+        ("dog_run", 1, None, False),
+        ("dog_run", 4, None, True),
+    ],
+)
+def test_workers_are_used_where_steps_take_longer_than_messages_and_starting(
+    monkeypatch, task, count, time_limit, used
+):
     monkeypatch.setattr("ringrl.envs.vector.cores", lambda: 2)
-    cheap, heavy = (envs.make_groups(task, count, time_limit=9) for task, count in (("Pendulum-v1", 2), ("dog_run", 4)))
-    assert cheap[0].envs and not heavy[0].envs
-    for group in (*cheap, *heavy):
+    groups = envs.make_groups(task, count, time_limit=limit)
+    assert all(bool(group.envs) != used for group in groups)
+    for group in groups:
         group.close()
-    assert envs.make_groups("dog_run", 1)[0].envs
