@@ -28,7 +28,7 @@ class StepRates(NamedTuple):
 
 
 def compare(
-    tasks: tuple[str, ...] = TASKS, *, environments: int = 64, steps: int = 50, rounds: int = 7
+    tasks: tuple[str, ...] = TASKS, *, environments: int = 128, steps: int = 25, rounds: int = 7
 ) -> dict[str, StepRates]:
     """For each task the rates of all three, in turn in each round, in environments without an action repeat.
 
@@ -88,7 +88,7 @@ def _vector_seconds(vectors: list[envs.VectorEnv], actions: np.ndarray) -> float
 def main() -> None:
     """Print a line for each task."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environments", type=int, default=64)
+    parser.add_argument("--environments", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     print(f"control steps a second; {cores()} cores, {given.environments} environments")

@@ -159,9 +159,7 @@ def test_workers_do_not_import_jax_and_need_no_guard_in_the_main_module(tmp_path
         ("dog_run", 4, None, True),
     ],
 )
-def test_workers_are_used_where_steps_take_longer_than_messages_and_starting(
-    monkeypatch, task, count, time_limit, used
-):
+def test_workers_are_used_where_steps_take_longer_than_messages(monkeypatch, task, count, limit, used):
     monkeypatch.setattr("ringrl.envs.vector.cores", lambda: 2)
     groups = envs.make_groups(task, count, time_limit=limit)
     assert all(bool(group.envs) != used for group in groups)
