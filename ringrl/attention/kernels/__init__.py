@@ -111,10 +111,19 @@ def cache_kernel(
 
     if kernel not in (None, *get_args(CacheKernel)):
         raise ValueError(f"kernel {kernel!r} is unknown: choose one of {', '.join(get_args(CacheKernel))}")
-    reason = native_cache.missing(q, stored, platform())
-    if kernel == "native" and reason:
+    here = platform()
+    name = {"cpu": "native", "tpu": "tpu"}.get(here, "xla") if kernel is None else kernel
+    if name == "xla":
+        return xla_cache
+    if name == "native":
+        module, reason = native_cache, native_cache.missing(q, stored, here)
+    else:
+        from ringrl.attention.kernels import tpu_cache
+
+        module, reason = tpu_cache, _missing("tpu", q, q, True) or tpu_cache.missing(q, stored)
+    if reason and kernel is not None:
         raise ValueError(f"kernel {kernel!r} cannot be used here: {reason}")
-    return native_cache if reason is None and kernel in (None, "native") else xla_cache
+    return xla_cache if reason else module
 
 
 def platform() -> str:

@@ -104,7 +104,7 @@ def forward(
             in_specs=[array, k_array, k_array, ids_spec(q_ids, block_q, queries), ids_spec(k_ids, block_k, keys)],
             out_specs=[array, numbers_spec(block_q, queries)],
             scratch_shapes=[
-                _Softmax(*(pltpu.VMEM((block_q, width), jnp.float32) for width in (head_dim, LANES, LANES))),
+                Softmax(*(pltpu.VMEM((block_q, width), jnp.float32) for width in (head_dim, LANES, LANES))),
                 columns_scratch(q_ids, block_q),
             ],
         ),
@@ -116,7 +116,7 @@ def forward(
     return out, lse.reshape(q.shape[:3])
 
 
-class _Softmax(NamedTuple):
+class Softmax(NamedTuple):
     """References to the online softmax of a block of queries, in vector memory; scores are to base 2.
 
     m_j = max(m_{j-1}, max s_j), l_j = 2^(m_{j-1} - m_j) l_{j-1} + sum 2^(s_j - m_j), and likewise the output
@@ -133,9 +133,9 @@ class _Softmax(NamedTuple):
         self.highest[...] = jnp.full_like(self.highest, MASKED_LSE)
         self.total[...] = jnp.zeros_like(self.total)
 
-    def add(self, s: Array, v_ref: Any) -> None:
-        """Scores [block_q, block_k], -inf where hidden, and the values of these keys."""
-        block_k, head_dim = v_ref.shape
+    def add(self, s: Array, v: Array, scales: Array | None = None) -> None:
+        """Scores [block_q, block_k], -inf where hidden, and these keys' values; `scales` [block_q, block_k] of them."""
+        block_k, head_dim = v.shape
         before = self.highest[...]
         highest = jnp.maximum(before, s.max(axis=1, keepdims=True))
         # A hidden score is -inf and `highest` is finite, so its weight is 0 also where nothing has been seen yet.
@@ -143,16 +143,16 @@ class _Softmax(NamedTuple):
         shrink = jnp.exp2(before - highest)
         self.highest[...] = highest
         self.total[...] = shrink * self.total[...] + sum(p[:, j : j + LANES] for j in range(0, block_k, LANES))
-        self.acc[...] = self.acc[...] * spread(shrink, head_dim) + dot(p.astype(v_ref.dtype), v_ref[...], 1, 0)
+        weights = p if scales is None else p * scales
+        self.acc[...] = self.acc[...] * spread(shrink, head_dim) + dot(weights.astype(v.dtype), v, 1, 0)
 
-    def finish(self, out_ref: Any, lse_ref: Any) -> None:
-        """Write the normalised output, and the natural log-sum-exp as a row of lanes."""
+    def finish(self, out_ref: Any) -> Array:
+        """Write the normalised output; the natural log-sum-exp [block_q, LANES], the same in all lanes."""
         total = self.total[...].sum(axis=1, keepdims=True)
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
         out_ref[...] = self.acc[...] / total
-        lse = jnp.where(seen, self.highest[...] * (1 / LOG2_E) + jnp.log(total), MASKED_LSE)
-        lse_ref[...] = lse.T[:1]
+        return jnp.where(seen, self.highest[...] * (1 / LOG2_E) + jnp.log(total), MASKED_LSE)
 
 
 def _kernel(
@@ -164,7 +164,7 @@ def _kernel(
     k_ids: Ids,
     out_ref: Any,
     lse_ref: Any,
-    softmax: _Softmax,
+    softmax: Softmax,
     q_columns: Ids,
     *,
     factor: float,
@@ -184,10 +184,10 @@ def _kernel(
 
     def compute(masked: bool) -> None:
         s = dot(q_ref[...], k_ref[...], 1, 1) * factor
-        softmax.add(hide(s, q_columns, k_ids) if masked else s, v_ref)
+        softmax.add(hide(s, q_columns, k_ids) if masked else s, v_ref[...])
 
     when_visited(visit, compute)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _finish() -> None:
-        softmax.finish(out_ref, lse_ref)
+        lse_ref[...] = softmax.finish(out_ref).T[:1]
