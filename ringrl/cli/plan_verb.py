@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from tyro.conf import Positional
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanVerb:
-    """Ask the real TPU compiler whether a config's training step fits on a slice of TPUs; needs no TPU."""
+    """Ask the real TPU compiler whether a config's training step, or its agent's step in a rollout, fits on a slice of
+    TPUs; needs no TPU."""
 
     config: Positional[str | None] = None
     """A path, or a name from `ringrl ls`."""
@@ -26,9 +27,17 @@ class PlanVerb:
     topology: str | None = None
     """The slice: generation:chips, for example v5e:4x8, v4:4x4x4, v3:16x16."""
     find_max_context: bool = False
-    """Find the longest row that fits instead, by changing training.row_steps."""
+    """Find the longest row that fits instead, by changing training.row_steps; with --decode, the longest cache."""
     precision: float = 0.125
     """Of --find-max-context: stop when a row longer by this share does not fit."""
+    decode: bool = False
+    """Compile a rollout's agent step instead, with a full context in the KV cache."""
+    envs: int = 1
+    """With --decode: environments that act at once."""
+    context: int | None = None
+    """With --decode: tokens of an environment that the cache has room for; the config's row if not given."""
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """With --decode: the cache's type; the model's compute_dtype if not given."""
     exchanges: bool = False
     """Compare the ways to spread a sequence instead: ring, hybrid and all-gather, for one layer's attention."""
     tables: bool = False
@@ -43,8 +52,8 @@ class PlanVerb:
         jax.config.update("jax_platforms", "cpu")  # the accelerators of this machine stay free
         from ringrl.config import load_config
 
-        if sum((self.find_max_context, self.exchanges, self.tables)) > 1:
-            raise UserError("plan takes one of --find-max-context, --exchanges and --tables")
+        if sum((self.find_max_context or self.decode, self.exchanges, self.tables)) > 1:
+            raise UserError("plan takes one of --find-max-context (or --decode), --exchanges and --tables")
         config = None if self.config is None else load_config(self.config, self.overrides)
         if self.tables:
             return self._print_tables(config)
@@ -52,6 +61,8 @@ class PlanVerb:
             raise UserError("plan needs a CONFIG (see `ringrl ls`) and a --topology such as v5e:2x4, or --tables")
         if self.exchanges:
             return self._print_exchanges(config, self.topology)
+        if self.decode:
+            return self._print_decode(config, self.topology)
         if self.find_max_context:
             return self._print_max_context(config, self.topology)
         from ringrl.planner import plan_table, plan_training_step
@@ -78,6 +89,19 @@ class PlanVerb:
             plans = exchanges.plan_exchanges(config, topology)
         title = f"one layer's attention of {self.config} on {topology}, forward and backward, a device"
         self._print(plans, exchanges.to_table(plans, title))
+
+    def _print_decode(self, config: "RunConfig", topology: str) -> None:
+        from ringrl.planner import find_max_cache, plan_decode, plan_table
+
+        asked: Any = {"environments": self.envs, "context": self.context, "cache_dtype": self.cache_dtype}
+        progress, title = Console(stderr=True), f"an agent step of {self.config} on {topology}"
+        with progress.status(f"compiling {title}"):
+            if self.find_max_context:
+                report = lambda attempt: progress.print(plan_table.attempt_line(attempt), highlight=False)  # noqa: E731
+                found = find_max_cache(config, topology, **asked, precision=self.precision, on_attempt=report)
+                return self._print(found, plan_table.to_max_cache_table(found, title))
+            plan = plan_decode(config, topology, **asked)
+        self._print(plan, plan_table.to_decode_table(plan, title))
 
     def _print_max_context(self, config: "RunConfig", topology: str) -> None:
         from ringrl.planner import find_max_context, plan_table

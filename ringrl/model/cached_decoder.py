@@ -32,12 +32,16 @@ class CachedDecoder:
         model: the decoder.
         params: its parameters, as the calls take them: matrices of layers in the compute dtype.
         stations: devices over which a row's cache is spread.
+        cache_dtype: of the cache's keys and values.
     """
 
     def __init__(self, model: Transformer, mesh: Mesh | None = None, cache_dtype: str | None = None):
-        """`cache_dtype`: float32, bfloat16 or int8; None: the model's compute dtype."""
+        """`cache_dtype`: float32, bfloat16 or int8; None: the model's compute dtype.
+
+        A model of shapes alone (`nnx.eval_shape`) will do for `lower_step`.
+        """
         self.model, self._mesh = model, mesh
-        self._dtype = jnp.dtype(cache_dtype or model.config.compute_dtype)
+        self.cache_dtype = jnp.dtype(cache_dtype or model.config.compute_dtype)
         self.stations = 1 if mesh is None else mesh.shape["seq"] * mesh.shape["heads"]
         self._graph, params = nnx.split(model)
         self.params = _in_compute_dtype(params, jnp.dtype(model.config.compute_dtype))
@@ -49,15 +53,30 @@ class CachedDecoder:
 
     def empty(self, batch: int, capacity: int, call: int) -> KVCache:
         """A cache for `batch` rows of up to `capacity` tokens, appended by calls of up to `call` tokens."""
+        return self._maker(batch, capacity, call)()
+
+    def shapes(self, batch: int, capacity: int) -> KVCache:
+        """The cache of `empty` for agent steps, as shapes and shardings; nothing is made."""
+        cache = jax.eval_shape(self._maker(batch, capacity, self.model.layout.tokens_per_step))
+        if self._mesh is None:
+            return cache
+        return jax.tree.map(partial(_place, self._mesh), cache, cache_partitions(self.cache_dtype == jnp.int8))
+
+    def lower_step(self, fields: Mapping[str, jax.ShapeDtypeStruct], cache: KVCache) -> jax.stages.Lowered:
+        """`step` as it goes to the compiler, of shapes and shardings alone: the fields of a step, and `shapes`."""
+        return self._step.lower(self.params, fields, fields, cache, None)
+
+    def _maker(self, batch: int, capacity: int, call: int) -> Callable[[], KVCache]:
+        """Makes an empty cache, in its shards."""
         c = self.model.config
         slots = slots_for(capacity, call, self.stations) * self.stations
-        sizes = (c.layers, batch, slots, c.kv_heads, c.width // c.heads, self._dtype)
+        sizes = (c.layers, batch, slots, c.kv_heads, c.width // c.heads, self.cache_dtype)
         make = partial(empty_cache, *sizes, stations=self.stations)
         if self._mesh is None:
-            return make()
-        specs = cache_partitions(self._dtype == jnp.int8)
+            return make
+        specs = cache_partitions(self.cache_dtype == jnp.int8)
         shardings = jax.tree.map(partial(NamedSharding, self._mesh), specs, is_leaf=_is_spec)
-        return jax.jit(make, out_shardings=shardings)()
+        return jax.jit(make, out_shardings=shardings)
 
     def step(
         self, previous: Mapping[str, Any], current: Mapping[str, Any], cache: KVCache, prompt: KVCache | None = None
@@ -129,17 +148,22 @@ def _is_spec(x: Any) -> bool:
     return isinstance(x, P)
 
 
-def _place(mesh: Mesh, x: Array, spec: P) -> Array:
-    """A parameter on the mesh, of which every process has the whole."""
-    whole, sharding = np.asarray(x), NamedSharding(mesh, spec)
+def _place(mesh: Mesh, x: Any, spec: P) -> Any:
+    """A parameter on the mesh, of which every process has the whole; or a shape there."""
+    sharding = NamedSharding(mesh, spec)
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    whole = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 
 
 def _in_compute_dtype(params: Any, dtype: Any) -> Any:
     """Matrices of layers in the dtype in which they are used, so that no call casts them anew."""
 
-    def cast(path: tuple, x: Array) -> Array:
+    def cast(path: tuple, x: Any) -> Any:
         names = [str(getattr(part, "key", getattr(part, "name", ""))) for part in path]
-        return x.astype(dtype) if "layers" in names and "kernel" in names else x
+        if "layers" not in names or "kernel" not in names:
+            return x
+        return jax.ShapeDtypeStruct(x.shape, dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)

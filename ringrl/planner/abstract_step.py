@@ -40,7 +40,7 @@ class AbstractStep:
     def argument_bytes(self) -> dict[str, int]:
         """Bytes on one device of the step's arguments, by kind."""
         kinds = {"parameters": self.state.params, "optimiser state": self.state.optimizer, "batch": self.batch}
-        return {kind: sum(_local_bytes(x) for x in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
+        return {kind: sum(local_bytes(x) for x in jax.tree.leaves(tree)) for kind, tree in kinds.items()}
 
     def layer_shapes(self) -> set[tuple[int, ...]]:
         """Shapes on one device of the matrices of all layers."""
@@ -48,7 +48,7 @@ class AbstractStep:
         return {x.sharding.shard_shape(x.shape) for x in arrays}
 
 
-def _local_bytes(x: Any) -> int:
+def local_bytes(x: Any) -> int:
     """Bytes of one device's shard of an array."""
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
@@ -61,7 +61,7 @@ def make_abstract_step(config: RunConfig, topology: str) -> AbstractStep:
     """
     devices = find_devices(topology)
     config, note = fit_mesh(config, topology, len(devices))
-    mesh = _place(config.mesh, devices, topology)
+    mesh = place_mesh(config.mesh, devices, topology)
     decoder = make_decoder(config.agent)
     sizes = model_sizes(config, decoder)
     graph, state = abstract_state(config, decoder, sizes, mesh)
@@ -112,7 +112,8 @@ def model_sizes(config: RunConfig, decoder: Decoder) -> dict[str, int]:
         env.close()
 
 
-def _place(config: MeshConfig, devices: list[Any], topology: str) -> Mesh:
+def place_mesh(config: MeshConfig, devices: list[Any], topology: str) -> Mesh:
+    """The mesh on the slice's devices. Raises UserError where its axes do not fit the slice's links."""
     try:
         return make_mesh(config, devices)
     except NotImplementedError as error:  # the axes would split the links of one direction of the torus

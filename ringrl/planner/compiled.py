@@ -3,6 +3,7 @@
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
     device = abstract.mesh.devices.flat[0]
     start = time.perf_counter()
     traced = abstract.step.trace(abstract.state, abstract.batch)
-    compilation = _compile(traced)
+    compilation = compile_program(traced.lower, compiler_options("tpu"))
     accelerator, memory = find_accelerator(device.device_kind), compilation.memory
     arguments = abstract.argument_bytes()
     host = accelerator.host_bytes if accelerator else None
@@ -104,17 +105,20 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
 
 
 @dataclass(frozen=True)
-class _Compilation:
+class Compilation:
+    """What came back from the compiler."""
+
     memory: Memory
     program: str | None  # scheduled HLO; None where it does not fit
-    reason: str | None
+    reason: str | None  # the compiler's sentence where it does not fit
 
 
-def _compile(traced: Any) -> _Compilation:
+def compile_program(lower: Callable[[], jax.stages.Lowered], options: dict[str, str]) -> Compilation:
+    """Compile with the compiler's `options`. Raises CompilerError where it fails, but not because HBM is too small."""
     with tempfile.TemporaryDirectory(prefix="ringrl-plan-") as folder:
-        options = compiler_options("tpu") | {"xla_dump_to": folder}
+        options = options | {"xla_dump_to": folder}
         try:
-            program, reason = traced.lower().compile(compiler_options=options).as_text(), None
+            program, reason = lower().compile(compiler_options=dict(options)).as_text(), None
         except Exception as error:  # Mosaic's is no JaxRuntimeError; all that is raised here comes from the compiler
             program, reason = None, " ".join(str(error).split())
             if "RESOURCE_EXHAUSTED" not in reason or "hbm" not in reason.lower():
@@ -126,14 +130,14 @@ def _compile(traced: Any) -> _Compilation:
         if required is None:
             raise RuntimeError(f"libtpu's message has no size of the program's memory: {reason}")
         memory = Memory(required, 0, ())
-    return _Compilation(memory, program, None if reason is None else _first_sentence(reason))
+    return Compilation(memory, program, None if reason is None else _first_sentence(reason))
 
 
 def _first_sentence(message: str) -> str:
     return re.split(r"\.\s", message, maxsplit=1)[0][:300]
 
 
-def _speed(abstract: AbstractStep, traced: Any, compilation: _Compilation, accelerator: Accelerator | None) -> dict:
+def _speed(abstract: AbstractStep, traced: Any, compilation: Compilation, accelerator: Accelerator | None) -> dict:
     """The fields of `CompiledPlan` about what a step computes and sends."""
     c, devices = abstract.config, abstract.mesh.size
     sizes = {"rows": c.training.batch, "steps": c.training.row_steps, "tokens_per_step": abstract.tokens_per_step}

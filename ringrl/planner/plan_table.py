@@ -5,7 +5,9 @@ from typing import Any
 from rich.table import Table
 
 from ringrl.planner.compiled import CompiledPlan
-from ringrl.planner.longest_context import Attempt, MaxContext
+from ringrl.planner.decode_plan import DecodePlan, MaxCache
+from ringrl.planner.length_search import Attempt
+from ringrl.planner.longest_context import MaxContext
 
 
 def to_table(plan: CompiledPlan, title: str) -> Table:
@@ -38,6 +40,24 @@ def to_max_context_table(found: MaxContext, title: str) -> Table:
             *_memory_rows(found.plan),
             *_speed_rows(found.plan),
         ]
+    return _two_columns(title, [*rows, ("found in", f"{found.seconds:.0f} s, {len(found.attempts)} compilations")])
+
+
+def to_decode_table(plan: DecodePlan, title: str) -> Table:
+    """Two columns: what an agent step needs; the verdict comes first."""
+    rows = [("fits", "[green]yes[/green]" if plan.fits else "[red]no[/red]"), *_decode_rows(plan)]
+    if plan.reason:
+        rows.append(("compiler", plan.reason))
+    return _two_columns(title, [*rows, ("compiled in", f"{plan.compile_seconds:.0f} s")])
+
+
+def to_max_cache_table(found: MaxCache, title: str) -> Table:
+    """Two columns: the longest cache, and what it needs."""
+    rows = [("longest context", f"{found.max_context:,} tokens of each environment")]
+    if found.too_long is not None:
+        rows.append(("does not fit", f"{found.too_long:,} tokens"))
+    if found.plan is not None:
+        rows += _decode_rows(found.plan)
     return _two_columns(title, [*rows, ("found in", f"{found.seconds:.0f} s, {len(found.attempts)} compilations")])
 
 
@@ -75,6 +95,28 @@ def _two_columns(title: str, rows: list[tuple[str, str]]) -> Table:
     for what, value in rows:
         table.add_row(what, value)
     return table
+
+
+def _decode_rows(plan: DecodePlan) -> list[tuple[str, str]]:
+    rows = [
+        ("slice", f"{plan.topology}: {plan.devices} devices ({plan.device_kind})"),
+        ("mesh", " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())),
+        ("environments", f"{plan.environments}, each of {plan.context_tokens:,} tokens in {plan.cache_dtype}"),
+        ("parameters", f"{plan.parameters:,}"),
+        ("bytes a device", f"{format_bytes(plan.bytes_per_device)} of {format_bytes(plan.hbm_bytes)}"),
+    ]
+    if plan.mesh_note:
+        rows.insert(2, ("note", plan.mesh_note))
+    kinds = {"cache": plan.cache_bytes, "parameters": plan.parameter_bytes, "temporary": plan.temporary_bytes}
+    rows.append(("of these", ", ".join(f"{kind} {format_bytes(size)}" for kind, size in kinds.items())))
+    if plan.sent is not None:
+        sizes = {kind: getattr(plan.sent, kind) for kind in ("combination", "tensor", "other")}
+        sent = ", ".join(f"{kind} {size / 2**10:,.1f} KiB" for kind, size in sizes.items())
+        rows.append(("sent a step and device", sent))
+        rows.append(("collectives a layer", f"{plan.sent.combinations_per_layer:g} for the combination"))
+    if plan.seconds_bound is not None:
+        rows.append(("a step (roofline)", f"at least {plan.seconds_bound * 1e3:.2f} ms, set by {plan.bound_by}"))
+    return rows
 
 
 def _memory_rows(plan: CompiledPlan) -> list[tuple[str, str]]:
