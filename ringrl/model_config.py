@@ -37,9 +37,9 @@ class ModelConfig(ConfigSection):
     remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
     # How a token says which agent step of its trial it is of, and which trial of its context: by the row of a learned
-    # table, of which later ones share the last row; by sinusoids of the number; or not at all.
+    # table, of which later ones share the last row; by sinusoids of the number; by rotary embedding; or not at all.
     step_encoding: Literal["table", "sinusoidal", "none"] = "table"
-    trial_encoding: Literal["table", "sinusoidal", "none"] = "table"
+    trial_encoding: Literal["table", "sinusoidal", "rotary", "none"] = "table"
     max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the table of time steps
     max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the table of trials
     # Base of rotary positions: the slowest features turn once in some 2 pi x base tokens. None: `rope_base_for` the
@@ -58,6 +58,8 @@ class ModelConfig(ConfigSection):
     def _check_shape(self) -> "ModelConfig":
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({self.heads}): rotary pairs need it")
+        if self.trial_encoding == "rotary" and self.width // self.heads < 4:
+            raise ValueError("trial_encoding rotary needs heads of 4 features or more: lower heads, or choose another")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         if self.kv_heads % self.head_groups:

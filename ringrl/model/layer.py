@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from ringrl.attention.local_step import ATTENTION_NAMES
 from ringrl.config import ModelConfig
-from ringrl.model.rotary import rotate
+from ringrl.model.rotary import rotate, token_angles
 from ringrl.model.token_blocks import blockwise
 from ringrl.model_config import rope_base_for
 
@@ -30,6 +30,7 @@ class LayerInput(NamedTuple):
     x: jax.Array  # [B, S, W], the residual stream
     positions: jax.Array  # int32 [B, S], within the segment
     segment_ids: jax.Array  # int32 [B, S]; 0 is padding
+    trials: jax.Array | None = None  # int32 [B, S], of the context; None: tokens are not rotated by them
 
 
 class QKVProjection(nnx.Module):
@@ -43,11 +44,14 @@ class QKVProjection(nnx.Module):
         self.key = linear(config.width, config.kv_heads * self.head_dim)
         self.value = linear(config.width, config.kv_heads * self.head_dim)
 
-    def __call__(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, trials: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated q [B, S, H, D] and k, and v [B, S, K, D], of the local heads."""
         x = self.norm(x)
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.query, self.key, self.value))
-        return rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base), v
+        angle = token_angles(positions, trials, self.head_dim // 2, self.rope_base)
+        return rotate(q, angle), rotate(k, angle), v
 
 
 class OutputAndMLP(nnx.Module):
@@ -131,13 +135,13 @@ class Layer(nnx.Module):
         groups = self.config.head_groups
         graph, weights = nnx.split(self.before)
 
-        def before(weights: Any, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-            return nnx.merge(graph, weights)(x, positions)
+        def before(weights: Any, x: jax.Array, where: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, ...]:
+            return nnx.merge(graph, weights)(x, *where)
 
         block = tokens.x.shape[1] if groups == 1 else self._block(tokens.x)
 
         def group(weights: Any) -> jax.Array:
-            q, k, v = blockwise(before, weights, tokens.x, block, constants=tokens.positions)
+            q, k, v = blockwise(before, weights, tokens.x, block, constants=(tokens.positions, tokens.trials))
             out = attend(q, k, v, tokens.segment_ids)
             return out.reshape(*out.shape[:2], -1)
 

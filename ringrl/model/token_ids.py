@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float
 
 from ringrl.config import ModelConfig
+from ringrl.model.layer import LayerInput
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,11 @@ class IdEmbedder(nnx.Module):
     def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs):
         self.token = nnx.Embed(vocabulary, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
 
-    def __call__(
-        self, steps: Mapping[str, jax.Array]
-    ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
-        """Vectors, positions within the segment (for rotary embedding) and segment ids."""
-        return self.token(steps["token"]), steps["position"], steps["segment_ids"]
+    def __call__(self, steps: Mapping[str, jax.Array]) -> LayerInput:
+        """Vectors, positions within the segment and segment ids."""
+        return LayerInput(self.token(steps["token"]), steps["position"], steps["segment_ids"])
 
-    def following(
-        self, previous: Mapping[str, jax.Array], current: Mapping[str, jax.Array]
-    ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
+    def following(self, previous: Mapping[str, jax.Array], current: Mapping[str, jax.Array]) -> LayerInput:
         """The tokens that decoding appends: the current one alone."""
         return self(current)
 

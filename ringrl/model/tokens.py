@@ -8,6 +8,7 @@ the *previous* action, reward and completion (the layout of XLand-MiniGrid's Alg
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, Int32
 
 from ringrl.batch import PREVIOUS
 from ringrl.config import ModelConfig
+from ringrl.model.layer import LayerInput
 from ringrl.model.rotary import angles
 
 ORDER = ("return_to_go", "observation", "action", "reward", "completion")
@@ -67,26 +69,21 @@ class TokenEmbedder(nnx.Module):
     """
 
     def __init__(self, layout: TokenLayout, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs):
-        self.layout, width = layout, config.width
+        self.layout, width, self._rotary = layout, config.width, config.trial_encoding == "rotary"
         self.linear = nnx.Dict({name: nnx.Linear(sizes.get(name, 1), width, rngs=rngs) for name in layout.modalities})
         self.step = _number_embedding(config.step_encoding, config.max_steps, width, rngs)
         self.trial = _number_embedding(config.trial_encoding, config.max_trials, width, rngs)
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
-    def __call__(
-        self, steps: StepArrays
-    ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
-        """Tokens, their positions within the segment (for rotary embedding) and their segment ids."""
-        tokens = self._modalities(steps)
-        return (
-            self._flatten(tokens),
-            self._positions(steps["position"]),
-            jnp.repeat(steps["segment_ids"], self.layout.tokens_per_step, axis=1),
+    def __call__(self, steps: StepArrays) -> LayerInput:
+        """Tokens, their positions within the segment and their segment ids; and their trials if rotated by them."""
+        tokens, repeat = self._modalities(steps), partial(jnp.repeat, repeats=self.layout.tokens_per_step, axis=1)
+        positions, segment_ids = self._positions(steps["position"]), repeat(steps["segment_ids"])
+        return LayerInput(
+            self._flatten(tokens), positions, segment_ids, repeat(steps["trial"]) if self._rotary else None
         )
 
-    def following(
-        self, previous: StepArrays, current: StepArrays
-    ) -> tuple[Float[Array, "batch tokens width"], Int32[Array, "batch tokens"], Int32[Array, "batch tokens"]]:
+    def following(self, previous: StepArrays, current: StepArrays) -> LayerInput:
         """The tokens that a rollout appends at a step: those after the last observation, up to the current one.
 
         Fields are [batch, 1]. In the interleaved layout the previous step's action, reward and completion are known
@@ -96,12 +93,9 @@ class TokenEmbedder(nnx.Module):
         if self.layout.fused:
             return self(current)
         split = self.layout.read_index + 1
-        parts = []
-        for steps, part in ((previous, slice(split, None)), (current, slice(0, split))):
-            x, position, segment = self(steps)
-            parts.append((x[:, part], position[:, part], segment[:, part]))
-        x, position, segment = (jnp.concatenate(pair, axis=1) for pair in zip(*parts, strict=True))
-        return x, position, segment
+        before = jax.tree.map(lambda x: x[:, split:], self(previous))
+        now = jax.tree.map(lambda x: x[:, :split], self(current))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), before, now)
 
     def read(self, y: Float[Array, "batch tokens width"]) -> Float[Array, "batch steps width"]:
         """The decoder's outputs at the tokens that predict an action."""
@@ -166,7 +160,7 @@ class NoNumber(nnx.Module):
 
 
 def _number_embedding(
-    encoding: Literal["table", "sinusoidal", "none"], rows: int, width: int, rngs: nnx.Rngs
+    encoding: Literal["table", "sinusoidal", "rotary", "none"], rows: int, width: int, rngs: nnx.Rngs
 ) -> NumberTable | NumberSinusoids | NoNumber:
     if encoding == "table":
         return NumberTable(rows, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)

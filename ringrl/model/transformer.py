@@ -141,8 +141,7 @@ class Transformer(nnx.Module):
 
     def _features(self, steps: StepArrays, attend: Attend, mesh: Mesh | None) -> Float[Array, "batch tokens width"]:
         dtype, (graph, stacked) = jnp.dtype(self.config.compute_dtype), nnx.split(self.layers)
-        embed = lambda module, steps: LayerInput(*module(steps))  # noqa: E731
-        tokens = on_mesh(mesh, self.embed, "embed", embed, dict(steps), jnp.float32)
+        tokens = on_mesh(mesh, self.embed, "embed", lambda embed, steps: embed(steps), dict(steps), jnp.float32)
         specs, total = None, lambda part: part
         if mesh is not None:
             stored = partitions(stacked, mesh, "layers")
@@ -184,7 +183,7 @@ class Transformer(nnx.Module):
 
         def step(carry: tuple[jax.Array, Stored], inputs: tuple[jax.Array, Any]) -> tuple[Any, None]:
             (x, stored), layer = carry, nnx.merge(graph, inputs[1])
-            q, k, v = layer.before(x, tokens.positions)
+            q, k, v = layer.before(x, tokens.positions, tokens.trials)
             here = cache._replace(stored=stored)
             out, stored = cached_attention(q, k, v, here, inputs[0], slots, prompt=prompt, **where)
             return (layer.after(x, out.reshape(1, *x.shape[:2], -1), total), stored), None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrl.model.rotary import angles, rotate
+from ringrl.model.rotary import TRIAL_BASE, angles, rotate, token_angles
 from ringrl.model_config import rope_base_for
 
 LAST = 2**31 - 1
@@ -42,17 +42,25 @@ def test_rotation_is_that_of_float64_to_a_millionth(top):
     expected = np.concatenate(
         [left * np.cos(angle) - right * np.sin(angle), right * np.cos(angle) + left * np.sin(angle)], axis=-1
     )
-    got = jax.jit(rotate, static_argnums=2)(x, positions[None], 10_000.0)
+    got = jax.jit(lambda x, p: rotate(x, angles(p, 16, 10_000.0)))(x, positions[None])
     np.testing.assert_allclose(got, expected, atol=1e-6 * abs(x).max())
 
 
 def test_rotation_makes_scores_depend_on_distance_alone_even_late():
     q, k = jax.random.normal(jax.random.key(1), (2, 1, 1, 1, 16))
-    at = lambda x, i: rotate(x, jnp.full((1, 1), i, jnp.int32), 10_000.0)  # noqa: E731
+    at = lambda x, i: rotate(x, angles(jnp.full((1, 1), i, jnp.int32), 8, 10_000.0))  # noqa: E731
     score = lambda i, j: jnp.sum(at(q, i) * at(k, j))  # noqa: E731
     for late in (100, 10**8, LAST - 3):
         np.testing.assert_allclose(score(3, 1), score(3 + late, 1 + late), rtol=2e-5, atol=2e-6)
     assert abs(score(3, 1) - score(4, 1)) > 1e-4
+
+
+def test_the_slowest_quarter_of_the_pairs_turns_with_the_trial():
+    positions, trials = jnp.asarray([[0, 7, 90_000]], jnp.int32), jnp.asarray([[0, 3, 12_000]], jnp.int32)
+    alone, both = (token_angles(positions, each, 16, 5e5) for each in (None, trials))
+    np.testing.assert_array_equal(alone, angles(positions, 16, 5e5))
+    np.testing.assert_array_equal(both[..., :12], alone[..., :12])
+    np.testing.assert_array_equal(both[..., 12:], angles(trials, 4, TRIAL_BASE))
 
 
 def test_the_base_grows_with_the_context():

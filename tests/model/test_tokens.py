@@ -53,7 +53,7 @@ def test_modalities_come_in_the_papers_order():
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_shapes_positions_and_segments(layout):
     steps, per_step = make_steps(), layout.tokens_per_step
-    x, position, segment = make_embedder(layout)(steps)
+    x, position, segment, _ = make_embedder(layout)(steps)
     assert x.shape == (2, 6 * per_step, WIDTH)
     np.testing.assert_array_equal(position[0], np.arange(6 * per_step))
     np.testing.assert_array_equal(
@@ -66,7 +66,7 @@ def test_shapes_positions_and_segments(layout):
 @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
 def test_an_interleaved_token_holds_its_own_modality_and_nothing_else(layout):
     embedder, steps = make_embedder(layout), make_steps()
-    x, _, _ = embedder(steps)
+    x = embedder(steps).x
     for index, name in enumerate(layout.modalities):
         changed = np.asarray(embedder(steps | {name: steps[name] + 1.0})[0] != x).any(axis=(0, 2))
         np.testing.assert_array_equal(np.flatnonzero(changed), np.arange(6) * layout.tokens_per_step + index)
@@ -76,7 +76,7 @@ def test_an_interleaved_token_holds_its_own_modality_and_nothing_else(layout):
 
 def test_a_fused_token_never_holds_what_it_predicts():
     embedder, steps = make_embedder(LAYOUTS[3]), make_steps()
-    x, _, _ = embedder(steps)
+    x = embedder(steps).x
     for name in ("action", "reward", "completion"):
         np.testing.assert_array_equal(embedder(steps | {name: steps[name] + 1.0})[0], x)
         previous = f"previous_{name}"
@@ -125,7 +125,7 @@ def test_tables_keep_their_paths_in_checkpoints(encoding):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_rollout_adds_the_same_tokens_one_step_after_the_other(layout):
-    embedder, steps = make_embedder(layout), make_steps()
+    embedder, steps = make_embedder(layout, {"trial_encoding": "rotary"}), make_steps()
     whole = [np.asarray(part) for part in embedder(steps)]
     one = lambda t: {name: x[:, t : t + 1] for name, x in steps.items()}  # noqa: E731
     previous = one(0) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}
@@ -134,10 +134,12 @@ def test_a_rollout_adds_the_same_tokens_one_step_after_the_other(layout):
         parts.append(embedder.following(previous, one(t)))
         assert parts[-1][0].shape[1] == per_step
         previous = one(t)
-    x, position, segment = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
+    x, position, segment, trial = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
     lead = per_step - layout.read_index - 1  # tokens of the step before the first: there is none, so they are padding
     np.testing.assert_array_equal(segment[:, :lead], 0)
     total = 6 * per_step - lead
     np.testing.assert_allclose(x[:, lead:], whole[0][:, :total], atol=1e-6)
     np.testing.assert_array_equal(position[:, lead:], whole[1][:, :total])
     np.testing.assert_array_equal(segment[:, lead:], whole[2][:, :total])
+    np.testing.assert_array_equal(trial[:, lead:], whole[3][:, :total])
+    assert (np.diff(trial[0, lead:]) >= 0).all() and trial[0, -1] == 1

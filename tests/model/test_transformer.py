@@ -18,7 +18,9 @@ from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
 
 SIZES = {"observation": 3, "action": 2}
-CONFIG = ModelConfig(layers=2, width=32, heads=4, kv_heads=2, feed_forward_block=8, max_steps=16, max_trials=4)
+SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "feed_forward_block": 8, "max_steps": 16, "max_trials": 4}
+CONFIG = ModelConfig(**SHAPE, trial_encoding="rotary")
+TABLES = ModelConfig(**SHAPE, step_encoding="table", trial_encoding="table")
 LAYOUTS = [TokenLayout(ORDER), TokenLayout(("return_to_go", "observation", "action")), TokenLayout(ORDER, fused=True)]
 
 
@@ -82,10 +84,11 @@ def test_a_prediction_depends_on_the_past_of_its_segment_alone(layout):
             assert (reach[start:seen] > 0).all(), name
 
 
+@pytest.mark.parametrize("config", [CONFIG, TABLES], ids=["rotary", "tables"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_decoding_step_by_step_equals_the_full_forward(layout):
+def test_decoding_step_by_step_equals_the_full_forward(layout, config):
     steps = make_steps([[1] * 8, [1] * 3 + [2] * 5])
-    model = make_model(layout)
+    model = make_model(layout, config)
     full = model(steps, ATTEND)
     one = lambda t: {name: x[:, t : t + 1] for name, x in steps.items()}  # noqa: E731
     decoder, tokens = CachedDecoder(model), layout.tokens_per_step
@@ -102,6 +105,17 @@ def test_decoding_step_by_step_equals_the_full_forward(layout):
         np.testing.assert_allclose(raw, full[:, start : start + 2], atol=2e-5)
     raw, _ = decoder.step(one(3) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}, one(4), cache)
     np.testing.assert_allclose(raw, full[:, 4], atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_by_rotation_only_how_many_trials_ago_counts(layout):
+    steps, model = make_steps([[1] * 12]), make_model(layout)
+    outputs = model(steps, ATTEND)
+    later = steps | {"trial": steps["trial"] + 10_000}
+    np.testing.assert_allclose(model(later, ATTEND), outputs, atol=2e-5)
+    apart = model(steps | {"trial": 2 * steps["trial"]}, ATTEND)
+    np.testing.assert_allclose(apart[:, :4], outputs[:, :4], atol=2e-5)
+    assert (np.abs(apart - outputs)[:, 4:] > 1e-4).any(axis=(2, 3)).all()
 
 
 @pytest.mark.parametrize("length", [24, 27, 8, 6])
