@@ -151,7 +151,7 @@ def test_workers_do_not_import_jax_and_need_no_guard_in_the_main_module(tmp_path
 
 
 @pytest.mark.parametrize(
-    "task, count, time_limit, used",
+    "task, count, limit, used",
     [
         ("Pendulum-v1", 2, None, False),
         ("dog_run", 4, 9, False),
