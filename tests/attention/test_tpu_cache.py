@@ -146,6 +146,16 @@ def test_tokens_are_written_where_xla_writes_them(queries, at, cache):
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+def test_blocks_that_are_fetched():
+    """Rows of 300, 5, 0 and 128 slots in blocks of 128; a row that is done fetches what the next begins with."""
+    prefetched, stored = (jnp.array([LAYER]), jnp.array([300, 5, 0, 128])), inputs(batch=4, dim=64)[1]
+    index = tpu_cache._cache_specs(stored, 128, 4, 1)[0].k.index_map
+    grid = [index(*map(jnp.int32, (b, 0, j)), *prefetched) for b in range(4) for j in range(3)]
+    visits = [tuple(int(n) for n in visit[:3]) for visit in grid]
+    fetched = [visit for n, visit in enumerate(visits) if n == 0 or visit != visits[n - 1]]
+    assert fetched == [(LAYER, 0, 0), (LAYER, 0, 1), (LAYER, 0, 2), (LAYER, 1, 0), (LAYER, 2, 0), (LAYER, 3, 0)]
+
+
 def test_what_is_not_filled_is_not_read():
     """Whole blocks behind a row's length, and other layers, may be anything."""
     q, stored, layer, q_tokens, tokens, filled = inputs(slots=640, batch=4)
