@@ -4,6 +4,7 @@ On a mesh, rows are spread over `data` and `fsdp`, the cache's slots over `seq` 
 Parameters are whole on every device, but for `tensor`. A layer sends one combination of partial results over the ring.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from ringrl.attention import KVCache, empty_cache, slots_for
 from ringrl.attention.kv_cache import Stored
+from ringrl.model.layer import LayerInput
 from ringrl.model.sharding import BATCH_AXES, SEQUENCE_AXES, whole_but_tensor
 from ringrl.model.tokens import StepArrays
 from ringrl.model.transformer import Transformer
@@ -59,7 +61,7 @@ class CachedDecoder:
         cache = jax.eval_shape(self._maker(batch, capacity, self.model.layout.tokens_per_step))
         if self._mesh is None:
             return cache
-        return jax.tree.map(partial(_place, self._mesh), cache, cache_partitions(self.cache_dtype == jnp.int8))
+        return jax.tree.map(partial(_place, self._mesh), cache, cache_partitions(self._quantised, self._rows(batch)))
 
     def lower_step(self, fields: Mapping[str, jax.ShapeDtypeStruct], cache: KVCache) -> jax.stages.Lowered:
         """`step` as it goes to the compiler, of shapes and shardings alone: the fields of a step, and `shapes`."""
@@ -73,7 +75,7 @@ class CachedDecoder:
         make = partial(empty_cache, *sizes, stations=self.stations)
         if self._mesh is None:
             return make
-        specs = cache_partitions(self.cache_dtype == jnp.int8)
+        specs = cache_partitions(self._quantised, self._rows(batch))
         shardings = jax.tree.map(partial(NamedSharding, self._mesh), specs, is_leaf=_is_spec)
         return jax.jit(make, out_shardings=shardings)
 
@@ -97,11 +99,11 @@ class CachedDecoder:
         return self._forget(cache, which)
 
     def _decode(self, model: Transformer, previous: StepArrays, current: StepArrays, extend: Callable) -> Any:
-        features, cache = extend(model.embed.following(previous, current))
+        features, cache = extend(LayerInput(*model.embed.following(previous, current)))
         return model.read(features[:, -1]), cache
 
     def _extend(self, model: Transformer, steps: StepArrays, extend: Callable) -> Any:
-        features, cache = extend(model.embed(steps))
+        features, cache = extend(LayerInput(*model.embed(steps)))
         return model.read(model.embed.read(features)), cache
 
     def _compiled(self, call: Callable) -> Callable:
@@ -120,22 +122,31 @@ class CachedDecoder:
         def run(params: Any, *arguments: Any) -> Any:
             if mesh is None:
                 return local(params, *arguments)
-            cache = cache_partitions(arguments[-2].stored.k_scale is not None)
-            prompt = (
-                None if arguments[-1] is None else cache_partitions(arguments[-1].stored.k_scale is not None, rows=())
-            )
-            steps = (P(BATCH_AXES),) * (len(arguments) - 2)
+            rows = self._rows(arguments[-2].filled.shape[0])
+            cache = cache_partitions(self._quantised, rows)
+            prompt = None if arguments[-1] is None else cache_partitions(self._quantised, ())
+            steps = (P(rows),) * (len(arguments) - 2)
             specs = (whole_but_tensor(params, mesh), *steps, cache, prompt)
-            outputs = (P(BATCH_AXES), cache)
-            return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False)(
-                params, *arguments
-            )
+            sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(rows), cache), check_vma=False)
+            return sharded(params, *arguments)
 
-        return jax.jit(run, donate_argnums=3 if call == self._decode else 2)
+        # Every process acts in all environments, so each gets all raw outputs.
+        whole = None if mesh is None else (NamedSharding(mesh, P()), None)
+        return jax.jit(run, donate_argnums=3 if call == self._decode else 2, out_shardings=whole)
+
+    @property
+    def _quantised(self) -> bool:
+        return self.cache_dtype == jnp.int8
+
+    def _rows(self, batch: int) -> tuple[str, ...]:
+        """The mesh axes over which that many rows are spread: none where they do not divide, as a prompt's one row."""
+        assert self._mesh is not None
+        sizes = math.prod(self._mesh.shape[axis] for axis in BATCH_AXES)
+        return () if batch % sizes else BATCH_AXES
 
 
-def cache_partitions(quantised: bool, rows: tuple[str, ...] = BATCH_AXES) -> KVCache:
-    """The partitions of a cache's arrays; `rows`: mesh axes of its rows, () for a prompt's one row."""
+def cache_partitions(quantised: bool, rows: tuple[str, ...]) -> KVCache:
+    """The partitions of a cache's arrays; `rows`: mesh axes of its rows."""
     tokens: Any = P(None, rows, SEQUENCE_AXES, "tensor")
     scale: Any = P(None, rows, "tensor", SEQUENCE_AXES) if quantised else None
     slots: Any = P(rows, SEQUENCE_AXES)
@@ -148,12 +159,11 @@ def _is_spec(x: Any) -> bool:
 
 
 def _place(mesh: Mesh, x: Any, spec: P) -> Any:
-    """A parameter on the mesh, of which every process has the whole; or a shape there."""
+    """A parameter on the mesh, from shards there or from one device; or a shape there."""
     sharding = NamedSharding(mesh, spec)
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
+    return jax.device_put(x, sharding)
 
 
 def _in_compute_dtype(params: Any, dtype: Any) -> Any:
