@@ -96,6 +96,9 @@ class EvaluationConfig(ConfigSection):
     target: float | None = None  # return to ask for; None: the best return of the data set
     when_full: WhenFull = "newest"  # what is kept of a full context: the newest or best whole trials; or stop there
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None  # of keys and values; None: compute_dtype's
+    mesh: MeshConfig | None = (
+        None  # over which rollouts are spread; None: the run's, or one device where there are fewer
+    )
 
 
 class RunConfig(ConfigSection):

@@ -20,6 +20,7 @@ from ringrl.rollout.sequence_policy import TrainedSequencePolicy
 from ringrl.run import RunDirectory
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.store.episode_store import Store
+from ringrl.training.mesh import rollout_mesh
 from ringrl.training.sequence_trainer import SequenceTrainer
 from ringrl.training.trained_model import load_model
 from ringrl.training.training_data import ContextData, TokenData
@@ -81,9 +82,10 @@ class SequenceAgent(ABC, Generic[ConfigT]):
 
     def load_policy(self, run: Path, config: RunConfig, sizes: Widths, checkpoint: str) -> TrainedSequencePolicy:
         """See `ringrl.agent.PolicySource`."""
-        model, step = load_model(run, config, sizes, checkpoint, self.decoder)
+        mesh = rollout_mesh(config)
+        model, step = load_model(run, config, sizes, checkpoint, self.decoder, mesh)
         normalizer = RunDirectory(run).normalizer()
-        calls = ModelCalls(model, cache_dtype=config.evaluation.cache_dtype)
+        calls = ModelCalls(model, mesh, config.evaluation.cache_dtype)
         return TrainedSequencePolicy(calls, normalizer, sizes, step, self.description.across_trials)
 
 

@@ -2,19 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
 
 from ringrl.batch import TrajectoryOrder
-from ringrl.config import Ablation
+from ringrl.config import Ablation, WhenFull
 from ringrl.errors import UserError
 
 
 def _renamed(before: str, now: str) -> Any:
     """An option that also has its former name. `--help` shows aliases before the name: so the present one is first."""
     return tyro.conf.arg(name=before.removeprefix("--"), aliases=[now])
+
+
+def _parse_mesh(texts: tuple[str, ...]) -> dict[str, int] | None:
+    """`seq=4 data=2` -> sizes by mesh axis; None of nothing. Raises UserError where a text is not of that form."""
+    pairs = [text.partition("=") for text in texts]
+    for text, (axis, _, size) in zip(texts, pairs, strict=True):
+        if not (axis.isidentifier() and size.isdigit()):
+            raise UserError(f"--mesh {text}: write an axis and its devices, as in --mesh seq=4")
+    return {axis: int(size) for axis, _, size in pairs} or None
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,18 @@ class EvaluateVerb:
     """Of the demonstrations in a context: as they are drawn, or ascending by return."""
     seed: int | None = None
     """Seed of the environments, the drawn actions and the drawn demonstrations."""
+    when_full: WhenFull | None = None
+    """What is kept of a full context: the newest or the best whole trials; stop: no trial begins without room."""
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """Of the keys and values in the context; default the model's compute dtype."""
+    mesh: tuple[str, ...] = ()
+    """Devices over which contexts are spread, as seq=4; default the run's mesh where there are as many devices."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, of many processes that no launcher known to JAX has started."""
+    processes: int | None = None
+    """How many processes roll out together; 1 is alone, regardless of the launcher."""
+    process: int | None = None
+    """Which of them this is, from 0."""
     checkpoint: str = "latest"
     """latest, best (the lowest training loss of those kept), or the number of a step."""
     reference: bool = True
@@ -108,32 +129,40 @@ class EvaluateVerb:
 
     def run(self) -> None:
         """Roll out, and print the tables' paths. Raises UserError for options that exclude each other."""
+        self._check()
+        from ringrl.training.processes import is_first, joined
+
+        with joined(self.coordinator, self.processes, self.process):
+            for table in self._tables():
+                if is_first():
+                    print(f"returns: {table}")
+
+    def _tables(self) -> list[Path]:
         from ringrl.rollout.evaluate import evaluate
         from ringrl.rollout.repetitions import repeat
 
-        names = ("trials", "envs", "context", "target", "seed", "checkpoint")
-        settings = {name: getattr(self, name) for name in names}
-        self._check_demonstrations()
-        if not self.targets and not self.ablation and len(self.trajectories) < 2:
-            shown = {
-                "demonstrations": self.demonstrations,
-                "trajectories": next(iter(self.trajectories), 0),
-                "order": self.order,
-            }
-            options = {"reference": self.reference, "video": self.video}
-            print(f"returns: {evaluate(self.run_directory, **options, **shown, **settings)}")
-            return
-        if self.video is not None:
+        names = ("trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings["mesh"] = _parse_mesh(self.mesh)
+        shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order}
+        if self._repeats:
+            shown["trajectories"] = self.trajectories
+            return repeat(self.run_directory, self.targets, self.ablation, **shown, **settings)
+        shown["trajectories"] = next(iter(self.trajectories), 0)
+        options: dict[str, Any] = {"reference": self.reference, "video": self.video}
+        return [evaluate(self.run_directory, **options, **shown, **settings)]
+
+    @property
+    def _repeats(self) -> bool:
+        return bool(self.targets or self.ablation or len(self.trajectories) > 1)
+
+    def _check(self) -> None:
+        if self._repeats and self.video is not None:
             raise UserError(
                 "--video films the evaluation itself: leave out --targets, --ablation and all but one number"
             )
         if self.targets and self.target is not None:
             raise UserError("give --target or --targets, not both")
-        shown = {"demonstrations": self.demonstrations, "trajectories": self.trajectories, "order": self.order}
-        for table in repeat(self.run_directory, self.targets, self.ablation, **shown, **settings):
-            print(f"returns: {table}")
-
-    def _check_demonstrations(self) -> None:
         if (self.demonstrations is None) != (not self.trajectories):
             raise UserError("--demonstrations STORE and --trajectories N go together; give both or neither")
         if self.demonstrations is not None and (self.targets or self.ablation):

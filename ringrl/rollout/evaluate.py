@@ -3,10 +3,10 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import Progress
 
@@ -14,19 +14,22 @@ from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
 from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_groups, make_vector, split_task
 from ringrl.errors import UserError
-from ringrl.policy import Policy, RolloutSetting, RolloutSpec
+from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
 from ringrl.rollout.demonstrations import Demonstrations, StoredTrajectories, check_demonstrations, check_room
-from ringrl.rollout.references import ExpertPolicy, RandomPolicy
+from ringrl.rollout.full_context import Dropped
+from ringrl.rollout.references import references
 from ringrl.rollout.session import Session
+from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
 from ringrl.rollout.trained_agent import TrainedAgent, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
 from ringrl.run import RETURNS, RunDirectory
 from ringrl.store.episode_store import open_store
+from ringrl.training.processes import is_first, wait_for_all
 
-Start = Callable[[VectorEnv, int], Session]  # (environments, index of the first of them) -> who acts in them
+Start = Callable[[Any, int], Session]  # (VectorEnv or SharedEnvs, index of the first) -> who acts in them
 
 
 def evaluate(
@@ -45,6 +48,7 @@ def evaluate(
     demonstrations: Path | str | None = None,
     trajectories: int = 0,
     order: TrajectoryOrder = "ascending",
+    mesh: Mapping[str, int] | None = None,
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
@@ -55,8 +59,10 @@ def evaluate(
     With `reference`, the uniform random policy is rolled out in environments of the same seeds, under the agent name
     `random`, and where the task knows an expert, so is that, as `expert`. With `video`, the first environment's trials
     are filmed, in a rollout of their own. Both files, returns.csv and evaluation.json, are replaced whole at the end.
-    With `demonstrations`, a store, the agent's contexts begin with `trajectories` of it, relabelled to the task and in
-    `order`: as they are drawn by the evaluation's seed, or ascending by return (`ringrl.rollout.demonstrations`).
+    With `mesh`, devices along mesh axes such as `{"seq": 4}`, contexts are spread over them; by default over the run's
+    mesh where there are as many devices. With `demonstrations`, a store, the agent's contexts begin with `trajectories`
+    of it, relabelled to the task and in `order`: as they are drawn by the evaluation's seed, or ascending by return
+    (`ringrl.rollout.demonstrations`).
 
     Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; for a given
     target or context of an agent that has none; and for demonstrations that the agent cannot be shown.
@@ -69,18 +75,18 @@ def evaluate(
     """
     began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
-    trained = load_evaluated(run, checkpoint, given | {"when_full": when_full, "cache_dtype": cache_dtype})
+    trained = load_evaluated(
+        run, checkpoint, given | {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
+    )
     starts, about = demonstrated(trained, demonstrations, [trajectories], order)
     start = starts[trajectories]
-    agents: dict[str, Start] = {trained.agent.name: start}
-    if reference:
-        agents |= _references(trained.task, trained.setting)
-    results: list[TrialReturn] = []
     with progress_bar() as progress:
-        for name, each in agents.items():
-            results += trained.roll_out(name, each, progress)
-    returns = trained.write(RETURNS, results, began, about)
-    if video is not None:
+        results, dropped = trained.roll_out(trained.agent.name, start, progress)
+        others = references(trained.task, trained.setting.seed) if reference and is_first() else {}
+        for name, each in others.items():
+            results += trained.roll_out(name, each, progress, alone=True).rows
+    returns = trained.write(RETURNS, results, dropped, began, about)
+    if video is not None and is_first():
         film = {"seed": trained.setting.seed, "action_repeat": trained.agent.config.data.action_repeat}
         record(video, lambda envs: start(envs, 0), trained.task, trained.setting.trials, **film)
     return returns
@@ -115,6 +121,13 @@ def demonstrated(
     return {each: partial(trained.session, demonstrations=shown.get(each)) for each in dict.fromkeys(numbers)}, about
 
 
+class Outcome(NamedTuple):
+    """What came of a rollout: a row for each trial, and what full contexts lost, of environments by their index."""
+
+    rows: list[TrialReturn]
+    dropped: list[Dropped]
+
+
 @dataclass(frozen=True)
 class Evaluated:
     """A run's agent, and under which setting it is rolled out."""
@@ -141,7 +154,7 @@ class Evaluated:
 
     def session(
         self,
-        envs: VectorEnv,
+        envs: VectorEnv | SharedEnvs,
         first: int,
         spec: RolloutSpec | None = None,
         ablation: Ablation | None = None,
@@ -156,29 +169,48 @@ class Evaluated:
         return session
 
     def roll_out(
-        self, name: str, start: Start, progress: Progress, how: str = "", groups_at_most: int = 2
-    ) -> list[TrialReturn]:
-        """Trials of whom `start` makes, given environments and the index of the first, in rows called `name`."""
+        self, name: str, start: Start, progress: Progress, how: str = "", groups_at_most: int = 2, alone: bool = False
+    ) -> "Outcome":
+        """Trials of whom `start` makes, given environments and the index of the first, in rows called `name`.
+
+        `alone`: by this process, where there are many.
+        """
         config, setting = self.agent.config, self.setting
-        repeat = config.data.action_repeat
-        made = make_groups(self.task, setting.envs, groups_at_most, seed=setting.seed, action_repeat=repeat)
+        repeat, make = config.data.action_repeat, make_groups if alone else trial_envs
+        made = make(self.task, setting.envs, groups_at_most, seed=setting.seed, action_repeat=repeat)
         about = f"{', '.join(filter(None, (name, how)))}: {setting.trials} trials x {setting.envs} environments"
         bar = progress.add_task(about, total=setting.trials * made[0].agent_steps * len(made))
         try:
             groups = [Group(start(envs, envs.first), envs, envs.first) for envs in made]
             rows = TrialRows(name, self.task, config.seed)
-            return run_trials(groups, setting.trials, rows, on_step=lambda _: progress.advance(bar))
+            results = run_trials(groups, setting.trials, rows, on_step=lambda _: progress.advance(bar))
+            return Outcome(results, [each for group in groups for each in _dropped(group)])
         finally:
             for envs in made:
                 envs.close()
 
     def write(
-        self, table: str, results: list[TrialReturn], began: float, more: Mapping[str, object] | None = None
+        self,
+        table: str,
+        results: list[TrialReturn],
+        dropped: Sequence[Dropped],
+        began: float,
+        more: Mapping[str, object],
     ) -> Path:
-        """A table of the run's evaluation/, and beside it a JSON of the settings; returns the table's path."""
+        """A table of the run's evaluation/, and beside it a JSON of the settings; returns the table's path.
+
+        Of many processes the first one writes, and the others wait.
+        """
+        if not is_first():
+            wait_for_all(f"written {table}")
+            return self.run.table(table)
         facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.agent.step}
-        facts |= {"agent": self.agent.name} | dict(more or {})
-        return self.run.write_table(table, results, self.setting.model_dump() | facts)
+        rows = [list(astuple(each)) for each in dropped]
+        columns = [field.name for field in fields(Dropped)]
+        facts |= {"agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}} | dict(more)
+        path = self.run.write_table(table, results, self.setting.model_dump() | facts)
+        wait_for_all(f"written {table}")
+        return path
 
 
 def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Evaluated:
@@ -201,6 +233,12 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Eva
     return Evaluated(run, trained)
 
 
+def _dropped(group: Group) -> list[Dropped]:
+    policy = group.session.policy
+    lost = policy.dropped if isinstance(policy, ContextPolicy) else ()
+    return [replace(each, env=group.first + each.env) for each in lost]
+
+
 def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
     """Data can be of anything; only what there is an environment of, of the data's widths, can be rolled out."""
     try:
@@ -221,23 +259,6 @@ def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
             f"{run}: {task}'s {name} has {widths[name]} numbers, the data's has {sizes[name]}: they are of an "
             "environment with other settings, in which it cannot be evaluated here"
         )
-
-
-def _references(task: str, setting: EvaluationConfig) -> dict[str, Start]:
-    """By name, who acts in the same environments for comparison: `random` and, where the task has one, `expert`."""
-    env = make_env(task)
-    widths = [math.prod(space.shape or ()) for space in (env.observation_space, env.action_space)]
-    knows = ExpertPolicy.knows(env)
-    env.close()
-
-    def session(policy: Policy, envs: VectorEnv) -> Session:
-        return Session(policy, envs.num_envs, widths[0], batched=True)
-
-    def chance(envs: VectorEnv, first: int) -> Session:
-        return session(RandomPolicy(envs.num_envs, widths[1], setting.seed, first), envs)
-
-    references: dict[str, Start] = {"random": chance}
-    return references | {"expert": lambda envs, first: session(ExpertPolicy(envs), envs)} if knows else references
 
 
 def _refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:

@@ -1,9 +1,13 @@
 """Who acts in the same environments for comparison: at random, or knowing the task."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.envs import DMControlEnv, VectorEnv
+from ringrl.envs import DMControlEnv, VectorEnv, make_env
+from ringrl.rollout.session import Session
 
 
 class RandomPolicy:
@@ -56,3 +60,27 @@ class ExpertPolicy:
     def room(self) -> Bool[np.ndarray, " envs"]:
         """Always."""
         return np.ones(self._envs.num_envs, bool)
+
+
+def references(task: str, seed: int) -> dict[str, Callable[[VectorEnv, int], Session]]:
+    """By name, who acts in the same environments for comparison: `random` and, where the task has one, `expert`.
+
+    Args:
+        task: its id.
+        seed: of the random actions.
+
+    Returns:
+        Functions of the environments and the index of the first of them.
+    """
+    env = make_env(task)
+    observation, action = (math.prod(space.shape or ()) for space in (env.observation_space, env.action_space))
+    knows = ExpertPolicy.knows(env)
+    env.close()
+
+    def chance(envs: VectorEnv, first: int) -> Session:
+        return Session(RandomPolicy(envs.num_envs, action, seed, first), envs.num_envs, observation, batched=True)
+
+    def expert(envs: VectorEnv, first: int) -> Session:
+        return Session(ExpertPolicy(envs), envs.num_envs, observation, batched=True)
+
+    return {"random": chance, "expert": expert} if knows else {"random": chance}

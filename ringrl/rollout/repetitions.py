@@ -62,10 +62,11 @@ def repeat(
     written = []
     with progress_bar() as progress:
         for table in tables:
-            began, results = time.perf_counter(), []
+            began, rows, dropped = time.perf_counter(), [], []
             for how, start in table.starts.items():
-                results += trained.roll_out(trained.agent.name, start, progress, how, table.groups_at_most)
-            written.append(trained.write(table.name, results, began, table.about))
+                outcome = trained.roll_out(trained.agent.name, start, progress, how, table.groups_at_most)
+                rows, dropped = rows + outcome.rows, dropped + outcome.dropped
+            written.append(trained.write(table.name, rows, dropped, began, table.about))
     return written
 
 

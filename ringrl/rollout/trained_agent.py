@@ -22,6 +22,7 @@ from ringrl.rollout.spec import under_setting
 from ringrl.run import RunDirectory
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.training.export import is_export, load_export
+from ringrl.training.mesh import rollout_mesh
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,15 +131,26 @@ class TrainedAgent:
         return steps
 
 
-def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> TrainedAgent:
+def load_agent(
+    run: str | os.PathLike[str],
+    checkpoint: str = "latest",
+    *,
+    mesh: Mapping[str, int] | None = None,
+    cache_dtype: str | None = None,
+) -> TrainedAgent:
     """A trained agent, to be rolled out in any environment of the observations and actions it was trained on.
 
     Args:
         run: a run directory, or a folder that `ringrl export` wrote.
         checkpoint: of a run directory: `latest`, `best` (the lowest training loss of those kept), or a step's number.
+        mesh: devices along mesh axes, such as `{"seq": 4}`, over which the context is spread. Default: the run's mesh
+            where there are as many devices, else one device.
+        cache_dtype: in which the context's keys and values are kept: `float32`, `bfloat16` or `int8`. Default: the
+            config's `evaluation.cache_dtype`, or the model's compute dtype.
 
     Raises:
-        UserError: there is no run, no such checkpoint, or a run that has no policy, such as a language model's.
+        UserError: there is no run, no such checkpoint, a run that has no policy, such as a language model's, or a mesh
+            of more devices than there are.
 
     Example:
         >>> import ringrl
@@ -155,7 +167,8 @@ def load_agent(run: str | os.PathLike[str], checkpoint: str = "latest") -> Train
         >>> action.shape, bool(abs(action) <= 1)
         ((1,), True)
     """
-    return load_trained(Path(run), checkpoint, {})
+    given = {"mesh": mesh, "cache_dtype": cache_dtype}
+    return load_trained(Path(run), checkpoint, {name: value for name, value in given.items() if value is not None})
 
 
 def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> TrainedAgent:
@@ -166,14 +179,10 @@ def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> 
         dataset, label = about["dataset"], config.label or Path(about["config"]["agent"]["name"]).stem
         config = _changed(config, evaluation)
         agent, source = _agent_and_source(path, label, config)
-        calls, normalizer = ModelCalls(model, cache_dtype=config.evaluation.cache_dtype), about["normalizer"]
-        trained: TrainedPolicy = TrainedSequencePolicy(
-            calls,
-            Normalizer.from_values(normalizer),
-            dataset["sizes"],
-            int(about["step"]),
-            agent.description.across_trials,
-        )
+        calls = ModelCalls(model, rollout_mesh(config), config.evaluation.cache_dtype)
+        normalizer, step = Normalizer.from_values(about["normalizer"]), int(about["step"])
+        across = agent.description.across_trials
+        trained: TrainedPolicy = TrainedSequencePolicy(calls, normalizer, dataset["sizes"], step, across)
     else:
         config, dataset, label = _changed(directory.config(), evaluation), directory.dataset(), directory.label()
         agent, source = _agent_and_source(path, label, config)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringrl.config import MeshConfig
+from ringrl.config import MeshConfig, RunConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS, partitions
 from ringrl.training.processes import LocalShard
@@ -35,6 +35,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:needed])
     laid = laid.reshape(config.data, config.fsdp, config.seq, config.tensor, config.heads)
     return Mesh(np.moveaxis(laid, 3, 2), AXES, axis_types=types)
+
+
+def rollout_mesh(config: RunConfig) -> Mesh | None:
+    """The mesh for rollouts: `evaluation.mesh` or, on a machine with as many devices, the run's. None: one device.
+
+    Raises UserError where `evaluation.mesh` needs more devices than there are, where many processes have other devices
+    than the mesh, and where heads cannot be shared out.
+    """
+    asked, here = config.evaluation.mesh, jax.device_count()
+    chosen = asked or config.mesh
+    size = int(np.prod([getattr(chosen, axis) for axis in AXES]))
+    if jax.process_count() > 1 and size != here:
+        raise UserError(
+            f"a mesh of {size} devices for {here} of {jax.process_count()} processes; give --mesh seq={here}"
+        )
+    if size == 1 or (asked is None and size != here):
+        return None
+    if config.model.kv_heads % chosen.tensor:
+        raise UserError(f"--mesh tensor={chosen.tensor}: does not divide model.kv_heads {config.model.kv_heads}")
+    return make_mesh(chosen)
 
 
 def parameter_shardings(tree: object, mesh: Mesh) -> object:
