@@ -84,7 +84,7 @@ def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
     from ringrl.envs import make_groups, make_vector
 
     patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
-    patch.setattr("ringrl.rollout.evaluate.make_groups", partial(make_groups, time_limit=time_limit, workers=0))
+    patch.setattr("ringrl.rollout.shared_envs.make_groups", partial(make_groups, time_limit=time_limit, workers=0))
 
 
 RETURNS_HEADER = "agent,task,seed,env,trial,return,length,target_return,demonstrations"

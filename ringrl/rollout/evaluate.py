@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
-from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_groups, make_vector, split_task
+from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
@@ -75,9 +75,8 @@ def evaluate(
     """
     began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
-    trained = load_evaluated(
-        run, checkpoint, given | {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
-    )
+    given |= {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
+    trained = load_evaluated(run, checkpoint, given)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order)
     start = starts[trajectories]
     with progress_bar() as progress:
@@ -176,8 +175,8 @@ class Evaluated:
         `alone`: by this process, where there are many.
         """
         config, setting = self.agent.config, self.setting
-        repeat, make = config.data.action_repeat, make_groups if alone else trial_envs
-        made = make(self.task, setting.envs, groups_at_most, seed=setting.seed, action_repeat=repeat)
+        repeat = config.data.action_repeat
+        made = trial_envs(self.task, setting.envs, groups_at_most, seed=setting.seed, action_repeat=repeat, alone=alone)
         about = f"{', '.join(filter(None, (name, how)))}: {setting.trials} trials x {setting.envs} environments"
         bar = progress.add_task(about, total=setting.trials * made[0].agent_steps * len(made))
         try:

@@ -68,10 +68,10 @@ class SharedEnvs:
 
 
 def trial_envs(
-    task: str, count: int, groups: int, *, seed: int, action_repeat: int
+    task: str, count: int, groups: int, *, seed: int, action_repeat: int, alone: bool
 ) -> list[VectorEnv] | list[SharedEnvs]:
-    """The environments of `ringrl.envs.make_groups`, in every process of a rollout by many."""
-    if jax.process_count() == 1:
+    """The environments of `ringrl.envs.make_groups`, in every process of a rollout by many; `alone`: in this one."""
+    if alone or jax.process_count() == 1:
         return make_groups(task, count, groups, seed=seed, action_repeat=action_repeat)
     example = make_env(task, seed=seed, action_repeat=action_repeat)
     width, steps = math.prod(example.observation_space.shape or ()), -(-example.time_limit_steps // action_repeat)

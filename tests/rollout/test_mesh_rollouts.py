@@ -92,8 +92,7 @@ from ringrl import envs
 from ringrl.cli import entry
 from ringrl.rollout import evaluate, shared_envs
 
-for module in (evaluate, shared_envs):
-    module.make_groups = partial(envs.make_groups, time_limit={limit}, workers=0)
+shared_envs.make_groups = partial(envs.make_groups, time_limit={limit}, workers=0)
 shared_envs.make_env = partial(envs.make_env, time_limit={limit})
 evaluate.make_vector = partial(envs.make_vector, time_limit={limit})
 entry.main()
