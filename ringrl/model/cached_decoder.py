@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float
 
 from ringrl.attention import KVCache, empty_cache, slots_for
 from ringrl.attention.kv_cache import Stored
-from ringrl.model.layer import LayerInput
 from ringrl.model.sharding import BATCH_AXES, SEQUENCE_AXES, whole_but_tensor
 from ringrl.model.tokens import StepArrays
 from ringrl.model.transformer import Transformer
@@ -99,11 +98,11 @@ class CachedDecoder:
         return self._forget(cache, which)
 
     def _decode(self, model: Transformer, previous: StepArrays, current: StepArrays, extend: Callable) -> Any:
-        features, cache = extend(LayerInput(*model.embed.following(previous, current)))
+        features, cache = extend(model.embed.following(previous, current))
         return model.read(features[:, -1]), cache
 
     def _extend(self, model: Transformer, steps: StepArrays, extend: Callable) -> Any:
-        features, cache = extend(LayerInput(*model.embed(steps)))
+        features, cache = extend(model.embed(steps))
         return model.read(model.embed.read(features)), cache
 
     def _compiled(self, call: Callable) -> Callable:

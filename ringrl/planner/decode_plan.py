@@ -37,7 +37,7 @@ class Sent:
     combination: int  # of the partial results of attention: a maximum and a sum
     combinations_per_layer: float  # collective operations for it: 2 on a ring, 0 on one device
     tensor: int  # sums over the devices that share a token's heads
-    other: int  # anything else; 0
+    other: int  # anything else: raw outputs over data and fsdp; 0 without those
 
 
 @dataclass(frozen=True)

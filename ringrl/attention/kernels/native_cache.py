@@ -1,5 +1,7 @@
 """Attention to a KV cache on CPUs, in C++: see `native_cache.h`. Arguments and results are those of `xla_cache`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +70,8 @@ def attend(
     batch, queries, heads, dim = q.shape
     layers, rows, slots, width = stored.k.shape
     group_size(heads, width // dim)
-    shapes = [jnp.shape(x) for x in (*q_tokens, *tokens, filled)]
+    indices: list[Any] = [*q_tokens, *tokens, filled]  # of a cache there are always segments
+    shapes = [jnp.shape(x) for x in indices]
     if shapes != [(batch, queries)] * 2 + [(batch, slots)] * 2 + [(batch,)] or rows != batch or width % dim:
         raise ValueError(f"a cache {stored.k.shape} and tokens of shapes {shapes} do not go with queries {q.shape}")
     whole = _no_none(stored, (0,) * 4)
