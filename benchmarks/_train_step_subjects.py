@@ -71,7 +71,7 @@ def ringrl_config(length: int, dtype: str) -> Any:
     from ringrl.config import parse_config
 
     model = {"layers": LAYERS, "width": WIDTH, "heads": HEADS, "kv_heads": HEADS, "remat": "block"}
-    model |= {"max_steps": MAX_STEPS, "max_trials": MAX_TRIALS, "compute_dtype": dtype}
+    model |= {"max_steps": MAX_STEPS, "max_trials": MAX_TRIALS, "trial_encoding": "table", "compute_dtype": dtype}
     rates = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "beta2": BETA2, "clip_norm": CLIP_NORM}
     return parse_config(
         {

@@ -39,7 +39,7 @@ class ModelConfig(ConfigSection):
     # How a token says which agent step of its trial it is of, and which trial of its context: by the row of a learned
     # table, of which later ones share the last row; by sinusoids of the number; by rotary embedding; or not at all.
     step_encoding: Literal["table", "sinusoidal", "none"] = "table"
-    trial_encoding: Literal["table", "sinusoidal", "rotary", "none"] = "table"
+    trial_encoding: Literal["table", "sinusoidal", "rotary", "none"] = "rotary"
     max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the table of time steps
     max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the table of trials
     # Base of rotary positions: the slowest features turn once in some 2 pi x base tokens. None: `rope_base_for` the

@@ -61,7 +61,7 @@ def losses(agent: str, store: Path) -> list[float]:
     if agent != "td3":
         values["training"] |= {"batch": 2, "row_steps": 36}
         values |= {"model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "remat": "none"}}
-        values["model"] |= {"max_steps": 12, "max_trials": 4}
+        values["model"] |= {"max_steps": 12, "max_trials": 4, "trial_encoding": "table"}
         values |= {"optimizer": {"learning_rate": 3e-3, "warmup_steps": 0}}
     config = parse_config(values | {"training": values["training"] | {"log_every": 1}}, agent)
     trainer = make_agent(config.agent).make_trainer(config)

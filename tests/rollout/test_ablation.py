@@ -27,7 +27,7 @@ GIVEN = ("observation", "return_to_go", "step")
 
 @cache
 def make_model(fused: bool) -> Transformer:
-    config = ModelConfig(layers=2, width=16, heads=2, kv_heads=2, max_steps=8, max_trials=4)
+    config = ModelConfig(layers=2, width=16, heads=2, kv_heads=2, max_steps=8, max_trials=4, trial_encoding="table")
     model = Transformer(config, TokenLayout(ORDER, fused=fused), TanhMSE(), SIZES, rngs=nnx.Rngs(0))
     for embedding in (model.embed.step, model.embed.trial):  # they start small; here they shall matter
         embedding.embedding[...] = 30.0 * embedding.embedding[...]

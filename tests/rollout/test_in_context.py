@@ -38,7 +38,7 @@ layouts = pytest.mark.parametrize("layout", [INTERLEAVED, FUSED], ids=["interlea
 
 @cache
 def make_model(layout: TokenLayout) -> Transformer:
-    config = ModelConfig(layers=2, width=32, heads=2, kv_heads=1, max_steps=16, max_trials=4)
+    config = ModelConfig(layers=2, width=32, heads=2, kv_heads=1, max_steps=16, max_trials=4, trial_encoding="table")
     model = Transformer(config, layout, TanhMSE(), SIZES, rngs=nnx.Rngs(0))
     for embedding in (model.embed.step, model.embed.trial):  # they start small; here they shall matter
         embedding.embedding[...] = 30.0 * embedding.embedding[...]
