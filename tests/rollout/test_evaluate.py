@@ -109,6 +109,16 @@ def test_ablations_are_written_one_by_one_and_again_the_same(run):
     assert repeat(run, ablations=("foreign",), trials=2, target=20.0)[0].read_text() == before
 
 
+@pytest.mark.parametrize("when_full, trials", [("stop", 2), ("newest", 4), ("best", 4)])
+def test_what_a_full_context_loses_is_recorded(run, when_full, trials):
+    table = evaluate(run, trials=4, context=60, when_full=when_full, reference=False)  # two trials of 6 steps, 5 tokens
+    assert [row["trial"] for row in read(table) if row["env"] == "1"] == [str(each) for each in range(trials)]
+    about = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert about["when_full"] == when_full and about["dropped"]["columns"] == ["env", "at_trial", "trials", "steps"]
+    lost = [] if when_full == "stop" else [[env, trial, 1, 6] for env in range(2) for trial in (2, 3)]
+    assert sorted(about["dropped"]["rows"]) == lost
+
+
 def test_what_cannot_be_repeated_is_named(run, tmp_path, tiny_config):
     with pytest.raises(UserError, match="--ablation foreign: .*--envs 2"):
         repeat(run, ablations=("foreign",), envs=1)
