@@ -171,7 +171,7 @@ def test_train_prints_progress_refuses_a_second_run_and_stops_at_nan(ringrl, tin
     status, out, err = ringrl("train", tmp_path / "c.yaml", "--out", run)
     first, second, last = out.splitlines()
     assert (status, err, last) == (0, "", f"run: {run}")  # nothing from Orbax, JAX or Grain
-    assert first.startswith("behavior_cloning: step 2/4, loss 0.") and "tokens/s, ETA 0:00:" in first
+    assert first.startswith("behavior_cloning: step 2/4, loss 1.") and "tokens/s, ETA 0:00:" in first
     assert second.endswith("ETA 0:00:00")
     status, out, err = ringrl("train", tmp_path / "c.yaml", "--out", run)
     assert (status, out) == (2, "") and "there is a run already" in err and err.count("\n") == 1
