@@ -84,7 +84,11 @@ def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
     from ringrl.envs import make_groups, make_vector
 
     patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
-    patch.setattr("ringrl.rollout.shared_envs.make_groups", partial(make_groups, time_limit=time_limit, workers=0))
+
+    def short_groups(*arguments, workers, **options):
+        return make_groups(*arguments, time_limit=time_limit, workers=0, **options)
+
+    patch.setattr("ringrl.rollout.shared_envs.make_groups", short_groups)
 
 
 RETURNS_HEADER = "agent,task,seed,env,trial,return,length,target_return,demonstrations"

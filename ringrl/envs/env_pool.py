@@ -81,7 +81,7 @@ class PooledBatch:
     def __init__(self, pool: EnvPool, settings: EnvSettings, seeds: Sequence[int], first: int, widths: tuple[int, int]):
         """Let the workers make an environment for each of `seeds`; `widths` of observation and action."""
         _check_open(pool)
-        self._pool, self._task, self._number = pool, settings.task, pool.batches
+        self.pool, self._task, self._number = pool, settings.task, pool.batches
         pool.batches += 1
         shape = (len(seeds), *widths)
         size, count = StepArrays.layout(*shape)[1], len(pool.workers)
@@ -96,7 +96,7 @@ class PooledBatch:
     def reset(self, seeds: Sequence[int | None]) -> None:
         """Begin to reset the environments of `arrays.which`."""
         for worker, start in self._shares:
-            self._post(worker, RESET, seeds[start :: len(self._pool.workers)])
+            self._post(worker, RESET, seeds[start :: len(self.pool.workers)])
 
     def step(self, restart: bool) -> None:
         """Begin an agent step."""
@@ -114,7 +114,7 @@ class PooledBatch:
         Raises:
             UserError: in one line, if an environment raised an error or a worker has died; what it was, and where.
         """
-        _check_open(self._pool)
+        _check_open(self.pool)
         try:
             failures = [worker.finish(self._number) for worker, _ in self._shares]
         except _Died as death:
@@ -125,19 +125,19 @@ class PooledBatch:
 
     def close(self) -> None:
         """Let the workers close the environments."""
-        if not self._pool.closed:
+        if not self.pool.closed:
             for worker, _ in self._shares:
                 self._post(worker, CLOSE)
 
     def _post(self, worker: "_Worker", command: int, content: object = None, descriptor: int | None = None) -> None:
-        _check_open(self._pool)
+        _check_open(self.pool)
         try:
             worker.post(command, self._number, b"" if content is None else pickle.dumps(content), descriptor)
         except _Died as death:
             self._give_up(death)
 
     def _give_up(self, death: "_Died") -> None:
-        self._pool.close()
+        self.pool.close()
         raise UserError(f"{self._task}: a worker process {death}, so its environments are lost; {_WHERE}") from death
 
 

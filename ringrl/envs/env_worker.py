@@ -13,6 +13,7 @@ from multiprocessing.reduction import recv_handle
 from typing import Any
 
 from ringrl.envs.env_batch import EnvBatch, StepArrays
+from ringrl.envs.scalar_rewards import use_scalar_rewards
 from ringrl.errors import UserError
 
 MAKE, RESET, STEP, RESTART, EXPERT, CLOSE = range(6)
@@ -59,6 +60,7 @@ class Channel:
 
 def serve(descriptor: int) -> None:
     """Do what is asked for through a socket until it is closed."""
+    use_scalar_rewards()
     channel, batches = Channel(descriptor), {}
     while True:
         try:

@@ -53,11 +53,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         time_limit_steps: environment steps in a whole episode, regardless of the action repeat.
         agent_steps: agent steps in the longest episode.
         envs: the environments, where they are in this process; empty where workers have them.
+        pool: the worker processes that step them; None: this process does.
     """
 
     def __init__(self, batch: LocalBatch | PooledBatch, example: DMControlEnv, first: int, pool: EnvPool | None):
         """`example`: an environment as those of `batch`; `pool`: to be closed with the last that was given it."""
         self._batch, self._pool = batch, pool
+        self.pool = batch.pool if isinstance(batch, PooledBatch) else None
         if pool is not None:
             pool.users += 1
         self.first, self.num_envs = first, len(batch.arrays.reward)

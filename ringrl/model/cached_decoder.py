@@ -4,6 +4,7 @@ On a mesh, rows are spread over `data` and `fsdp`, the cache's slots over `seq` 
 Parameters are whole on every device, but for `tensor`. A layer sends one combination of partial results over the ring.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
@@ -45,11 +46,16 @@ class CachedDecoder:
         self.stations = 1 if mesh is None else mesh.shape["seq"] * mesh.shape["heads"]
         self._graph, params = nnx.split(model)
         self.params = _in_compute_dtype(params, jnp.dtype(model.config.compute_dtype))
-        if mesh is not None:
+        if mesh is None:
+            # Restored parameters are of a mesh of one device. What is computed from them would be of another type than
+            # the empty cache, and every call would be compiled twice.
+            self.params = jax.tree.map(_on_one_device, self.params)
+        else:
             self.params = jax.tree.map(partial(_place, mesh), self.params, whole_but_tensor(params, mesh))
         self._step, self._fill = self._compiled(self._decode), self._compiled(self._extend)
         empty = lambda cache, which: cache._replace(filled=jnp.where(which[:, None], 0, cache.filled))  # noqa: E731
         self._forget = jax.jit(empty, donate_argnums=0)
+        self._maker = functools.cache(self._make_maker)
 
     def empty(self, batch: int, capacity: int, call: int) -> KVCache:
         """A cache for `batch` rows of up to `capacity` tokens, appended by calls of up to `call` tokens."""
@@ -66,14 +72,14 @@ class CachedDecoder:
         """`step` as it goes to the compiler, of shapes and shardings alone: the fields of a step, and `shapes`."""
         return self._step.lower(self.params, fields, fields, cache, None)
 
-    def _maker(self, batch: int, capacity: int, call: int) -> Callable[[], KVCache]:
+    def _make_maker(self, batch: int, capacity: int, call: int) -> Callable[[], KVCache]:
         """Makes an empty cache, in its shards."""
         c = self.model.config
         slots = slots_for(capacity, call, self.stations) * self.stations
         sizes = (c.layers, batch, slots, c.kv_heads, c.width // c.heads, self.cache_dtype)
         make = partial(empty_cache, *sizes, stations=self.stations)
         if self._mesh is None:
-            return make
+            return jax.jit(make, out_shardings=SingleDeviceSharding(jax.local_devices()[0]))
         specs = cache_partitions(self._quantised, self._rows(batch))
         shardings = jax.tree.map(partial(NamedSharding, self._mesh), specs, is_leaf=_is_spec)
         return jax.jit(make, out_shardings=shardings)
@@ -163,6 +169,10 @@ def _place(mesh: Mesh, x: Any, spec: P) -> Any:
     if isinstance(x, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.device_put(x, sharding)
+
+
+def _on_one_device(x: Any) -> Any:
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, jax.local_devices()[0])
 
 
 def _in_compute_dtype(params: Any, dtype: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
-from ringrl.envs import HELD_OUT, VectorEnv, is_hidden, make_env, make_vector, split_task
+from ringrl.envs import HELD_OUT, EnvPool, VectorEnv, is_hidden, make_env, make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
@@ -79,11 +79,10 @@ def evaluate(
     trained = load_evaluated(run, checkpoint, given)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order)
     start = starts[trajectories]
+    others = references(trained.task, trained.setting.seed) if reference and is_first() else {}
     with progress_bar() as progress:
-        results, dropped = trained.roll_out(trained.agent.name, start, progress)
-        others = references(trained.task, trained.setting.seed) if reference and is_first() else {}
-        for name, each in others.items():
-            results += trained.roll_out(name, each, progress, alone=True).rows
+        everyone = {trained.agent.name: start} | others
+        results, dropped = trained.roll_out(everyone, progress, by_first=others)
     returns = trained.write(RETURNS, results, dropped, began, about)
     if video is not None and is_first():
         film = {"seed": trained.setting.seed, "action_repeat": trained.agent.config.data.action_repeat}
@@ -168,24 +167,42 @@ class Evaluated:
         return session
 
     def roll_out(
-        self, name: str, start: Start, progress: Progress, how: str = "", groups_at_most: int = 2, alone: bool = False
+        self,
+        starts: Mapping[str, Start],
+        progress: Progress,
+        how: str = "",
+        groups: int = 2,
+        by_first: Collection[str] = (),
     ) -> "Outcome":
-        """Trials of whom `start` makes, given environments and the index of the first, in rows called `name`.
+        """Trials of all whom `starts` make, in rows of their names; all share the worker processes.
 
-        `alone`: by this process, where there are many.
+        Args:
+            starts: functions of environments and the index of the first of them.
+            progress: gets a bar.
+            how: what it says beside the names.
+            groups: in how many groups environments take turns.
+            by_first: names of those who act in process 0 alone.
         """
-        config, setting = self.agent.config, self.setting
-        repeat = config.data.action_repeat
-        made = trial_envs(self.task, setting.envs, groups_at_most, seed=setting.seed, action_repeat=repeat, alone=alone)
-        about = f"{', '.join(filter(None, (name, how)))}: {setting.trials} trials x {setting.envs} environments"
-        bar = progress.add_task(about, total=setting.trials * made[0].agent_steps * len(made))
+        config, setting, made, acting = self.agent.config, self.setting, [], []
+        workers: EnvPool | int | None = None
+        options: dict[str, Any] = {"seed": setting.seed, "action_repeat": config.data.action_repeat}
         try:
-            groups = [Group(start(envs, envs.first), envs, envs.first) for envs in made]
-            rows = TrialRows(name, self.task, config.seed)
-            results = run_trials(groups, setting.trials, rows, on_step=lambda _: progress.advance(bar))
-            return Outcome(results, [each for group in groups for each in _dropped(group)])
+            for name, start in starts.items():
+                alone = name in by_first
+                envs = trial_envs(self.task, setting.envs, groups, **options, alone=alone, workers=workers)
+                made += envs
+                workers = envs[0].pool or 0
+                rows = TrialRows(name, self.task, config.seed)
+                acting += [Group(start(each, each.first), each, rows, each.first) for each in envs]
+            who = ", ".join([*starts, how] if how else starts)
+            about = f"{who}: {setting.trials} trials x {setting.envs} environments"
+            bar = progress.add_task(about, total=setting.trials * made[0].agent_steps * len(made))
+            results = run_trials(acting, setting.trials, on_step=lambda _: progress.advance(bar))
+            order = list(starts)
+            results.sort(key=lambda row: order.index(row.agent))
+            return Outcome(results, [each for group in acting for each in _dropped(group)])
         finally:
-            for envs in made:
+            for envs in reversed(made):  # the first of them have the worker processes
                 envs.close()
 
     def write(

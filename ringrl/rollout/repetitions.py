@@ -64,7 +64,7 @@ def repeat(
         for table in tables:
             began, rows, dropped = time.perf_counter(), [], []
             for how, start in table.starts.items():
-                outcome = trained.roll_out(trained.agent.name, start, progress, how, table.groups_at_most)
+                outcome = trained.roll_out({trained.agent.name: start}, progress, how, table.groups)
                 rows, dropped = rows + outcome.rows, dropped + outcome.dropped
             written.append(trained.write(table.name, rows, dropped, began, table.about))
     return written
@@ -77,7 +77,7 @@ class _Repetition:
     name: str
     starts: Mapping[str, Start]
     about: Mapping[str, object]
-    groups_at_most: int = 2
+    groups: int = 2
 
 
 def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float32
 
-from ringrl.envs import VectorEnv, make_env, make_groups
+from ringrl.envs import EnvPool, VectorEnv, make_env, make_groups
 from ringrl.training.processes import is_first
 
 
@@ -21,11 +21,13 @@ class SharedEnvs:
         num_envs: environments.
         first: index of the first of them among all.
         agent_steps: agent steps in the longest episode.
+        pool: process 0's worker processes, if there are any.
     """
 
     def __init__(self, envs: VectorEnv | None, num_envs: int, observation_size: int, first: int, agent_steps: int):
         """`envs` in process 0, None in the others; the numbers are those of `envs`."""
         self._envs, self.num_envs, self.first, self.agent_steps = envs, num_envs, first, agent_steps
+        self.pool = None if envs is None else envs.pool
         none = np.zeros(num_envs, bool)
         lengths = np.zeros(num_envs, np.int64)
         self._like = (np.zeros((num_envs, observation_size), np.float32), np.zeros(num_envs), none, none, lengths)
@@ -68,15 +70,16 @@ class SharedEnvs:
 
 
 def trial_envs(
-    task: str, count: int, groups: int, *, seed: int, action_repeat: int, alone: bool
+    task: str, count: int, groups: int, *, seed: int, action_repeat: int, alone: bool, workers: EnvPool | int | None
 ) -> list[VectorEnv] | list[SharedEnvs]:
     """The environments of `ringrl.envs.make_groups`, in every process of a rollout by many; `alone`: in this one."""
     if alone or jax.process_count() == 1:
-        return make_groups(task, count, groups, seed=seed, action_repeat=action_repeat)
+        return make_groups(task, count, groups, seed=seed, action_repeat=action_repeat, workers=workers)
     example = make_env(task, seed=seed, action_repeat=action_repeat)
     width, steps = math.prod(example.observation_space.shape or ()), -(-example.time_limit_steps // action_repeat)
     example.close()
-    made = make_groups(task, count, groups, seed=seed, action_repeat=action_repeat) if is_first() else None
+    options = {"seed": seed, "action_repeat": action_repeat, "workers": workers}
+    made = make_groups(task, count, groups, **options) if is_first() else None
     parts = np.array_split(np.arange(count), min(groups, count))
     return [
         SharedEnvs(made[i] if made else None, len(part), width, int(part[0]), steps) for i, part in enumerate(parts)

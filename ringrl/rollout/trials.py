@@ -30,21 +30,6 @@ class SteppedEnvs(Protocol):
 
 
 @dataclass(frozen=True)
-class Group:
-    """Environments that act as one batch, and who acts in them.
-
-    Attributes:
-        session: batched, before its first trial.
-        envs: which return a trial's last reward together with the next trial's first observation.
-        first: index of the first of them among all environments.
-    """
-
-    session: Session
-    envs: SteppedEnvs
-    first: int = 0
-
-
-@dataclass(frozen=True)
 class TrialRows:
     """What the rows of a table say of all trials of a rollout.
 
@@ -59,8 +44,25 @@ class TrialRows:
     seed: int
 
 
+@dataclass(frozen=True)
+class Group:
+    """Environments that act as one batch, and who acts in them.
+
+    Attributes:
+        session: batched, before its first trial.
+        envs: which return a trial's last reward together with the next trial's first observation.
+        rows: what their rows of the table say.
+        first: index of the first of them among all environments.
+    """
+
+    session: Session
+    envs: SteppedEnvs
+    rows: TrialRows
+    first: int = 0
+
+
 def run_trials(
-    groups: Sequence[Group], trials: int, rows: TrialRows, *, on_step: Callable[[int], None] = lambda done: None
+    groups: Sequence[Group], trials: int, *, on_step: Callable[[int], None] = lambda done: None
 ) -> list[TrialReturn]:
     """Roll out until every environment has finished its trials: `trials`, or as many as its context has room for.
 
@@ -68,16 +70,15 @@ def run_trials(
     is not stepped any more.
 
     Args:
-        groups: which take turns.
+        groups: which take turns, of one agent or of several.
         trials: in each environment.
-        rows: what all rows of the table say.
         on_step: called after every agent step of a group with the number of trials finished.
 
     Returns:
         The return and the length, in environment steps, of every trial, in the order in which they ended.
     """
     results: list[TrialReturn] = []
-    running = [_Running(group, trials, rows, results) for group in groups]
+    running = [_Running(group, trials, results) for group in groups]
     for each in running:
         each.begin()
     while running:
@@ -91,9 +92,9 @@ def run_trials(
 class _Running:
     """A group during its rollout."""
 
-    def __init__(self, group: Group, trials: int, rows: TrialRows, results: list[TrialReturn]):
+    def __init__(self, group: Group, trials: int, results: list[TrialReturn]):
         self._session, self._envs, self._first = group.session, group.envs, group.first
-        self._rows, self._results = rows, results
+        self._rows, self._results = group.rows, results
         count = group.envs.num_envs
         self._left = np.full(count, trials)  # trials to come, this one included
         self._earned, self._length, self._trial = np.zeros(count), np.zeros(count, int), np.zeros(count, int)

@@ -36,8 +36,7 @@ def record(
             def add_frame(_: int) -> None:
                 film.append_data(envs.envs[0].render())  # pyright: ignore[reportAttributeAccessIssue]
 
-            rows = TrialRows("", task, seed)
-            run_trials([Group(start(envs), envs)], trials, rows, on_step=add_frame)
+            run_trials([Group(start(envs), envs, TrialRows("", task, seed))], trials, on_step=add_frame)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); give a name.mp4") from error
     finally:

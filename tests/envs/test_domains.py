@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 from dm_control.suite import quadruped
-from ringrl.rollout.policy import RandomPolicy
 
 from ringrl import envs, recipes
 from ringrl.batch import ContextPlan
@@ -15,7 +14,9 @@ from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
 from ringrl.formats.exorl import read_folder
 from ringrl.relabelling.rewards import Relabeler, relabelable_tasks
-from ringrl.rollout.trials import run_trials
+from ringrl.rollout.references import RandomPolicy
+from ringrl.rollout.session import Session
+from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.sampling.chains import build_chain
 from ringrl.store.episode_store import open_store
 
@@ -80,8 +81,9 @@ def check_store(store, task, recorded, episodes, action_repeat):
 
 def roll_out(task, actions, steps, trials, action_repeat):
     vector = envs.make_vector(task, 2, action_repeat=action_repeat)
-    policy = RandomPolicy(2, actions, seed=0)
-    results = run_trials(policy, vector, trials, agent="random", task=task, seed=0, action_repeat=action_repeat)
+    width = vector.single_observation_space.shape[0]
+    session = Session(RandomPolicy(2, actions, seed=0), 2, width, batched=True)
+    results = run_trials([Group(session, vector, TrialRows("random", task, 0))], trials)
     assert len(results) == 2 * trials and all(0 <= one.return_ <= one.length == steps for one in results)
 
 

@@ -49,8 +49,10 @@ def make_envs(seeds: list[int], action_repeat: int = 2) -> VectorEnv:
 
 def roll_out(policy: SequencePolicy, seeds: list[int]) -> list[dict[int, tuple[float, int]]]:
     """Of every environment, trial -> (return, length)."""
-    group = Group(Session(policy, len(seeds), SIZES["observation"], batched=True), make_envs(seeds))
-    found = run_trials([group], TRIALS, TrialRows("a", TASK, 0))
+    group = Group(
+        Session(policy, len(seeds), SIZES["observation"], batched=True), make_envs(seeds), TrialRows("a", TASK, 0)
+    )
+    found = run_trials([group], TRIALS)
     assert len(found) == len(seeds) * TRIALS
     return [{one.trial: (one.return_, one.length) for one in found if one.env == env} for env in range(len(seeds))]
 

@@ -100,8 +100,8 @@ def roll_out(
     recorder = Recorder(made)
     setting = RolloutSetting(len(limits), AGENT_STEPS, trials)
     policy = SequencePolicy(calls(model), NORMALIZER, spec, setting, SIZES, across_trials=across_trials)
-    group = Group(Session(policy, len(limits), SIZES["observation"], batched=True), recorder)
-    results = run_trials([group], trials, TrialRows("a", TASK, 0))
+    group = Group(Session(policy, len(limits), SIZES["observation"], batched=True), recorder, TrialRows("a", TASK, 0))
+    results = run_trials([group], trials)
     episodes = [(recorder.episode(env, trial), 0) for env in range(len(limits)) for trial in range(trials)]
     path = build(
         tmp_path / "s", episodes, domain="cartpole", tasks=(TASK,), sources=[DataSource("a", "a")], provenance={}

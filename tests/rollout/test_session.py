@@ -73,7 +73,7 @@ def test_it_acts_as_the_evaluation_does(run):
 
     envs = make_vector("cartpole_balance", 2, seed=3, action_repeat=4, time_limit=24)
     policy = agent.session(RolloutSetting(2, trial_steps=6, trials=2), batched=True).policy
-    run_trials([Group(Spy(policy, 2, 5, batched=True), envs)], 2, TrialRows("a", "cartpole_balance", 0))
+    run_trials([Group(Spy(policy, 2, 5, batched=True), envs, TrialRows("a", "cartpole_balance", 0))], 2)
     session = agent.start(environments=2, trials=2, trial_steps=6)
     envs = make_vector("cartpole_balance", 2, seed=3, action_repeat=4, time_limit=24)
     envs.reset()
