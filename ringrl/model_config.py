@@ -36,11 +36,10 @@ class ModelConfig(ConfigSection):
     # attention's output; full: a layer's input; offload: a layer's input, in host memory.
     remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
-    # How a token says which agent step of its trial it is of, and which trial of its context: by the row of a learned
-    # table, of which later ones share the last row; by sinusoids of the number; by rotary embedding; or not at all.
-    step_encoding: Literal["table", "sinusoidal", "none"] = "table"
-    trial_encoding: Literal["table", "sinusoidal", "rotary", "none"] = "rotary"
-    max_steps: int = Field(default=1000, ge=1)  # longest episode, agent steps: rows of the table of time steps
+    # How a token says of which trial of its context it is: by rotary embedding (`ringrl.model.rotary.token_angles`), by
+    # the row of a learned table, of which later trials share the last, or not at all.
+    trial_encoding: Literal["rotary", "table", "none"] = "rotary"
+    max_steps: int = Field(default=1000, ge=1)  # longest trial, agent steps: rows of the table of time steps
     max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the table of trials
     # Base of rotary positions: the slowest features turn once in some 2 pi x base tokens. None: `rope_base_for` the
     # tokens of a training row. A run's config.yaml has the number, so a rollout's context does not change it.
@@ -77,7 +76,7 @@ def rope_base_for(tokens: int) -> float:
     return 10_000.0 if tokens <= 4096 else round(0.0424 * tokens**1.628, 1)
 
 
-EARLIER = {"rope_base": 10_000.0, "step_encoding": "table", "trial_encoding": "table"}
+EARLIER = {"rope_base": 10_000.0, "trial_encoding": "table"}
 """How a model was before these could be set."""
 
 

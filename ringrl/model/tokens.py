@@ -9,7 +9,6 @@ the *previous* action, reward and completion (the layout of XLand-MiniGrid's Alg
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,8 @@ from jaxtyping import Array, Float, Int32
 from ringrl.batch import PREVIOUS
 from ringrl.config import ModelConfig
 from ringrl.model.layer import LayerInput
-from ringrl.model.rotary import angles
 
+_SMALL = nnx.initializers.normal(0.02)
 ORDER = ("return_to_go", "observation", "action", "reward", "completion")
 StepArrays = Mapping[str, jax.Array]  # the fields of `ringrl.batch.Batch` by name
 
@@ -71,8 +70,9 @@ class TokenEmbedder(nnx.Module):
     def __init__(self, layout: TokenLayout, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs):
         self.layout, width, self._rotary = layout, config.width, config.trial_encoding == "rotary"
         self.linear = nnx.Dict({name: nnx.Linear(sizes.get(name, 1), width, rngs=rngs) for name in layout.modalities})
-        self.step = _number_embedding(config.step_encoding, config.max_steps, width, rngs)
-        self.trial = _number_embedding(config.trial_encoding, config.max_trials, width, rngs)
+        self.step = NumberTable(config.max_steps, width, embedding_init=_SMALL, rngs=rngs)
+        table = config.trial_encoding == "table"
+        self.trial = NumberTable(config.max_trials, width, embedding_init=_SMALL, rngs=rngs) if table else NoNumber()
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(self, steps: StepArrays) -> LayerInput:
@@ -136,32 +136,9 @@ class NumberTable(nnx.Embed):
         return super().__call__(jnp.minimum(inputs, self.num_embeddings - 1))
 
 
-class NumberSinusoids(nnx.Module):
-    """A learned linear map of a number's sinusoids (Vaswani et al. 2017, section 3.5): defined for any number."""
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.half = max(width // 4, 1)
-        # As small at first as the rows of a table.
-        small = nnx.initializers.normal(0.02 / self.half**0.5)
-        self.linear = nnx.Linear(2 * self.half, width, use_bias=False, kernel_init=small, rngs=rngs)
-
-    def __call__(self, numbers: Int32[Array, "batch steps"]) -> Float[Array, "batch steps width"]:
-        """The numbers' vectors."""
-        angle = angles(numbers, self.half, 10_000.0)
-        return self.linear(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1))
-
-
 class NoNumber(nnx.Module):
     """Nothing: 0 for every number."""
 
     def __call__(self, numbers: Int32[Array, "batch steps"]) -> Float[Array, "batch steps 1"]:
         """Zeros."""
         return jnp.zeros((*numbers.shape, 1), jnp.float32)
-
-
-def _number_embedding(
-    encoding: Literal["table", "sinusoidal", "rotary", "none"], rows: int, width: int, rngs: nnx.Rngs
-) -> NumberTable | NumberSinusoids | NoNumber:
-    if encoding == "table":
-        return NumberTable(rows, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
-    return NumberSinusoids(width, rngs=rngs) if encoding == "sinusoidal" else NoNumber()

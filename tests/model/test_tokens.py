@@ -33,8 +33,8 @@ def make_steps(length: int = 6, seed: int = 0) -> dict[str, jax.Array]:
     return steps | {"step": index % 3, "trial": index // 3, "position": index, "segment_ids": ids}
 
 
-def make_embedder(layout: TokenLayout, encodings: dict[str, str] | None = None) -> TokenEmbedder:
-    config = change_section(CONFIG, {"step_encoding": "table", "trial_encoding": "table"} | (encodings or {}), "test")
+def make_embedder(layout: TokenLayout, encoding: str = "table") -> TokenEmbedder:
+    config = change_section(CONFIG, {"trial_encoding": encoding}, "test")
     return TokenEmbedder(layout, SIZES, config, rngs=nnx.Rngs(0))
 
 
@@ -97,35 +97,26 @@ def test_tables_tell_tokens_apart_up_to_their_last_row(layout):
     np.testing.assert_array_equal(tokens(*last), tokens(*further))
 
 
-def test_sinusoids_tell_all_numbers_apart_and_stay_as_large():
-    encodings = {"step_encoding": "sinusoidal", "trial_encoding": "sinusoidal"}
-    embedder = make_embedder(LAYOUTS[0], encodings)
-    numbers = jnp.asarray([[0, 1, 2, 127, 128, 129, 10**5, 10**8, 10**8 + 1, 2**31 - 1]], jnp.int32)
-    vectors = np.asarray(embedder.trial(numbers))[0]
-    apart = np.linalg.norm(vectors[:, None] - vectors[None], axis=2) + np.eye(len(vectors))
-    assert apart.min() > 1e-4 and np.abs(vectors).max() < 0.2
-    assert (at(embedder, 5, 128) != at(embedder, 5, 129)).any(axis=2).all()
-    assert (at(embedder, 10**6, 0) != at(embedder, 10**6 + 1, 0)).any(axis=2).all()
+@pytest.mark.parametrize("encoding", ["rotary", "none"])
+def test_without_a_table_nothing_of_the_trial_is_added(encoding):
+    embedder = make_embedder(LAYOUTS[0], encoding)
+    np.testing.assert_array_equal(at(embedder, 1, 0), at(embedder, 1, 9))
+    assert (at(embedder, 1, 0) != at(embedder, 2, 0)).any(axis=2).all()
+    trials = embedder(make_steps()).trials
+    assert (trials is None) == (encoding == "none")
 
 
-def test_without_encodings_step_and_trial_are_not_seen():
-    embedder = make_embedder(LAYOUTS[0], {"step_encoding": "none", "trial_encoding": "none"})
-    np.testing.assert_array_equal(at(embedder, 0, 0), at(embedder, 9, 9))
-
-
-@pytest.mark.parametrize("encoding", ["table", "sinusoidal", "none"])
+@pytest.mark.parametrize("encoding", ["table", "rotary", "none"])
 def test_tables_keep_their_paths_in_checkpoints(encoding):
-    embedder = make_embedder(LAYOUTS[0], {"step_encoding": encoding, "trial_encoding": encoding})
-    state = nnx.to_pure_dict(nnx.state(embedder, nnx.Param))
-    shapes = {name: jax.tree.map(jnp.shape, state.get(name)) for name in ("step", "trial")}
-    expected = {"table": {"step": {"embedding": (4, WIDTH)}, "trial": {"embedding": (2, WIDTH)}}}
-    linear = {"linear": {"kernel": (4, WIDTH)}}
-    assert shapes == expected.get(encoding, dict.fromkeys(shapes, linear if encoding == "sinusoidal" else None))
+    state = nnx.to_pure_dict(nnx.state(make_embedder(LAYOUTS[0], encoding), nnx.Param))
+    assert jax.tree.map(jnp.shape, state["step"]) == {"embedding": (4, WIDTH)}
+    expected = {"embedding": (2, WIDTH)} if encoding == "table" else None
+    assert jax.tree.map(jnp.shape, state.get("trial")) == expected
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_rollout_adds_the_same_tokens_one_step_after_the_other(layout):
-    embedder, steps = make_embedder(layout, {"trial_encoding": "rotary"}), make_steps()
+    embedder, steps = make_embedder(layout, "rotary"), make_steps()
     whole = [np.asarray(part) for part in embedder(steps)]
     one = lambda t: {name: x[:, t : t + 1] for name, x in steps.items()}  # noqa: E731
     previous = one(0) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}

@@ -20,7 +20,7 @@ from ringrl.model.transformer import Transformer, make_attend
 SIZES = {"observation": 3, "action": 2}
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "feed_forward_block": 8, "max_steps": 16, "max_trials": 4}
 CONFIG = ModelConfig(**SHAPE, trial_encoding="rotary")
-TABLES = ModelConfig(**SHAPE, step_encoding="table", trial_encoding="table")
+TABLES = ModelConfig(**SHAPE, trial_encoding="table")
 LAYOUTS = [TokenLayout(ORDER), TokenLayout(("return_to_go", "observation", "action")), TokenLayout(ORDER, fused=True)]
 
 
