@@ -43,6 +43,17 @@ def test_relabel():
     assert "10000 cores: left out" in printed
 
 
+@pytest.mark.slow
+def test_rollout():
+    pytest.importorskip("torch", reason="PyTorch is the peer")
+    printed, figures = run(*"benchmarks.rollout --quick --rounds 1".split())
+    ratios = {"vs_recompute_4k", "vs_torch", "vs_memory", "nearly_empty_vs_full", "env_vs_dm_control"}
+    assert set(figures) == ratios | {"by_case", "steps", "environments", "processor"}
+    assert all(figures[name] > 0 for name in ratios) and "PyTorch, static cache" in printed
+    step = figures["steps"]["512x16"]  # tokens x environments
+    assert step["torch"]["error"] < 1e-4 and 0 < step["ringrl_bfloat16"]["error"] < step["ringrl_int8"]["error"] < 0.1
+
+
 JOBS = {job.name: job for row in results.ROWS.values() for job in row}
 
 

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import ringrl
 from tests.builders import limit_evaluation
 
+ROOT = Path(__file__).parents[1]
 HEAVY = {"jax", "flax", "optax", "orbax", "mujoco", "dm_control", "gymnasium", "numpy", "tensorstore", "matplotlib"}
 
 
@@ -39,6 +41,16 @@ def test_every_name_has_an_example_that_runs(name, workplace, monkeypatch):
     report: list[str] = []
     failures = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS).run(example, out=report.append).failed
     assert not failures, "".join(report)
+
+
+def test_the_loops_of_the_page_about_rollouts_run(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    text = (ROOT / "docs" / "rollouts.md").read_text().partition("\n## Demonstrations")[0]
+    blocks, names = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE), {}
+    for block in blocks:
+        exec(block, names)  # one after the other, as they are read
+    assert len(blocks) == 4 and names["trial"] == 1 and names["step"] == 2 * 250 - 1
+    assert Path("cartpole.npz").is_file() and names["session"].room.all()
 
 
 def python(code: str) -> str:
