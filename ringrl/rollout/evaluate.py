@@ -22,7 +22,7 @@ from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.references import references
 from ringrl.rollout.session import Session
 from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
-from ringrl.rollout.trained_agent import TrainedAgent, load_trained
+from ringrl.rollout.trained_agent import TrainedAgent, agent_and_source, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
 from ringrl.run import RETURNS, RunDirectory
@@ -237,6 +237,7 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Eva
     known = {name: value for name, value in given.items() if value is not None}
     run = RunDirectory(path)
     config = run.config()
+    agent_and_source(path, run.label(), config)
     _check_task(path, config.data.task, run.dataset()["sizes"])
     seed = known.get("seed", config.evaluation.seed)
     if is_hidden(config.data.task) and seed < HELD_OUT:

@@ -178,14 +178,14 @@ def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> 
         model, config, about = load_export(path)
         dataset, label = about["dataset"], config.label or Path(about["config"]["agent"]["name"]).stem
         config = _changed(config, evaluation)
-        agent, source = _agent_and_source(path, label, config)
+        agent, source = agent_and_source(path, label, config)
         calls = ModelCalls(model, rollout_mesh(config), config.evaluation.cache_dtype)
         normalizer, step = Normalizer.from_values(about["normalizer"]), int(about["step"])
         across = agent.description.across_trials
         trained: TrainedPolicy = TrainedSequencePolicy(calls, normalizer, dataset["sizes"], step, across)
     else:
         config, dataset, label = _changed(directory.config(), evaluation), directory.dataset(), directory.label()
-        agent, source = _agent_and_source(path, label, config)
+        agent, source = agent_and_source(path, label, config)
         trained = source.load_policy(path, config, dataset["sizes"], checkpoint)
     spec = source.rollout_spec(config.training.row_steps, np.asarray(dataset["returns"], np.float64))
     spec = under_setting(spec, config.evaluation, agent)
@@ -202,7 +202,8 @@ def _changed(config: RunConfig, evaluation: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def _agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, PolicySource]:
+def agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, PolicySource]:
+    """The agent, and how it acts. Raises UserError where it has no policy."""
     agent = make_agent(config.agent)
     if agent.policy is None:
         raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")

@@ -6,11 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ringrl.rollout.policy import SequencePolicy
 from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import make_agent
 from ringrl.errors import UserError
+from ringrl.policy import RolloutSetting
+from ringrl.rollout.model_calls import ModelCalls
+from ringrl.rollout.sequence_policy import SequencePolicy
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.export import export, load_export
@@ -44,8 +46,8 @@ def first_actions(model, run) -> np.ndarray:
     config, card = RunDirectory(run).config(), RunDirectory(run).dataset()
     spec = make_agent(config.agent).policy.rollout_spec(config.training.row_steps, np.asarray(card["returns"]))
     scales = RunDirectory(run).normalizer()
-    options = {"across_trials": False, "envs": 2, "episode_steps": 4, "trials": 1, "seed": 0}
-    policy = SequencePolicy(model, scales, spec, sizes=card["sizes"], **options)
+    setting = RolloutSetting(2, trial_steps=4, trials=1)
+    policy = SequencePolicy(ModelCalls(model), scales, spec, setting, card["sizes"], across_trials=False)
     policy.begin_trial(np.ones(2, bool))
     return policy.act(np.arange(10, dtype=np.float32).reshape(2, 5))
 
