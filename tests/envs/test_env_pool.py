@@ -117,7 +117,10 @@ def test_a_worker_that_dies_is_one_line_and_ends_the_others():
     vector.close()
 
 
+# What a shell starts in the background ignores SIGINT, and so would its children.
 ENDLESS = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import numpy as np
 from ringrl import envs
 vector = envs.make_vector("cartpole_swingup", 2, workers=2)
@@ -136,7 +139,10 @@ def test_workers_end_with_the_main_process_and_say_nothing(how):
         pids = main.stdout.readline().split()
         assert len(pids) == 2
         os.killpg(main.pid, how)  # as a terminal does
-        _, errors = main.communicate(timeout=60)
+        try:
+            _, errors = main.communicate(timeout=60)
+        finally:
+            main.kill()
     assert gone(pids)
     assert errors.count("Traceback") == (how == signal.SIGINT), errors  # the main process's own
 
