@@ -113,6 +113,10 @@ class ContextPolicy(Policy, Protocol):
         """Empty the contexts of these environments."""
         ...
 
+    def retire(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """As `forget`, of environments whose actions nobody reads from now on."""
+        ...
+
     def state(self) -> dict[str, np.ndarray]:
         """All that `restore` needs, as arrays by name."""
         ...

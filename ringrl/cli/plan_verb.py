@@ -54,6 +54,8 @@ class PlanVerb:
 
         if sum((self.find_max_context or self.decode, self.exchanges, self.tables)) > 1:
             raise UserError("plan takes one of --find-max-context (or --decode), --exchanges and --tables")
+        if not self.decode and (self.envs != 1 or self.context is not None or self.cache_dtype is not None):
+            raise UserError("plan: --envs, --context and --cache-dtype are of --decode; give that too")
         config = None if self.config is None else load_config(self.config, self.overrides)
         if self.tables:
             return self._print_tables(config)

@@ -47,6 +47,13 @@ class RecomputedContext:
         """Forget all steps of these environments."""
         self._recent.clear(which)
 
+    retire = clear  # a window costs the same, whatever is in it
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are steps."""
+        return bool(self._recent.count.any())
+
     def room(self) -> Bool[np.ndarray, " envs"]:
         """A window always has room."""
         return np.ones(len(self._recent.count), bool)
@@ -88,6 +95,7 @@ class CachedContext:
         self._room_maker = RoomMaker(steps, setting.trial_steps, setting.when_full)
         self._cache, self._prompt = self._empty(envs, steps), None
         self._begun = np.zeros(envs, np.int64)  # trials so far, also those that are no longer in the context
+        self._retired = np.zeros(envs, bool)
         # Whether all tokens of an environment's last step are in the cache, or there is none.
         self._complete = np.ones(envs, bool)
         self._segment = np.ones(envs, np.int32)  # 1 sees the prompt, 2 does not
@@ -104,7 +112,6 @@ class CachedContext:
         return self._decoder.empty(envs, (steps + 1) * self._per_step, self._chunk * self._per_step)
 
     def _begin(self, demonstrations: StepFields | Sequence[StepFields]) -> None:
-        shared = isinstance(demonstrations, Mapping)
         given = [demonstrations] * len(self._begun) if isinstance(demonstrations, Mapping) else demonstrations
         for env, steps in enumerate(given):
             self._recent.put(env, steps)
@@ -113,7 +120,7 @@ class CachedContext:
             cache = self._empty(1, count)
             one = {name: value[:1] for name, value in self._recent.fields.items()}
             self._prompt = self._fill(cache, one, np.array([count]))
-        elif not shared and len(given):
+        elif len(given):
             self._cache = self._fill(self._cache, self._recent.fields, self._recent.count)
         self._previous = self._recent.last()
 
@@ -138,6 +145,17 @@ class CachedContext:
         self._forget(which)
         self._begun[which] = 0
 
+    def retire(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """Forget these environments' steps, and what is dropped in them from now on: nobody reads their actions."""
+        if (which & ~self._retired).any():
+            self.clear(which & ~self._retired)
+            self._retired |= which
+
+    @property
+    def begun(self) -> bool:
+        """Whether there are steps, of demonstrations or its own."""
+        return bool(self._recent.count.any())
+
     def room(self) -> Bool[np.ndarray, " envs"]:
         """Whether another trial may begin in each environment."""
         return self._room_maker.room(self._recent)
@@ -159,11 +177,14 @@ class CachedContext:
 
     def _record(self, step: StepFields) -> Bool[np.ndarray, " envs"]:
         """Append the step. Returns the environments in which older ones had to be dropped for it."""
-        begins = step["step"] == 0
-        self._begun += begins
-        full = self._recent.count == self._steps
+        begins, full = step["step"] == 0, self._recent.count == self._steps
+        if (full & self._retired).any():
+            self.clear(full & self._retired)
+        full &= ~self._retired
         for env in np.flatnonzero(full).tolist():
-            self._room_maker.make_room(self._recent, env, bool(begins[env]), int(self._begun[env]) - 1)
+            at_trial = int(self._begun[env] + begins[env]) - 1
+            self._room_maker.make_room(self._recent, env, bool(begins[env]), at_trial)
+        self._begun += begins
         self._recent.append(step)
         return full
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from rich.progress import Progress
 
 from ringrl.batch import TrajectoryOrder
@@ -27,6 +28,7 @@ from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
 from ringrl.run import RETURNS, RunDirectory
 from ringrl.store.episode_store import open_store
+from ringrl.training.mesh import rollout_mesh
 from ringrl.training.processes import is_first, wait_for_all
 
 Start = Callable[[Any, int], Session]  # (VectorEnv or SharedEnvs, index of the first) -> who acts in them
@@ -76,6 +78,8 @@ def evaluate(
     began, run = time.perf_counter(), Path(run)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     given |= {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
+    if video is not None and jax.process_count() > 1:
+        raise UserError("--video: is made by one process; leave it out, or roll out with --processes 1")
     trained = load_evaluated(run, checkpoint, given)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order)
     start = starts[trajectories]
@@ -84,7 +88,7 @@ def evaluate(
         everyone = {trained.agent.name: start} | others
         results, dropped = trained.roll_out(everyone, progress, by_first=others)
     returns = trained.write(RETURNS, results, dropped, began, about)
-    if video is not None and is_first():
+    if video is not None:
         film = {"seed": trained.setting.seed, "action_repeat": trained.agent.config.data.action_repeat}
         record(video, lambda envs: start(envs, 0), trained.task, trained.setting.trials, **film)
     return returns
@@ -188,7 +192,7 @@ class Evaluated:
         options: dict[str, Any] = {"seed": setting.seed, "action_repeat": config.data.action_repeat}
         try:
             for name, start in starts.items():
-                alone = name in by_first
+                alone, groups = name in by_first, min(groups, self._groups_at_most())
                 envs = trial_envs(self.task, setting.envs, groups, **options, alone=alone, workers=workers)
                 made += envs
                 workers = envs[0].pool or 0
@@ -204,6 +208,12 @@ class Evaluated:
         finally:
             for envs in reversed(made):  # the first of them have the worker processes
                 envs.close()
+
+    def _groups_at_most(self) -> int:
+        """Two, or one where halves of the environments do not divide over the mesh's data axes."""
+        mesh = rollout_mesh(self.agent.config)
+        rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+        return 1 if self.setting.envs % (2 * rows) and rows > 1 else 2
 
     def write(
         self,
@@ -282,5 +292,9 @@ def _refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:
     """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
     if "context" in given and not agent.has_context:
         raise UserError(f"--context: {agent.name} sees one observation at a time; leave it out")
+    unused = [name for name in ("mesh", "cache_dtype", "when_full") if name in given and not agent.has_context]
+    if unused:
+        option = unused[0].replace("_", "-")
+        raise UserError(f"--{option}: {agent.name} sees one observation at a time, so it has no context; leave it out")
     if "target" in given and agent.target is None:
         raise UserError(f"--target: {agent.name} is not conditioned on a return, so there is no target; leave it out")

@@ -11,6 +11,7 @@ as the Agentic Transformer's training does (Liu & Abbeel 2023, chain of hindsigh
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Int64
@@ -41,6 +42,13 @@ class RoomMaker:
     """
 
     def __init__(self, steps: int, trial_steps: int, when_full: WhenFull):
+        if when_full not in get_args(WhenFull):
+            raise UserError(f"when_full {when_full!r}: choose one of {', '.join(get_args(WhenFull))}")
+        if when_full == "stop" and steps < trial_steps:
+            raise UserError(
+                f"when_full stop: a context of {steps} agent steps has no room for a trial of {trial_steps}; "
+                "give a longer context"
+            )
         self._whole, self._steps, self._trial_steps, self._when_full = (
             steps >= trial_steps,
             steps,

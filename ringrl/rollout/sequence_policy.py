@@ -41,25 +41,31 @@ class SequencePolicy:
     ):
         self._calls, self._normalizer, self._spec, self._setting = calls, normalizer, spec, setting
         self._sizes, self._across_trials, self.target = sizes, across_trials, spec.target
-        self.demonstrations = 0
-        self._context = self._make_context(0, ())
-        self._agent_steps = 0
+        self.demonstrations = self._demonstrated = self._agent_steps = 0  # trajectories, their steps, steps acted
+        self._made: Context | None = None
         envs = setting.environments
         self._earned = np.zeros(envs)  # in this trial so far, float64 as the data set's returns
         # The last step's action, reward and completion.
         self._outcome = {name: BATCH_SCHEMA[name].zeros((envs,), sizes) for name in PREVIOUS}
         self._step = np.zeros(envs, np.int32)
 
-    def _make_context(self, demonstrated: int, steps: StepFields | Sequence[StepFields]) -> "Context":
-        """A context that begins with so many `demonstrated` steps."""
+    @property
+    def _context(self) -> "Context":
+        """Made when it is first needed, for demonstrations decide its size, and two caches might not fit."""
+        if self._made is None:
+            self._made = self._make_context(())
+        return self._made
+
+    def _make_context(self, steps: StepFields | Sequence[StepFields]) -> "Context":
+        """A context that begins with the demonstrations `steps`."""
         spec, setting, trial_steps = self._spec, self._setting, self._setting.trial_steps
         if not self._across_trials:
             if spec.context_steps < trial_steps:
                 return RecomputedContext(self._calls, setting.environments, spec.context_steps, self._sizes)
             return CachedContext(self._calls.decoder, trial_steps, setting, self._sizes)
-        total = trial_steps * setting.trials + demonstrated
+        total = trial_steps * setting.trials + self._demonstrated
         most = min(spec.context_steps, total)
-        if trial_steps < most < min(total, 2 * trial_steps):
+        if not self._demonstrated and trial_steps < most < min(total, 2 * trial_steps):
             most = trial_steps  # there is no room for two trials, so each has the context to itself
         if setting.ablation is None:
             return CachedContext(self._calls.decoder, most, setting, self._sizes, steps)
@@ -70,8 +76,8 @@ class SequencePolicy:
         """See `ringrl.policy.ContextPolicy`, which says when it raises UserError."""
         if not self._across_trials:
             raise UserError("demonstrations: this agent's context is the present trial alone; leave them out")
-        if self._agent_steps:
-            raise UserError("demonstrations: the context has steps of its own already; give them before the first act")
+        if self._made is not None and self._made.begun:
+            raise UserError("demonstrations: the context has begun already; give them once, before the first act")
         rows = [steps] if isinstance(steps, Mapping) else steps
         longest, room = max(len(row["step"]) for row in rows), self._spec.context_steps - self._setting.trial_steps
         if longest > room:
@@ -80,7 +86,8 @@ class SequencePolicy:
                 f"leaves room for a trial takes {max(room, 0)}; give fewer, or a longer --context"
             )
         self.demonstrations = max(int(row["trial"].max(initial=-1)) + 1 for row in rows)
-        self._context = self._make_context(longest, steps)
+        self._demonstrated, self._made = longest, None
+        self._made = self._make_context(steps)
 
     @property
     def dropped(self) -> Sequence[Dropped]:
@@ -91,12 +98,18 @@ class SequencePolicy:
         """These environments were reset: their time restarts, and their context too unless it goes across trials."""
         self._step = np.where(which, 0, self._step).astype(np.int32)
         self._earned = np.where(which, 0.0, self._earned)
-        if not self._across_trials and self._agent_steps:
-            self._context.clear(which)
+        if not self._across_trials and self._made is not None:
+            self._made.clear(which)
 
     def forget(self, which: Bool[np.ndarray, " envs"]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
         self._context.clear(which)
+        if which.all():
+            self.demonstrations = 0
+
+    def retire(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """See `ringrl.policy.ContextPolicy`."""
+        self._context.retire(which)
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
         """The head's mode, or a draw where the agent samples."""
@@ -130,14 +143,14 @@ class SequencePolicy:
     def state(self) -> dict[str, np.ndarray]:
         """See `ringrl.policy.ContextPolicy`."""
         own = {"earned": self._earned, "step_of_trial": self._step, "agent_steps": np.array(self._agent_steps)}
-        return self._context.state() | own | {"demonstrations": np.array(self.demonstrations)}
+        shown = {"demonstrations": self.demonstrations, "demonstrated_steps": self._demonstrated}
+        return self._context.state() | own | {name: np.array(value) for name, value in shown.items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
-        self.demonstrations = int(state["demonstrations"])
-        if self.demonstrations:
-            # The demonstrations are among the context's steps; here only its size is that of one which began with them.
-            self._context = self._make_context(int(state["count"].max()), ())
+        # Demonstrations are among the context's steps; their number decides its size.
+        self.demonstrations, self._demonstrated = int(state["demonstrations"]), int(state["demonstrated_steps"])
+        self._made = None
         self._context.restore(state)
         self._earned, self._step = state["earned"].copy(), state["step_of_trial"].copy()
         self._agent_steps = int(state["agent_steps"])

@@ -71,14 +71,15 @@ class Session:
         """
         if self._acted:
             raise UserError("session.act: the last action's reward is missing; call session.observe first")
-        if self._ended.all():
-            raise UserError("session.act: the trial has ended; call session.new_trial() first")
+        if self._ended.any():
+            which = "" if self._environments == 1 else f" in environments {np.flatnonzero(self._ended).tolist()}"
+            raise UserError(f"session.act: the trial has ended{which}; call session.new_trial() first")
         value = np.asarray(observation, np.float32)
         shape = (self._observation_size,) if self._one else (self._environments, self._observation_size)
         if value.shape != shape:
             raise UserError(f"session.act: the observation has shape {value.shape}; give {shape}")
-        self._acted = True
         action = self.policy.act(value.reshape(self._environments, -1))
+        self._acted = True
         return action[0] if self._one else action
 
     def observe(self, reward: Numbers, done: Numbers = False) -> None:
@@ -167,6 +168,20 @@ class Session:
         forgotten = self._each("which", which, bool)
         if forgotten.any() and isinstance(self.policy, ContextPolicy):
             self.policy.forget(forgotten)
+
+    def retire(self, which: Numbers) -> None:
+        """Let environments act no more: their rows stay in the batch, at little cost, and their actions mean nothing.
+
+        Args:
+            which: bool [environments].
+
+        Raises:
+            UserError: another shape, or an action whose reward was not observed.
+        """
+        self.new_trial(which)
+        retired = self._each("which", which, bool)
+        if retired.any() and isinstance(self.policy, ContextPolicy):
+            self.policy.retire(retired)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file, complete or not at all; `TrainedAgent.resume` goes on with it.

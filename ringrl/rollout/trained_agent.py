@@ -1,5 +1,6 @@
 """What a run learned, ready to act: `ringrl.load_agent`."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -93,7 +94,7 @@ class TrainedAgent:
     def session(self, setting: RolloutSetting, spec: RolloutSpec | None = None, *, batched: bool = False) -> Session:
         """A rollout under a setting; `batched`: arrays have a leading axis of environments also where there is one."""
         spec = spec or self.spec
-        origin = {"agent": self.name, "sizes": dict(self.sizes), "spec": asdict(spec), "setting": asdict(setting)}
+        origin = {"agent": self._identity, "spec": asdict(spec), "setting": asdict(setting)}
         policy, size = self._policy.start(spec, setting), self.sizes["observation"]
         options = {"batched": batched, "origin": origin | {"batched": batched}, "form": self.form(spec)}
         return Session(policy, setting.environments, size, **options)
@@ -109,14 +110,27 @@ class TrainedAgent:
             UserError: there is no such file, it is damaged, or of an agent of another kind.
         """
         origin, state = read_session(Path(path))
-        if origin["sizes"] != dict(self.sizes) or origin["agent"] != self.name:
+        try:
+            saved, batched = origin["agent"], origin["batched"]
+            setting, spec = RolloutSetting(**origin["setting"]), RolloutSpec(**origin["spec"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a session of this ringrl ({error}); start a new one") from error
+        if saved != self._identity:
             raise UserError(
-                f"{path}: a session of {origin['agent']} {origin['sizes']}, not of {self.name} {self.sizes}"
+                f"{path}: a session of {_named(saved)}, not of {_named(self._identity)}, or trained on other data"
             )
-        setting, spec = RolloutSetting(**origin["setting"]), RolloutSpec(**origin["spec"])
-        session = self.session(setting, spec, batched=origin["batched"])
+        session = self.session(setting, spec, batched=batched)
         session.restore(state)
         return session
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What decides which sessions it can go on with."""
+        scales = hashlib.sha256()
+        for value in vars(self._policy.normalizer).values():
+            scales.update(np.asarray(value, np.float64).tobytes())
+        about = {"name": self.name, "checkpoint_step": self.step, "sizes": dict(self.sizes)}
+        return about | {"scales": scales.hexdigest()[:16]}
 
     def trial_steps(self) -> int:
         """Agent steps in the longest trial: of the run's task or, where no such environment is known, by config."""
@@ -208,3 +222,7 @@ def agent_and_source(path: Path, label: str, config: RunConfig) -> tuple[Agent, 
     if agent.policy is None:
         raise UserError(f"{path}: {label} has no policy, so it cannot be rolled out; it can be resumed and exported")
     return agent, agent.policy
+
+
+def _named(identity: Mapping[str, Any]) -> str:
+    return f"{identity['name']} at step {identity['checkpoint_step']} {identity['sizes']}"

@@ -138,4 +138,4 @@ class _Running:
         self._earned[done], self._length[done] = 0.0, 0
         # Those that have finished stay in the batch, with a context that costs little and that nothing is read from.
         self._session.new_trial(done & (self._left > 0))
-        self._session.forget(self._left == 0)
+        self._session.retire(self._left == 0)

@@ -1,5 +1,7 @@
 """A trained agent in an environment of the user's own does what it does in ours."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -180,7 +182,7 @@ def test_a_damaged_or_foreign_session_is_refused(run, trained, tmp_path):
         session.save(path)
     session.observe(1.0)
     session.save(path)
-    with pytest.raises(UserError, match="a session of agentic_transformer .* not of behavior_cloning"):
+    with pytest.raises(UserError, match="a session of agentic_transformer at step 1 .* not of behavior_cloning"):
         load_agent(trained(name="behavior_cloning", fraction=1.0)).resume(path)
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"no zip", whole[:-900] + bytes(800) + whole[-100:]):
@@ -197,3 +199,35 @@ def test_a_context_can_be_forgotten(run):
     assert not np.allclose(act_for(session, 3), first, atol=1e-6)
     session.forget()
     np.testing.assert_allclose(act_for(session, 3), first, atol=1e-5)
+
+
+def test_an_action_that_failed_leaves_the_session_as_it_was(run):
+    agent = load_agent(run)
+    session = replace(agent, spec=replace(agent.spec, context_steps=6)).start(trial_steps=3, trials=4, when_full="stop")
+    act_for(session, 3, trials=2)
+    session.new_trial()
+    with pytest.raises(UserError, match="is full"):
+        session.act(OBSERVATION)
+    with pytest.raises(UserError, match=r"no action was taken"):
+        session.observe(5.0)
+    session.forget()
+    assert session.act(OBSERVATION).shape == (1,)
+
+
+def test_an_environment_that_has_ended_does_not_act_on(run):
+    several = load_agent(run).start(environments=2, trial_steps=4)
+    several.act(np.tile(OBSERVATION, (2, 1)))
+    several.observe(1.0, [True, False])
+    with pytest.raises(UserError, match=r"the trial has ended in environments \[0\]; call session.new_trial"):
+        several.act(np.tile(OBSERVATION, (2, 1)))
+    several.retire([True, False])  # it stays in the batch, however long the other goes on
+    for step in range(30):
+        several.act(np.tile(OBSERVATION, (2, 1)))
+        several.observe(1.0, [False, step % 4 == 3])
+        several.new_trial([False, step % 4 == 3])
+    assert {each.env for each in several.policy.dropped} <= {1}
+
+
+def test_to_stop_takes_a_context_of_a_trial(run):
+    with pytest.raises(UserError, match="when_full stop: a context of .* has no room for a trial of 99"):
+        load_agent(run).start(trial_steps=99, when_full="stop").act(OBSERVATION)
