@@ -56,6 +56,7 @@ class CachedDecoder:
         self._step, self._fill = self._compiled(self._decode), self._compiled(self._extend)
         empty = lambda cache, which: cache._replace(filled=jnp.where(which[:, None], 0, cache.filled))  # noqa: E731
         self._forget = jax.jit(empty, donate_argnums=0)
+        self._put_row = jax.jit(_put_row, donate_argnums=0)
         self._maker = functools.cache(self._make_maker)
 
     def empty(self, batch: int, capacity: int, call: int) -> KVCache:
@@ -103,6 +104,15 @@ class CachedDecoder:
     def forget(self, cache: KVCache, which: Bool[np.ndarray, " batch"]) -> KVCache:
         """The cache without the tokens of these rows."""
         return self._forget(cache, which)
+
+    @property
+    def rows_together(self) -> bool:
+        """Whether every device has all rows (of the slots that it has), so that one row can be put among them."""
+        return self._mesh is None or math.prod(self._mesh.shape[axis] for axis in BATCH_AXES) == 1
+
+    def put_row(self, cache: KVCache, one: KVCache, row: int) -> KVCache:
+        """The cache with a row taken from a cache of one row, made for the same capacity and calls."""
+        return self._put_row(cache, one, np.int32(row))
 
     def _decode(self, model: Transformer, previous: StepArrays, current: StepArrays, extend: Callable) -> Any:
         features, cache = extend(model.embed.following(previous, current))
@@ -158,6 +168,13 @@ def cache_partitions(quantised: bool, rows: tuple[str, ...]) -> KVCache:
     slots: Any = P(rows, SEQUENCE_AXES)
     filled: Any = P(rows)
     return KVCache(Stored(tokens, tokens, scale, scale), slots, slots, filled)
+
+
+def _put_row(cache: KVCache, one: KVCache, row: Array) -> KVCache:
+    put = partial(lax.dynamic_update_slice_in_dim, start_index=row)
+    stored = jax.tree.map(partial(put, axis=1), cache.stored, one.stored)
+    positions, segment_ids, filled = (partial(put, axis=0)(x, new) for x, new in zip(cache[1:], one[1:], strict=True))
+    return KVCache(stored, positions, segment_ids, filled)
 
 
 def _is_spec(x: Any) -> bool:

@@ -47,7 +47,7 @@ class RecomputedContext:
         """Forget all steps of these environments."""
         self._recent.clear(which)
 
-    retire = clear  # a window costs the same, whatever is in it
+    retire = clear  # a window costs the same, full or empty
 
     @property
     def begun(self) -> bool:
@@ -119,9 +119,9 @@ class CachedContext:
             count = len(demonstrations["step"])
             cache = self._empty(1, count)
             one = {name: value[:1] for name, value in self._recent.fields.items()}
-            self._prompt = self._fill(cache, one, np.array([count]))
+            self._prompt = self._fill(cache, one, np.array([count]), np.ones(1, np.int32))
         elif len(given):
-            self._cache = self._fill(self._cache, self._recent.fields, self._recent.count)
+            self._cache = self._fill(self._cache, self._recent.fields, self._recent.count, self._segment)
         self._previous = self._recent.last()
 
     def predict(self, step: StepFields) -> jax.Array:
@@ -203,16 +203,22 @@ class CachedContext:
     def _rebuild(self, which: Bool[np.ndarray, " envs"], shown: StepFields, count: np.ndarray) -> None:
         """Make these environments' caches anew from the first `count` steps of each in `shown`."""
         self._forget(which)
-        self._cache = self._fill(self._cache, shown, np.where(which, count, 0))
+        if 2 * which.sum() > len(which) or not self._decoder.rows_together:
+            self._cache = self._fill(self._cache, shown, np.where(which, count, 0), self._segment)
+            return
+        # A few of many: each by itself, for a call on the whole batch computes all of its rows.
+        for env in np.flatnonzero(which).tolist():
+            one = {name: value[env : env + 1] for name, value in shown.items()}
+            row = self._fill(self._empty(1, self._steps), one, count[env : env + 1], self._segment[env : env + 1])
+            self._cache = self._decoder.put_row(self._cache, row, env)
 
-    def _fill(self, cache: KVCache, shown: StepFields, count: np.ndarray) -> KVCache:
+    def _fill(self, cache: KVCache, shown: StepFields, count: np.ndarray, segment: np.ndarray) -> KVCache:
         """Append the first `count` steps of each row, chunk by chunk, all of one shape, which is compiled once."""
         for start in range(0, int(count.max(initial=0)), self._chunk):
             slots = np.arange(start, start + self._chunk)
             there = slots < count[:, None]
             picked = np.minimum(slots, shown["step"].shape[1] - 1)
             chunk = {name: value[:, picked] for name, value in shown.items()}
-            segments = self._segment if len(count) == len(self._segment) else np.ones(len(count), np.int32)
-            chunk["segment_ids"] = (chunk["segment_ids"] * there * segments[:, None]).astype(np.int32)
+            chunk["segment_ids"] = (chunk["segment_ids"] * there * segment[:, None]).astype(np.int32)
             _, cache = self._decoder.fill(chunk, cache)
         return cache
