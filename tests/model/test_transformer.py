@@ -10,12 +10,13 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringrl.config import ModelConfig
+from ringrl.config import MeshConfig, ModelConfig
 from ringrl.model.cached_decoder import CachedDecoder
 from ringrl.model.output_heads import TanhMSE
 from ringrl.model.token_blocks import blockwise
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
+from ringrl.training.mesh import make_mesh
 
 SIZES = {"observation": 3, "action": 2}
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "feed_forward_block": 8, "max_steps": 16, "max_trials": 4}
@@ -86,12 +87,14 @@ def test_a_prediction_depends_on_the_past_of_its_segment_alone(layout):
 
 @pytest.mark.parametrize("config", [CONFIG, TABLES], ids=["rotary", "tables"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_decoding_step_by_step_equals_the_full_forward(layout, config):
+@pytest.mark.parametrize("ring", [1, 2, 4])
+def test_decoding_step_by_step_equals_the_full_forward(ring, layout, config):
     steps = make_steps([[1] * 8, [1] * 3 + [2] * 5])
     model = make_model(layout, config)
     full = model(steps, ATTEND)
     one = lambda t: {name: x[:, t : t + 1] for name, x in steps.items()}  # noqa: E731
-    decoder, tokens = CachedDecoder(model), layout.tokens_per_step
+    mesh = None if ring == 1 else make_mesh(MeshConfig(seq=ring), jax.devices()[:ring])
+    decoder, tokens = CachedDecoder(model, mesh), layout.tokens_per_step
     cache = decoder.empty(2, 9 * tokens, tokens)
     previous = one(0) | {"segment_ids": jnp.zeros((2, 1), jnp.int32)}
     for t in range(8):
