@@ -38,6 +38,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         task_name: such as `swingup`.
         time_limit_steps: environment steps in a whole episode, regardless of the action repeat.
         action_repeat: environment steps per agent step.
+        agent_steps: agent steps in a whole episode.
         widths: of the observation and of the action.
         control_timestep: seconds per environment step (one control step of dm_control); of Gymnasium's environments
             without physics, of its films.
@@ -68,6 +69,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.control_timestep = float(self._env.control_timestep())
         # dm_control ends an episode at the first step whose count is not below this, possibly fractional, number.
         self.time_limit_steps = math.ceil(self._env._step_limit)
+        self.agent_steps = -(-self.time_limit_steps // action_repeat)
         self.metadata = {**type(self).metadata, "render_fps": round(1 / (self.control_timestep * action_repeat))}
         spec = self._env.action_spec()
         self._low, self._high = linear_bounds(

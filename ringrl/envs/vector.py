@@ -64,7 +64,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             pool.users += 1
         self.first, self.num_envs = first, len(batch.arrays.reward)
         self.time_limit_steps = example.time_limit_steps
-        self.agent_steps = -(-example.time_limit_steps // example.action_repeat)
+        self.agent_steps = example.agent_steps
         self.single_observation_space, self.single_action_space = example.observation_space, example.action_space
         self.observation_space = batch_space(example.observation_space, self.num_envs)
         self.action_space = batch_space(example.action_space, self.num_envs)
@@ -255,5 +255,5 @@ def _worth_workers(example: DMControlEnv, count: int) -> bool:
         _, terminated, truncated, _ = example.advance(control, out)
         done, ended = done + 1, terminated or truncated
     step = (time.perf_counter() - began) / done * count
-    trial = step * -(-example.time_limit_steps // example.action_repeat)
+    trial = step * example.agent_steps
     return step > _WORTH_WORKERS_STEP_S and trial > _WORTH_WORKERS_TRIAL_S

@@ -1,6 +1,5 @@
 """The environments of a rollout by many processes: process 0 steps them, and all see what came of it."""
 
-import math
 from typing import Any
 
 import jax
@@ -76,7 +75,7 @@ def trial_envs(
     if alone or jax.process_count() == 1:
         return make_groups(task, count, groups, seed=seed, action_repeat=action_repeat, workers=workers)
     example = make_env(task, seed=seed, action_repeat=action_repeat)
-    width, steps = math.prod(example.observation_space.shape or ()), -(-example.time_limit_steps // action_repeat)
+    width, steps = example.widths[0], example.agent_steps
     example.close()
     options = {"seed": seed, "action_repeat": action_repeat, "workers": workers}
     made = make_groups(task, count, groups, **options) if is_first() else None
