@@ -72,7 +72,7 @@ def run_trials(
     Args:
         groups: which take turns, of one agent or of several.
         trials: in each environment.
-        on_step: called after every agent step of a group with the number of trials finished.
+        on_step: called after every agent step of a group with the number of trials finished; the next has begun.
 
     Returns:
         The return and the length, in environment steps, of every trial, in the order in which they ended.

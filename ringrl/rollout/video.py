@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ringrl.envs import VectorEnv, make_vector
 from ringrl.errors import UserError
@@ -11,10 +12,41 @@ from ringrl.rollout.session import Session
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 
 
+class WatchedEnvs:
+    """A `ringrl.rollout.trials.SteppedEnvs` that lets someone look after each step, before ended episodes are reset.
+
+    Attributes:
+        num_envs: environments.
+    """
+
+    def __init__(self, envs: VectorEnv, look: Callable[[], None]):
+        """`look` is called after each agent step of `envs`, while their states are those after it."""
+        self._envs, self._look, self.num_envs = envs, look, envs.num_envs
+        self._restart = False
+
+    def reset(self) -> tuple[Any, dict[str, Any]]:
+        """First observations."""
+        return self._envs.reset()
+
+    def step_async(self, actions: Any, which: Any, *, restart: bool) -> None:
+        """Begin a step, without `restart`."""
+        self._envs.step_async(actions, which)
+        self._restart = restart
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Wait for the step, let `look` see it, and then begin the next episodes of those that ended."""
+        observation, reward, terminated, truncated, info = self._envs.step_wait()
+        self._look()
+        done = terminated | truncated
+        if self._restart and done.any():
+            observation, _ = self._envs.reset(options={"reset_mask": done})
+        return observation, reward, terminated, truncated, info
+
+
 def record(
     path: Path, start: Callable[[VectorEnv], Session], task: str, trials: int, *, seed: int, action_repeat: int
 ) -> None:
-    """Roll out one environment for `trials` trials and write a film, one frame an agent step.
+    """Roll out one environment for `trials` trials and write a film: the state after each of their agent steps.
 
     `start` makes who acts, given the environment, a batch of one.
 
@@ -33,10 +65,10 @@ def record(
             # The encoder is a child process that executes right after its fork: JAX's threads do not matter.
             warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
 
-            def add_frame(_: int) -> None:
+            def add_frame() -> None:
                 film.append_data(envs.envs[0].render())  # pyright: ignore[reportAttributeAccessIssue]
 
-            run_trials([Group(start(envs), envs, TrialRows("", task, seed))], trials, on_step=add_frame)
+            run_trials([Group(start(envs), WatchedEnvs(envs, add_frame), TrialRows("", task, seed))], trials)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); give a name.mp4") from error
     finally:
