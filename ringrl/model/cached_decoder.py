@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,25 @@ from ringrl.attention.kv_cache import Stored
 from ringrl.model.sharding import BATCH_AXES, SEQUENCE_AXES, whole_but_tensor
 from ringrl.model.tokens import StepArrays
 from ringrl.model.transformer import Transformer
+
+FILLED_TOKENS = 512
+"""Tokens a row that a cache is filled with in one call: enough for whole matrix products, and little memory."""
+
+
+class CacheRoom(NamedTuple):
+    """What a cache is made for, in tokens of a row."""
+
+    capacity: int  # tokens kept at most
+    call: int  # of the longest call that appends to it
+
+
+def room_for(steps: int, tokens_per_step: int) -> CacheRoom:
+    """The room that a rollout gives a context of so many agent steps.
+
+    One step more, as the tokens of a step that there is not take room before an interleaved context's first step.
+    """
+    call = max(min(FILLED_TOKENS // tokens_per_step, steps), 1) * tokens_per_step
+    return CacheRoom((steps + 1) * tokens_per_step, call)
 
 
 class CachedDecoder:
@@ -63,9 +82,9 @@ class CachedDecoder:
         """A cache for `batch` rows of up to `capacity` tokens, appended by calls of up to `call` tokens."""
         return self._maker(batch, capacity, call)()
 
-    def shapes(self, batch: int, capacity: int) -> KVCache:
-        """The cache of `empty` for agent steps, as shapes and shardings; nothing is made."""
-        cache = jax.eval_shape(self._maker(batch, capacity, self.model.layout.tokens_per_step))
+    def shapes(self, batch: int, capacity: int, call: int) -> KVCache:
+        """The cache of `empty`, as shapes and shardings; nothing is made."""
+        cache = jax.eval_shape(self._maker(batch, capacity, call))
         if self._mesh is None:
             return cache
         return jax.tree.map(partial(_place, self._mesh), cache, cache_partitions(self._quantised, self._rows(batch)))

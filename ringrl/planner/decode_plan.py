@@ -16,7 +16,7 @@ from ringrl.agent import make_agent, make_decoder
 from ringrl.attention import KVCache
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
-from ringrl.model.cached_decoder import CachedDecoder
+from ringrl.model.cached_decoder import CachedDecoder, room_for
 from ringrl.model.sharding import AXES, BATCH_AXES
 from ringrl.planner.abstract_step import fit_mesh, local_bytes, model_sizes, place_mesh
 from ringrl.planner.compiled import compile_program
@@ -95,6 +95,7 @@ def plan_decode(
 ) -> DecodePlan:
     """Compile an agent step of `config`'s agent, as a rollout on the slice `topology` takes it.
 
+    The cache is as large as a rollout's. The call that fills it, and the model as it was restored, are not in the plan.
     The mesh is that of `plan_training_step`: the cache is spread over seq and heads, its heads over tensor,
     environments over data and fsdp; each device has the whole model but for tensor.
 
@@ -102,7 +103,7 @@ def plan_decode(
         config: of the run.
         topology: the slice, such as v5e:4x8.
         environments: that act at once.
-        context: tokens of an environment; None: a row's of the training.
+        context: tokens of an environment, of which whole agent steps are counted; None: a row's of the training.
         cache_dtype: float32, bfloat16 or int8; None: the model's compute dtype.
 
     Raises:
@@ -141,10 +142,11 @@ def find_max_cache(
     began = time.perf_counter()
     step = _AgentStep(config, topology, environments, cache_dtype)
     t, stations = step.tokens_per_step, step.model.stations
-    slack = stations * (1 if stations == 1 else 2)  # steps of room that `slots_for` adds, here taken from whole blocks
 
     def room(steps: int) -> int:
-        return max(steps - slack, 1) * t
+        """The tokens of a context whose cache has slots for so many steps: a rollout's needs more than the context."""
+        called = room_for(steps, t).call // t * (1 if stations == 1 else 2)  # on each station, see `slots_for`
+        return max(steps - 1 - called * stations, 1) * t
 
     search = LengthSearch(lambda steps: step.plan(room(steps)), stations, t, on_attempt)
     search.run((step.row_tokens if context is None else context) // t, precision)
@@ -192,10 +194,11 @@ class _AgentStep:
 
     def plan(self, context: int) -> DecodePlan:
         """Compile with a cache for so many tokens of an environment."""
-        if context < 1:
-            raise UserError(f"a context of {context} tokens: give 1 or more")
+        if context < self.tokens_per_step:
+            raise UserError(f"a context of {context} tokens: give {self.tokens_per_step} or more")
         start = time.perf_counter()
-        cache = self.model.shapes(self.environments, context)
+        room = room_for(context // self.tokens_per_step, self.tokens_per_step)
+        cache = self.model.shapes(self.environments, *room)
         compilation = compile_program(partial(self.model.lower_step, self.fields, cache), {})
         memory, params = compilation.memory, _bytes(self.model.params)
         sent = None if compilation.program is None else self._sent(compilation.program)

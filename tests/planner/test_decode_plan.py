@@ -41,7 +41,9 @@ def standard_promotion():
 def test_an_agent_step_sends_one_combination_a_layer_and_copies_no_cache(cache_dtype, itemsize):
     plan = plan_decode(small(model={"compute_dtype": "bfloat16"}), "v5e:2x2", environments=3, cache_dtype=cache_dtype)
     assert plan.fits and plan.reason is None and plan.mesh["seq"] == 4
-    assert plan.context_tokens == 65536 and plan.slots == 65536 // 4 + 1024
+    assert (
+        plan.context_tokens == 65536 and plan.slots == 65536 // 4 + 2 * 1024
+    )  # two calls of 512 tokens, a step, whole blocks
     scales = 2 * 4 if itemsize == 1 else 0  # of each key head
     layer = 3 * plan.slots * 2 * (LANES * itemsize + scales)
     ids = 3 * (2 * plan.slots + 4) * 4
