@@ -40,7 +40,7 @@ class ModelConfig(ConfigSection):
     # the row of a learned table, of which later trials share the last, or not at all.
     trial_encoding: Literal["rotary", "table", "none"] = "rotary"
     max_steps: int = Field(default=1000, ge=1)  # longest trial, agent steps: rows of the table of time steps
-    max_trials: int = Field(default=128, ge=1)  # most trajectories in one context: rows of the table of trials
+    max_trials: int = Field(default=128, ge=1)  # rows of the table of trials, with trial_encoding table; else unused
     # Base of rotary positions: the slowest features turn once in some 2 pi x base tokens. None: `rope_base_for` the
     # tokens of a training row. A run's config.yaml has the number, so a rollout's context does not change it.
     rope_base: float | None = Field(default=None, gt=1)

@@ -61,10 +61,11 @@ class TokenLayout:
 
 
 class TokenEmbedder(nnx.Module):
-    """One linear embedding a modality, plus embeddings of the time step in the episode and of the trial.
+    """One linear embedding a modality, plus an embedding of the time step in the episode.
 
-    token = LayerNorm(W_m x_t + step[t] + trial[i]), as in Decision Transformer (Chen et al. 2021, algorithm 1) with an
-    embedding of the trial beside it. `step` and `trial` are fields of the batch.
+    token = LayerNorm(W_m x_t + step[t]), as in Decision Transformer (Chen et al. 2021, algorithm 1). With
+    `trial_encoding` `table`, an embedding trial[i] is added beside step[t]; with `rotary` attention gets the trial
+    (`ringrl.model.rotary.token_angles`); with `none` it is not used. `step` and `trial` are fields of the batch.
     """
 
     def __init__(self, layout: TokenLayout, sizes: Mapping[str, int], config: ModelConfig, *, rngs: nnx.Rngs):

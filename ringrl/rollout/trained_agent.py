@@ -69,8 +69,8 @@ class TrainedAgent:
         Args:
             environments: how many act at once, as one batch.
             target: the return to condition on at the start of every trial, of return-conditioned agents.
-            trials: trials to come, which bounds the memory of the context; more may follow, from a context that is
-                rebuilt from the newest. Default: the config's `evaluation.trials`.
+            trials: trials to come, which bounds the memory of the context. More may follow, from a context that is
+                full then: `when_full` says what is kept of it. Default: the config's `evaluation.trials`.
             trial_steps: agent steps of the longest trial. Default: those of the run's task or, where it is of no
                 environment known here, the config's `model.max_steps`.
             seed: of drawn actions, where the agent samples.
@@ -157,8 +157,9 @@ def load_agent(
     Args:
         run: a run directory, or a folder that `ringrl export` wrote.
         checkpoint: of a run directory: `latest`, `best` (the lowest training loss of those kept), or a step's number.
-        mesh: devices along mesh axes, such as `{"seq": 4}`, over which the context is spread. Default: the run's mesh
-            where there are as many devices, else one device.
+        mesh: devices along mesh axes, such as `{"seq": 4}`, over which the context is spread; of several processes, all
+            their devices. Default: the run's mesh where there are as many devices, else one device; of several
+            processes the run's mesh alone, which must be of all their devices.
         cache_dtype: in which the context's keys and values are kept: `float32`, `bfloat16` or `int8`. Default: the
             config's `evaluation.cache_dtype`, or the model's compute dtype.
 

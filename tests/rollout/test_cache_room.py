@@ -17,13 +17,13 @@ SIZES = {"observation": 3, "action": 2}
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("steps", [1, 7, 600])
-def test_a_rollout_allocates_what_shapes_says(steps, fused):
+def test_a_rollout_allocates_what_shapes_says(steps, fused, monkeypatch):
     config = ModelConfig(layers=1, width=16, heads=2, kv_heads=1, max_steps=8)
     layout = TokenLayout(ORDER, fused=fused)
     decoder = CachedDecoder(Transformer(config, layout, TanhMSE(), SIZES, rngs=nnx.Rngs(0)))
     made = []
     empty = decoder.empty
-    decoder.empty = lambda *size: made.append(empty(*size)) or made[-1]
+    monkeypatch.setattr(decoder, "empty", lambda *size: made.append(empty(*size)) or made[-1])
     CachedContext(decoder, steps, RolloutSetting(3, 1, steps), SIZES)
     planned = decoder.shapes(3, *room_for(steps, layout.tokens_per_step))
     assert len(made) == 1
