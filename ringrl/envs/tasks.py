@@ -9,6 +9,7 @@ import gymnasium
 from dm_control import suite
 from dm_control.rl.control import Environment
 
+from ringrl.envs.compiled_models import compiled_once
 from ringrl.envs.custom import CUSTOM
 from ringrl.envs.custom.hidden import DOMAINS as HIDDEN
 from ringrl.envs.gymnasium_box import GymnasiumBox, find_spec, split_id, versions_of
@@ -103,7 +104,8 @@ def load(
             return GymnasiumMujoco(task_id, seed, time_limit)
         if task_id not in _TASKS:
             return GymnasiumBox(task_id, seed, time_limit, render_mode)
-        environment = suite.load(domain, name, task_kwargs={"random": seed}) if custom is None else custom(seed)
+        with compiled_once():
+            environment = suite.load(domain, name, task_kwargs={"random": seed}) if custom is None else custom(seed)
     finally:
         log.setLevel(level)
     # dm_control takes seconds, and divides them by an environment step's: the number of steps itself is not rounded.
