@@ -85,7 +85,7 @@ def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
 
     patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
 
-    def short_groups(*arguments, workers, **options):
+    def short_groups(*arguments, workers, trials, **options):
         return make_groups(*arguments, time_limit=time_limit, workers=0, **options)
 
     patch.setattr("ringrl.rollout.shared_envs.make_groups", short_groups)

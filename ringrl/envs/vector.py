@@ -24,8 +24,8 @@ Stepped = tuple[
 """Observation, reward, terminated, truncated, infos; `infos["length"]` int64 [envs]: environment steps done."""
 
 # Below these, processes cost more than they save. A step of all environments: a command and its answer take some 50 us
-# in every process; measured on 2 cores, both ways are equal at 400 to 600 us. A trial of all: what starting takes.
-_WORTH_WORKERS_STEP_S, _WORTH_WORKERS_TRIAL_S = 500e-6, 0.5
+# in every process; measured on 2 cores, both ways are equal at 400 to 600 us. All trials: what starting takes.
+_WORTH_WORKERS_STEP_S, _WORTH_WORKERS_S = 500e-6, 0.5
 _TIMED_STEPS = 20
 
 
@@ -202,6 +202,7 @@ def make_groups(
     action_repeat: int = 1,
     time_limit: int | None = None,
     workers: int | EnvPool | None = None,
+    trials: int = 1,
 ) -> list[VectorEnv]:
     """The environments of `make_vector` in groups that share the worker processes: one steps while another computes.
 
@@ -216,21 +217,24 @@ def make_groups(
         action_repeat: environment steps per agent step.
         time_limit: environment steps after which an episode is truncated; None: the task's own limit.
         workers: as in `make_vector`.
+        trials: to come in each environment: a few short ones are over before worker processes have started.
 
     Raises:
         UserError: as `make_env`, and if `count` or `groups` is below 1.
     """
     if groups < 1:
         raise UserError(f"groups is {groups}: give 1 or more")
-    return _make(EnvSettings(task, action_repeat, time_limit), count, groups, seed, workers)
+    return _make(EnvSettings(task, action_repeat, time_limit), count, groups, seed, workers, trials)
 
 
-def _make(settings: EnvSettings, count: int, groups: int, seed: int, workers: int | EnvPool | None) -> list[VectorEnv]:
+def _make(
+    settings: EnvSettings, count: int, groups: int, seed: int, workers: int | EnvPool | None, trials: int = 1
+) -> list[VectorEnv]:
     if count < 1:
         raise UserError(f"count is {count}: give 1 environment or more")
     example = settings.make(seed)
     if workers is None:
-        workers = 0 if min(count, cores()) < 2 or not _worth_workers(example, count) else min(count, cores())
+        workers = 0 if min(count, cores()) < 2 or not _worth_workers(example, count, trials) else min(count, cores())
     pool = EnvPool(workers) if isinstance(workers, int) and workers != 0 else workers or None
     parts = np.array_split(np.arange(count), min(groups, count))
     made = []
@@ -245,7 +249,7 @@ def _make(settings: EnvSettings, count: int, groups: int, seed: int, workers: in
     return made
 
 
-def _worth_workers(example: DMControlEnv, count: int) -> bool:
+def _worth_workers(example: DMControlEnv, count: int, trials: int) -> bool:
     """Whether steps and trials of all environments take long enough; measured on one that is not used otherwise."""
     out = np.empty(example.widths[0], np.float32)
     control = example.control(np.zeros(example.widths[1], np.float32))
@@ -255,5 +259,5 @@ def _worth_workers(example: DMControlEnv, count: int) -> bool:
         _, terminated, truncated, _ = example.advance(control, out)
         done, ended = done + 1, terminated or truncated
     step = (time.perf_counter() - began) / done * count
-    trial = step * example.agent_steps
-    return step > _WORTH_WORKERS_STEP_S and trial > _WORTH_WORKERS_TRIAL_S
+    whole = step * example.agent_steps * trials
+    return step > _WORTH_WORKERS_STEP_S and whole > _WORTH_WORKERS_S

@@ -11,14 +11,11 @@ from jaxtyping import Bool
 
 from ringrl.attention import KVCache
 from ringrl.errors import UserError
-from ringrl.model.cached_decoder import CachedDecoder
+from ringrl.model.cached_decoder import CachedDecoder, room_for
 from ringrl.policy import RolloutSetting, StepFields
 from ringrl.rollout.full_context import Dropped, RoomMaker
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.rollout.recent_steps import RecentSteps
-
-FILLED_TOKENS = 512
-"""Tokens a row that a cache is filled with in one call: enough for whole matrix products, and little memory."""
 
 
 class RecomputedContext:
@@ -89,7 +86,7 @@ class CachedContext:
     ):
         self._decoder, self._steps = decoder, steps
         self._per_step = decoder.model.layout.tokens_per_step
-        self._chunk = max(min(FILLED_TOKENS // self._per_step, steps), 1)
+        self._chunk = room_for(steps, self._per_step).call // self._per_step
         envs = setting.environments
         self._recent = RecentSteps(envs, steps, sizes)
         self._room_maker = RoomMaker(steps, setting.trial_steps, setting.when_full)
@@ -108,8 +105,7 @@ class CachedContext:
         return self._room_maker.dropped
 
     def _empty(self, envs: int, steps: int) -> KVCache:
-        # Before an interleaved context's first step, room is taken by the tokens of a step that there is not.
-        return self._decoder.empty(envs, (steps + 1) * self._per_step, self._chunk * self._per_step)
+        return self._decoder.empty(envs, room_for(steps, self._per_step).capacity, self._chunk * self._per_step)
 
     def _begin(self, demonstrations: StepFields | Sequence[StepFields]) -> None:
         given = [demonstrations] * len(self._begun) if isinstance(demonstrations, Mapping) else demonstrations

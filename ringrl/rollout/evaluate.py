@@ -190,6 +190,7 @@ class Evaluated:
         config, setting, made, acting = self.agent.config, self.setting, [], []
         workers: EnvPool | int | None = None
         options: dict[str, Any] = {"seed": setting.seed, "action_repeat": config.data.action_repeat}
+        options["trials"] = setting.trials * len(starts)
         try:
             for name, start in starts.items():
                 alone, groups = name in by_first, min(groups, self._groups_at_most())

@@ -69,15 +69,23 @@ class SharedEnvs:
 
 
 def trial_envs(
-    task: str, count: int, groups: int, *, seed: int, action_repeat: int, alone: bool, workers: EnvPool | int | None
+    task: str,
+    count: int,
+    groups: int,
+    *,
+    seed: int,
+    action_repeat: int,
+    alone: bool,
+    workers: EnvPool | int | None,
+    trials: int,
 ) -> list[VectorEnv] | list[SharedEnvs]:
     """The environments of `ringrl.envs.make_groups`, in every process of a rollout by many; `alone`: in this one."""
+    options = {"seed": seed, "action_repeat": action_repeat, "workers": workers, "trials": trials}
     if alone or jax.process_count() == 1:
-        return make_groups(task, count, groups, seed=seed, action_repeat=action_repeat, workers=workers)
+        return make_groups(task, count, groups, **options)
     example = make_env(task, seed=seed, action_repeat=action_repeat)
     width, steps = example.widths[0], example.agent_steps
     example.close()
-    options = {"seed": seed, "action_repeat": action_repeat, "workers": workers}
     made = make_groups(task, count, groups, **options) if is_first() else None
     parts = np.array_split(np.arange(count), min(groups, count))
     return [

@@ -92,7 +92,7 @@ from ringrl import envs
 from ringrl.cli import entry
 from ringrl.rollout import evaluate, shared_envs
 
-def short_groups(*arguments, workers, **options):
+def short_groups(*arguments, workers, trials, **options):
     return envs.make_groups(*arguments, time_limit={limit}, workers=0, **options)
 
 shared_envs.make_groups = short_groups
