@@ -1,6 +1,5 @@
 """`ringrl evaluate`: a run's checkpoint in its own task, beside references in the same environments."""
 
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -13,12 +12,13 @@ from rich.progress import Progress
 
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
-from ringrl.envs import HELD_OUT, EnvPool, VectorEnv, is_hidden, make_env, make_vector, split_task
+from ringrl.envs import HELD_OUT, EnvPool, VectorEnv, is_hidden, make_vector
 from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
 from ringrl.rollout.demonstrations import Demonstrations, StoredTrajectories, check_demonstrations, check_room
+from ringrl.rollout.evaluable import check_task, refuse_unused
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.references import references
 from ringrl.rollout.session import Session
@@ -249,7 +249,7 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Eva
     run = RunDirectory(path)
     config = run.config()
     agent_and_source(path, run.label(), config)
-    _check_task(path, config.data.task, run.dataset()["sizes"])
+    check_task(path, config.data.task, run.dataset()["sizes"])
     seed = known.get("seed", config.evaluation.seed)
     if is_hidden(config.data.task) and seed < HELD_OUT:
         raise UserError(
@@ -257,7 +257,7 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Eva
             f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
         )
     trained = load_trained(path, checkpoint, known)
-    _refuse_unused(trained, known)
+    refuse_unused(trained, known)
     return Evaluated(run, trained)
 
 
@@ -265,37 +265,3 @@ def _dropped(group: Group) -> list[Dropped]:
     policy = group.session.policy
     lost = policy.dropped if isinstance(policy, ContextPolicy) else ()
     return [replace(each, env=group.first + each.env) for each in lost]
-
-
-def _check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
-    """Data can be of anything; only what there is an environment of, of the data's widths, can be rolled out."""
-    try:
-        split_task(task)
-    except UserError as error:
-        why = f" ({error})" if ":" in task else ""  # of a user's module
-        raise UserError(
-            f"{run}: there is no environment {task!r} to evaluate in{why}; the run can only be resumed and exported"
-        ) from error
-    env = make_env(task)
-    spaces = {"observation": env.observation_space, "action": env.action_space}
-    widths = {name: math.prod(space.shape or ()) for name, space in spaces.items()}
-    env.close()
-    wrong = [name for name, width in widths.items() if width != sizes[name]]
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"{run}: {task}'s {name} has {widths[name]} numbers, the data's has {sizes[name]}: they are of an "
-            "environment with other settings, in which it cannot be evaluated here"
-        )
-
-
-def _refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:
-    """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
-    if "context" in given and not agent.has_context:
-        raise UserError(f"--context: {agent.name} sees one observation at a time; leave it out")
-    unused = [name for name in ("mesh", "cache_dtype", "when_full") if name in given and not agent.has_context]
-    if unused:
-        option = unused[0].replace("_", "-")
-        raise UserError(f"--{option}: {agent.name} sees one observation at a time, so it has no context; leave it out")
-    if "target" in given and agent.target is None:
-        raise UserError(f"--target: {agent.name} is not conditioned on a return, so there is no target; leave it out")

@@ -1,0 +1,46 @@
+"""What cannot be evaluated, in one line: tasks without an environment, and options that an agent has no use for."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ringrl.envs import make_env, split_task
+from ringrl.errors import UserError
+from ringrl.rollout.trained_agent import TrainedAgent
+
+
+def check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
+    """Data can be of anything; only what there is an environment of, of the data's widths, can be rolled out.
+
+    Raises UserError where there is no such environment, or it has other widths than `sizes`.
+    """
+    try:
+        split_task(task)
+    except UserError as error:
+        why = f" ({error})" if ":" in task else ""  # of a user's module
+        raise UserError(
+            f"{run}: there is no environment {task!r} to evaluate in{why}; the run can only be resumed and exported"
+        ) from error
+    env = make_env(task)
+    spaces = {"observation": env.observation_space, "action": env.action_space}
+    widths = {name: math.prod(space.shape or ()) for name, space in spaces.items()}
+    env.close()
+    wrong = [name for name, width in widths.items() if width != sizes[name]]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{run}: {task}'s {name} has {widths[name]} numbers, the data's has {sizes[name]}: they are of an "
+            "environment with other settings, in which it cannot be evaluated here"
+        )
+
+
+def refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:
+    """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
+    if "context" in given and not agent.has_context:
+        raise UserError(f"--context: {agent.name} sees one observation at a time; leave it out")
+    unused = [name for name in ("mesh", "cache_dtype", "when_full") if name in given and not agent.has_context]
+    if unused:
+        option = unused[0].replace("_", "-")
+        raise UserError(f"--{option}: {agent.name} sees one observation at a time, so it has no context; leave it out")
+    if "target" in given and agent.target is None:
+        raise UserError(f"--target: {agent.name} is not conditioned on a return, so there is no target; leave it out")
