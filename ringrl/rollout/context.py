@@ -31,8 +31,9 @@ class RecomputedContext:
 
     def predict(self, step: StepFields) -> jax.Array:
         """Raw outputs for the step's action, [envs, action, outputs]."""
-        for env in np.flatnonzero(self._recent.count == self._recent.capacity).tolist():
-            self._recent.keep_newest(env, self._recent.capacity - 1)
+        full = self._recent.count == self._recent.capacity
+        if full.any():
+            self._recent.drop_oldest(full)
         self._recent.append(step)
         return self._calls.window(self._recent.fields, self._recent.count.astype(np.int32) - 1)
 

@@ -70,6 +70,16 @@ class RecentSteps:
             self.fields[name][env, 0] = 0  # as in training at a context's first step
         self._before[env] += count - steps
 
+    def drop_oldest(self, which: Bool[np.ndarray, " envs"]) -> None:
+        """Forget the oldest step of these environments, in the midst of a trial: the numbers continue."""
+        for value in self.fields.values():
+            value[which, :-1] = value[which, 1:]
+            value[which, -1] = 0
+        for name in PREVIOUS.values():
+            self.fields[name][which, 0] = 0
+        self.count[which] -= 1
+        self._before[which] += 1
+
     def keep_trials(self, env: int, steps: Int[np.ndarray, " kept"]) -> None:
         """Keep an environment's steps at these indices, in their order, counted and linked as a chain from trial 0.
 
