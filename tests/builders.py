@@ -83,7 +83,7 @@ def limit_evaluation(patch: pytest.MonkeyPatch, time_limit: int) -> None:
     """Evaluations roll out episodes of at most `time_limit` steps, in this process, until `patch` is undone."""
     from ringrl.envs import make_groups, make_vector
 
-    patch.setattr("ringrl.rollout.evaluate.make_vector", partial(make_vector, time_limit=time_limit))
+    patch.setattr("ringrl.rollout.trained_agent.make_vector", partial(make_vector, time_limit=time_limit))
 
     def short_groups(*arguments, workers, trials, **options):
         return make_groups(*arguments, time_limit=time_limit, workers=0, **options)

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
-from ringrl.envs import HELD_OUT, EnvPool, VectorEnv, is_hidden, make_vector
+from ringrl.envs import HELD_OUT, EnvPool, VectorEnv, is_hidden
 from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
@@ -114,7 +114,7 @@ def demonstrated(
     if any(numbers):
         options = {"environments": setting.envs, "seed": setting.seed, "order": order}
         drawn = StoredTrajectories(open_store(store), trained.task, max(numbers), agent.form(), **options)
-        check_room(drawn.steps, agent.spec.context_steps, trained.trial_steps())
+        check_room(drawn.steps, agent.spec.context_steps, trained.agent.trial_steps())
         shown = {number: drawn.first(number) for number in numbers if number}
     about["returns_of_demonstrations"] = {
         number: {"mean": float(each.returns.mean()), "best": float(each.returns.max(axis=1).mean())}
@@ -146,13 +146,6 @@ class Evaluated:
     def setting(self) -> EvaluationConfig:
         """Of this evaluation."""
         return self.agent.config.evaluation
-
-    def trial_steps(self) -> int:
-        """Agent steps in the longest trial of its task."""
-        one = make_vector(self.task, 1, action_repeat=self.agent.config.data.action_repeat)
-        steps = one.agent_steps
-        one.close()
-        return steps
 
     def session(
         self,
@@ -191,9 +184,10 @@ class Evaluated:
         workers: EnvPool | int | None = None
         options: dict[str, Any] = {"seed": setting.seed, "action_repeat": config.data.action_repeat}
         options["trials"] = setting.trials * len(starts)
+        groups = min(groups, self._groups_at_most())
         try:
             for name, start in starts.items():
-                alone, groups = name in by_first, min(groups, self._groups_at_most())
+                alone = name in by_first
                 envs = trial_envs(self.task, setting.envs, groups, **options, alone=alone, workers=workers)
                 made += envs
                 workers = envs[0].pool or 0
@@ -202,7 +196,7 @@ class Evaluated:
             who = ", ".join([*starts, how] if how else starts)
             about = f"{who}: {setting.trials} trials x {setting.envs} environments"
             bar = progress.add_task(about, total=setting.trials * made[0].agent_steps * len(made))
-            results = run_trials(acting, setting.trials, on_step=lambda _: progress.advance(bar))
+            results = run_trials(acting, setting.trials, on_step=lambda: progress.advance(bar))
             order = list(starts)
             results.sort(key=lambda row: order.index(row.agent))
             return Outcome(results, [each for group in acting for each in _dropped(group)])

@@ -93,7 +93,7 @@ def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:
 
 def _for_ablation(trained: Evaluated, ablation: Ablation) -> _Repetition:
     agent = trained.agent
-    across, steps = agent.description.across_trials, trained.trial_steps()
+    across, steps = agent.description.across_trials, trained.agent.trial_steps()
     check_ablation(ablation, agent.name, agent.spec, trained.setting, steps, across_trials=across)
     groups = 1 if ablation == "foreign" else 2  # where trials are exchanged within a group
     starts = {ablation: partial(trained.session, ablation=ablation)}

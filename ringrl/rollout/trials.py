@@ -62,7 +62,7 @@ class Group:
 
 
 def run_trials(
-    groups: Sequence[Group], trials: int, *, on_step: Callable[[int], None] = lambda done: None
+    groups: Sequence[Group], trials: int, *, on_step: Callable[[], None] = lambda: None
 ) -> list[TrialReturn]:
     """Roll out until every environment has finished its trials: `trials`, or as many as its context has room for.
 
@@ -72,7 +72,7 @@ def run_trials(
     Args:
         groups: which take turns, of one agent or of several.
         trials: in each environment.
-        on_step: called after every agent step of a group with the number of trials finished; the next has begun.
+        on_step: called after every agent step of a group; the next has begun.
 
     Returns:
         The return and the length, in environment steps, of every trial, in the order in which they ended.
@@ -84,7 +84,7 @@ def run_trials(
     while running:
         for each in running:
             each.advance()
-            on_step(len(results))
+            on_step()
         running = [each for each in running if not each.finished]
     return results
 

@@ -90,14 +90,13 @@ import sys
 from functools import partial
 from ringrl import envs
 from ringrl.cli import entry
-from ringrl.rollout import evaluate, shared_envs
+from ringrl.rollout import shared_envs
 
 def short_groups(*arguments, workers, trials, **options):
     return envs.make_groups(*arguments, time_limit={limit}, workers=0, **options)
 
 shared_envs.make_groups = short_groups
 shared_envs.make_env = partial(envs.make_env, time_limit={limit})
-evaluate.make_vector = partial(envs.make_vector, time_limit={limit})
 entry.main()
 """
 
