@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.relabelled import Episodes
 from ringrl.sampling.samplers import HindsightSampler, top_fraction
 from ringrl.sequence_agent import SequenceAgent
-from ringrl.store.episode_store import Store
 
 
 class Config(AgentConfig):
@@ -43,7 +43,7 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Agentic Transformer", across_trials=True)
 
-    def context_sampler(self, store: Store, task: str, action_repeat: int) -> HindsightSampler:
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> HindsightSampler:
         """Chains of hindsight (the paper's section 3)."""
         c, returns = self.config, store.returns(task)
         best = top_fraction(store.lengths, returns, c.fraction) if c.fraction < 1 else None

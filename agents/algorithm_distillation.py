@@ -15,9 +15,9 @@ from pydantic import Field
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.relabelled import Episodes
 from ringrl.sampling.samplers import HistorySampler
 from ringrl.sequence_agent import SequenceAgent
-from ringrl.store.episode_store import Store
 
 
 class Config(AgentConfig):
@@ -37,7 +37,7 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Algorithm Distillation", across_trials=True)
 
-    def context_sampler(self, store: Store, task: str, action_repeat: int) -> HistorySampler:
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> HistorySampler:
         """Stretches of one source's history (the paper's section 3)."""
         c = self.config
         return HistorySampler(store.lengths, store.returns(task), store.source, c.trajectories, c.every, c.order)

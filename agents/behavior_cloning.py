@@ -16,9 +16,9 @@ from pydantic import Field
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.relabelled import Episodes
 from ringrl.sampling.samplers import WindowSampler, top_fraction
 from ringrl.sequence_agent import SequenceAgent
-from ringrl.store.episode_store import Store
 
 
 class Config(AgentConfig):
@@ -33,7 +33,7 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Behavior Cloning", across_trials=False)
 
-    def context_sampler(self, store: Store, task: str, action_repeat: int) -> WindowSampler:
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> WindowSampler:
         """Windows of the best episodes."""
         returns = store.returns(task)
         best = top_fraction(store.lengths, returns, self.config.fraction)

@@ -15,9 +15,9 @@ from pydantic import Field, model_validator
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.relabelled import Episodes
 from ringrl.sampling.samplers import WindowSampler, top_fraction
 from ringrl.sequence_agent import SequenceAgent
-from ringrl.store.episode_store import Store
 
 
 class Config(AgentConfig):
@@ -41,7 +41,7 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Decision Transformer", across_trials=False)
 
-    def context_sampler(self, store: Store, task: str, action_repeat: int) -> WindowSampler:
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> WindowSampler:
         """Windows with their returns-to-go (the paper's section 3)."""
         c, returns = self.config, store.returns(task)
         best = top_fraction(store.lengths, returns, c.fraction) if c.fraction < 1 else None

@@ -15,11 +15,13 @@ from typing import Annotated, Literal
 import tyro
 
 from ringrl.envs import split_task
+from ringrl.envs.custom import FAMILIES
 from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.formats.description import Description, describe_folder
 from ringrl.formats.exorl import read_folder
 from ringrl.progress import tracked
+from ringrl.relabelling.features import FeatureReader
 from ringrl.relabelling.rewards import examine, relabelable_tasks
 from ringrl.relabelling.workers import Backend, Workers, relabel_files
 from ringrl.store.episode_store import build, open_store
@@ -38,6 +40,8 @@ class Args:
     """The domain, where neither collect.json nor the path DOMAIN/ALGORITHM/buffer tells it."""
     tasks: tuple[str, ...] = ()
     """Task ids, such as walker_run. Default: all of the domain that the files allow; if recorded, those recorded."""
+    families: tuple[str, ...] = ()
+    """Families of rewards whose features are kept, such as point_mass_goal_10mm: agents of these learn from them."""
     relabel: Literal["exact", "exorl", "recorded"] = "exact"
     """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action. recorded: as in the files."""
     jobs: int = 0
@@ -76,6 +80,7 @@ def main(args: Args) -> None:
         tasks=tasks,
         sources=[description.source for description in descriptions],
         provenance={"relabel": args.relabel},
+        features=_features(args.families, descriptions[0].domain),
         overwrite=args.overwrite,
     )
     skipped = sum(reader.skipped for reader in readers)
@@ -132,6 +137,15 @@ def _recorded(tasks: tuple[str, ...], folder: Path, description: Description, re
         raise UserError(f"{folder}: no recorded rewards of {', '.join(missing)}; it has {', '.join(names)}")
     columns = [names.index(task) for task in tasks]
     return (replace(episode, reward=episode.reward[:, columns]) for _, episode in reader)
+
+
+def _features(names: tuple[str, ...], domain: str) -> dict[str, FeatureReader]:
+    known = {name: family for name, family in FAMILIES.items() if family.domain == domain}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        has = f"those of {domain} are {', '.join(known)}" if known else f"there are none of {domain}"
+        raise UserError(f"--families {unknown[0]}: no such family of rewards; {has}")
+    return {name: FeatureReader(known[name]) for name in names}
 
 
 def _numbered(sources: list[Iterator[Episode]]) -> Iterator[tuple[Episode, int]]:

@@ -28,6 +28,8 @@ class ContextPlan:
         completed: whether the completion token of the episode's last step is 1 (Liu & Abbeel 2023, section 3).
         horizon: agent steps over which returns-to-go are mean rewards (`ringrl.sampling.chains.reward_rates`); None:
             they are the rewards up to the episode's end.
+        parameter: of each piece, the member of a family of rewards that pays it (`ringrl.envs.RewardFamily`); None: its
+            rewards are those of the task.
     """
 
     episode: Int64[np.ndarray, " pieces"]
@@ -36,6 +38,7 @@ class ContextPlan:
     target: Float64[np.ndarray, " pieces"]
     completed: Bool[np.ndarray, " pieces"]
     horizon: int | None = None
+    parameter: Float32[np.ndarray, "pieces parameters"] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ class DataConfig(ConfigSection):
     # Environment steps per agent step, in the data and in the rollout.
     action_repeat: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=0)  # batches read ahead in the background
+    # Of a family of rewards: share of the drawn members that pay at a state of the data; the rest as tasks are drawn.
+    hindsight: float = Field(default=0.5, ge=0, le=1)
 
     @field_validator("store", mode="before")
     @classmethod

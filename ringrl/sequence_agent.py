@@ -18,8 +18,8 @@ from ringrl.model.tokens import TokenLayout
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.rollout.sequence_policy import TrainedSequencePolicy
 from ringrl.run import RunDirectory
+from ringrl.sampling.relabelled import Episodes
 from ringrl.sampling.samplers import ContextSampler
-from ringrl.store.episode_store import Store
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.sequence_trainer import SequenceTrainer
 from ringrl.training.trained_model import load_model
@@ -43,7 +43,7 @@ class SequenceAgent(ABC, Generic[ConfigT]):
         self.config = config
 
     @abstractmethod
-    def context_sampler(self, store: Store, task: str, action_repeat: int) -> ContextSampler:
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
         """Which trajectories make a context, in which order, with which target returns.
 
         Args:

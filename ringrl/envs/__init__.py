@@ -4,19 +4,24 @@ from ringrl.envs.graphics import choose_backend
 
 choose_backend()  # dm_control binds its renderer when it is imported
 
-from ringrl.envs.custom.hidden import HELD_OUT  # noqa: E402
+from ringrl.envs.custom.reward_family import HELD_OUT, VALIDATION, RewardFamily  # noqa: E402
 from ringrl.envs.env_pool import EnvPool  # noqa: E402
 from ringrl.envs.suite import DMControlEnv, make_env  # noqa: E402
-from ringrl.envs.tasks import domains, is_hidden, split_task, tasks  # noqa: E402
+from ringrl.envs.tasks import domains, family_of, is_hidden, is_task, is_visible, split_task, tasks  # noqa: E402
 from ringrl.envs.vector import VectorEnv, make_groups, make_vector  # noqa: E402
 
 __all__ = [
     "HELD_OUT",
+    "VALIDATION",
     "DMControlEnv",
     "EnvPool",
+    "RewardFamily",
     "VectorEnv",
     "domains",
+    "family_of",
     "is_hidden",
+    "is_task",
+    "is_visible",
     "make_env",
     "make_groups",
     "make_vector",

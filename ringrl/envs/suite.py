@@ -1,6 +1,7 @@
 """dm_control under Gymnasium's API: flat float32 observations in ExoRL's order, actions in [-1, 1]."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -54,6 +55,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         action_repeat: int = 1,
         time_limit: int | None = None,
         render_mode: str | None = None,
+        parameter: Sequence[float] | None = None,
     ):
         """Load the task; arguments and errors are those of `make_env`."""
         for name, steps in (("action_repeat", action_repeat), ("time_limit", time_limit)):
@@ -65,7 +67,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.domain, self.task_name = split_task(task_id)
         self.action_repeat = action_repeat
         self.render_mode = render_mode
-        self._env = load(task_id, seed, time_limit, render_mode)
+        self._env = load(task_id, seed, time_limit, render_mode, parameter)
         self.control_timestep = float(self._env.control_timestep())
         # dm_control ends an episode at the first step whose count is not below this, possibly fractional, number.
         self.time_limit_steps = math.ceil(self._env._step_limit)
@@ -256,6 +258,7 @@ def make_env(
     action_repeat: int = 1,
     time_limit: int | None = None,
     render_mode: str | None = None,
+    parameter: Sequence[float] | None = None,
 ) -> DMControlEnv:
     """The environment of a task id such as `cartpole_swingup`, under Gymnasium's API.
 
@@ -276,9 +279,11 @@ def make_env(
             `max_episode_steps`; dm_control's `time_limit` is this times `control_timestep` seconds). None: the task's
             own limit.
         render_mode: `rgb_array` or none. Nothing is loaded for rendering before the first `render()`.
+        parameter: of a task of a family of rewards, which member; None: the seed's.
 
     Raises:
         UserError: for an unknown task, with the nearest names, or an argument out of range.
     """
-    options = {"action_repeat": action_repeat, "time_limit": time_limit, "render_mode": render_mode}
+    options: dict[str, Any] = {"action_repeat": action_repeat, "time_limit": time_limit, "render_mode": render_mode}
+    options["parameter"] = parameter
     return DMControlEnv(task, seed=seed, **options)

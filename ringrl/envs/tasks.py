@@ -3,15 +3,17 @@
 import difflib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import gymnasium
 from dm_control import suite
 from dm_control.rl.control import Environment
 
 from ringrl.envs.compiled_models import compiled_once
-from ringrl.envs.custom import CUSTOM
-from ringrl.envs.custom.hidden import DOMAINS as HIDDEN
+from ringrl.envs.custom import CUSTOM, FAMILIES
+from ringrl.envs.custom.reward_family import RewardFamily
 from ringrl.envs.gymnasium_box import GymnasiumBox, find_spec, split_id, versions_of
 from ringrl.envs.gymnasium_mujoco import GymnasiumMujoco, gymnasium_tasks
 from ringrl.errors import UserError
@@ -61,13 +63,36 @@ def split_task(task_id: str) -> tuple[str, str]:
     return split_id(task_id)
 
 
+def is_task(task_id: str) -> bool:
+    """Whether there is an environment of dm_control's, ExoRL's, ours or Gymnasium's MuJoCo of that id."""
+    return task_id in _TASKS
+
+
 def is_hidden(task_id: str) -> bool:
-    """Whether an environment's seed decides its task, as in the families of `custom.hidden` and their visible twins.
+    """Whether an environment's seed decides its task, as in hidden tasks and their visible twins.
 
     Raises:
         UserError: as `split_task`.
     """
-    return split_task(task_id)[0] in HIDDEN
+    return split_task(task_id)[0].startswith(("hidden_", "visible_"))
+
+
+def is_visible(task_id: str) -> bool:
+    """Whether a task is a hidden task's visible twin, whose observation ends with what is hidden.
+
+    Raises:
+        UserError: as `split_task`.
+    """
+    return split_task(task_id)[0].startswith("visible_")
+
+
+def family_of(task_id: str) -> RewardFamily | None:
+    """The family of rewards of which a task's environments are members; None: of none.
+
+    Raises:
+        UserError: as `split_task`.
+    """
+    return FAMILIES.get(task_id.partition("_")[2]) if is_hidden(task_id) else None
 
 
 def _suggest(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
@@ -76,7 +101,11 @@ def _suggest(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
 
 
 def load(
-    task_id: str, seed: int, time_limit: int | None = None, render_mode: str | None = None
+    task_id: str,
+    seed: int,
+    time_limit: int | None = None,
+    render_mode: str | None = None,
+    parameter: Sequence[float] | None = None,
 ) -> Environment | GymnasiumBox:
     """The environment of a task with dm_control's interface; its episodes end.
 
@@ -85,6 +114,7 @@ def load(
         seed: of the initial states; of hidden tasks, of what is hidden too.
         time_limit: environment steps in an episode; None for the task's own number.
         render_mode: what environments that render themselves are made with.
+        parameter: of a family's task, the member; None: the seed's.
 
     Raises:
         UserError: if there is no such task, Gymnasium cannot make it here, it has other spaces than Box, or no time
@@ -94,7 +124,11 @@ def load(
     if is_hidden(task_id) and not 0 <= seed < 2**32:  # to wrap it would mix training and held-out tasks
         raise UserError(f"seed {seed}: the seeds of {task_id} go from 0 to {2**32 - 1}; give one of those")
     seed %= 2**32
-    custom = CUSTOM.get(domain, {}).get(name)
+    custom: Any = CUSTOM.get(domain, {}).get(name)
+    if parameter is not None:
+        if family_of(task_id) is None or custom is None:
+            raise UserError(f"parameter: {task_id} is no family of rewards; leave it out")
+        custom = partial(custom, parameter=parameter)
     log = logging.getLogger("absl")
     level = log.level
     # MuJoCo finds fault with attributes of these model files, which is nothing to the user.

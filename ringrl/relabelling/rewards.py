@@ -18,7 +18,7 @@ import numpy as np
 from dm_control.rl.control import PhysicsError
 from jaxtyping import Float32
 
-from ringrl.envs import DMControlEnv, make_env, split_task, tasks
+from ringrl.envs import DMControlEnv, family_of, make_env, split_task, tasks
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling.reward_physics import Mode, Needs, Recorder, RowByRow, needs_of
@@ -212,7 +212,7 @@ def _examine(task_id: str, mode: Mode, *, of_one_seed: bool = False) -> Examined
     drawn = _model_differences(environment.physics, other.physics)
     if drawn:
         obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not contain"
-    elif not of_one_seed and _reads_hidden(environment):
+    elif not of_one_seed and (family_of(task_id) is not None or _reads_hidden(environment)):
         obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not contain"
     elif mode == "exact" and _reads_forces(environment):
         obstacle = "it rewards contact forces, which MuJoCo computes before it reaches the stored state"

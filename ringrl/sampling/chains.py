@@ -12,6 +12,7 @@ from jaxtyping import Float32, Float64, Int64
 from ringrl.batch import Chain, ContextPlan
 from ringrl.episode import StepSpan
 from ringrl.errors import UserError
+from ringrl.sampling.relabelled import RelabelledEpisodes
 
 
 @runtime_checkable
@@ -60,7 +61,7 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
     ahead = 0 if plan.horizon is None else plan.horizon * action_repeat
     stop = np.minimum(plan.stop + ahead, length)
     spans = zip(plan.episode.tolist(), plan.start.tolist(), stop.tolist(), strict=True)
-    steps = store.read_many(list(spans), task)
+    steps = _read(store, list(spans), plan, task)
     taken = [[x[:n] for x in by_agent_step(each, action_repeat)] for each, n in zip(steps, count, strict=True)]
     rewards = [rewards_by_agent_step(each, action_repeat) for each in steps]
     completion = np.zeros(int(count.sum()), np.float32)
@@ -82,6 +83,14 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
         step=number.astype(np.int32),
         trial=trial,
     )
+
+
+def _read(store: EpisodeReader, spans: list[tuple[int, int, int]], plan: ContextPlan, task: str) -> Sequence[StepSpan]:
+    if plan.parameter is None:
+        return store.read_many(spans, task)
+    if not isinstance(store, RelabelledEpisodes):
+        raise UserError(f"these episodes have no features of {task}, so its members' rewards are not known")
+    return store.read_members(spans, plan.parameter)
 
 
 def reward_rates(

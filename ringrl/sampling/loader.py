@@ -152,7 +152,9 @@ def _joined(plans: list[ContextPlan]) -> ContextPlan:
     horizons = {plan.horizon for plan in plans}
     if len(horizons) > 1:
         raise UserError(f"contexts of one batch have the horizons {horizons}; a context sampler gives all the same")
-    arrays = [field.name for field in fields(ContextPlan) if field.name != "horizon"]
+    relabelled = plans[0].parameter is not None
+    arrays = [each.name for each in fields(ContextPlan) if each.name not in ("horizon", "parameter")]
+    arrays += ["parameter"] if relabelled else []
     joined = {name: np.concatenate([getattr(plan, name) for plan in plans]) for name in arrays}
     return ContextPlan(**joined, horizon=horizons.pop())
 
@@ -200,6 +202,7 @@ class _BatchReader:
                 stop=end,
                 target=plan.target[piece],
                 completed=plan.completed[piece],
+                parameter=None if plan.parameter is None else plan.parameter[piece],
             ),
             row=pieces.row[piece],
             first=first,

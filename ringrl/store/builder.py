@@ -1,6 +1,6 @@
 """Episodes -> a store, whole or not at all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.store.metadata import METADATA, DataSource, write_metadata
 from ringrl.store.zarr import ColumnWriter, write_array
+
+Features = Callable[[Episode], Float32[np.ndarray, "rows features"]]
+"""The features of a family of rewards in every state of an episode."""
 
 _MIN_CHUNK_ROWS, _MAX_CHUNK_ROWS = 250, 4096
 
@@ -25,6 +28,7 @@ def build(
     sources: Sequence[DataSource] | None = None,
     provenance: Mapping[str, Any] | None = None,
     returns: Mapping[str, Float64[np.ndarray, " episodes"]] | None = None,
+    features: Mapping[str, Features] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a store from episodes that come one at a time. Memory is bounded by some 100 MB an array.
@@ -41,6 +45,8 @@ def build(
         provenance: anything that JSON can express, kept beside what is recorded anyway (time and library versions).
         returns: float64 [episodes] by task, the undiscounted returns as another store has them; None: the sums of the
             rewards. A sum depends on the order of its terms in the last bits.
+        features: by the name of a family of rewards, what computes the features that its rewards read
+            (`ringrl.relabelling.features`).
         overwrite: replace a store of that name.
 
     Returns:
@@ -66,7 +72,7 @@ def build(
     if tasks is not None and len(set(tasks)) < len(tasks):
         raise UserError(f"{out}: of its tasks, {', '.join(tasks)}, one is named twice; name each once")
     with atomic_folder(out, marker=METADATA, overwrite=overwrite) as partial:
-        rows, source_of = RowWriter(partial, domain, tasks), []
+        rows, source_of = RowWriter(partial, domain, tasks, features or {}), []
         for given in episodes:
             episode, source = (given, 0) if isinstance(given, Episode) else given
             if not 0 <= source < len(sources):
@@ -86,6 +92,7 @@ def build(
             partial,
             domain=domain,
             tasks=rows.tasks,
+            families=rows.families,
             lengths=lengths,
             source=source,
             dims=rows.dims,
@@ -113,10 +120,13 @@ class RowWriter:
         tasks: names of the reward columns; those that are not given are known from the first episode on.
         lengths: steps of every episode so far.
         returns: float64 [tasks], the undiscounted returns of every episode so far.
+        families: widths of the features, by the name of the family.
     """
 
-    def __init__(self, folder: Path, domain: str, tasks: Sequence[str] | None):
-        """Write into `folder`, one `reward/TASK` for every task; `domain` and `tasks` are those of `build`."""
+    def __init__(self, folder: Path, domain: str, tasks: Sequence[str] | None, features: Mapping[str, Features]):
+        """Write into `folder`, one `reward/TASK` for every task; the other arguments are those of `build`."""
+        self.families: dict[str, int] = {}
+        self._features = features
         self.dims: Dims | None = None
         self.tasks: tuple[str, ...] = tuple(tasks or ())
         self.lengths: list[int] = []
@@ -143,6 +153,8 @@ class RowWriter:
         if self.dims is None:
             self.dims = dims
             self._writers = self._open_writers(dims, chunk_rows(len(episode.observation)))
+        for name, read in self._features.items():
+            self._append_features(name, read(episode))
         together = (episode.observation, _with_padding(episode.action), _with_padding(episode.discount[:, None]))
         self._writers["transition"].append(np.concatenate(together, axis=1))
         if dims.physics:
@@ -151,6 +163,13 @@ class RowWriter:
             self._writers[f"reward/{task}"].append(_with_padding(episode.reward[:, column]))
         self.lengths.append(episode.length)
         self.returns.append(episode.returns)
+
+    def _append_features(self, name: str, values: Float32[np.ndarray, "rows features"]) -> None:
+        if name not in self.families:
+            self.families[name], path = values.shape[1], self._folder / f"feature/{name}"
+            chunk = chunk_rows(len(values))
+            self._writers[f"feature/{name}"] = ColumnWriter(path, values.shape[1:], np.float32, chunk_rows=chunk)
+        self._writers[f"feature/{name}"].append(values)
 
     def flush(self) -> None:
         """Write what is buffered."""

@@ -3,19 +3,20 @@
 `NAME/store.json` says what is inside. Episodes are stored one after another, T + 1 rows each: row t of an episode is
 its step t, and its last row has its last observation, with zeros in place of an action, a discount and a reward. The
 arrays of rows are `transition` float32 [rows, observation + action + 1], whose last column is the discount;
-`reward/TASK` float32 [rows], one array a task; and `physics` float64 [rows, state], where there are states. Per episode
-there are `offsets` int64 [episodes + 1] (first rows), `source` int32 [episodes] (index into the sources) and
-`return/TASK` float64 [episodes]. Any Zarr v3 reader can open them. What training reads together is stored together, and
-a chunk is an episode where all are of one length.
+`reward/TASK` float32 [rows], one array a task; `physics` float64 [rows, state], where there are states; and
+`feature/FAMILY` float32 [rows, features], what the rewards of a family read: row t + 1 of an episode follows its step
+t. Per episode there are `offsets` int64 [episodes + 1] (first rows), `source` int32 [episodes] (index into the sources)
+and `return/TASK` float64 [episodes]. Any Zarr v3 reader can open them. What training reads together is stored together,
+and a chunk is an episode where all are of one length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from ringrl.episode import Dims, Episode, StepSpan
 from ringrl.errors import UserError
@@ -30,6 +31,14 @@ __all__ = ["DataSource", "Store", "build", "open_store"]
 _CACHE_BYTES = 2**27
 
 
+class Steps(NamedTuple):
+    """n environment steps of one episode without rewards, as in `ringrl.episode.StepSpan`."""
+
+    observation: Float32[np.ndarray, "steps_and_one observation"]
+    action: Float32[np.ndarray, "steps action"]
+    discount: Float32[np.ndarray, " steps"]
+
+
 class Store:
     """An open store. Open it with `open_store`; it can be pickled, and opens itself again where it arrives.
 
@@ -37,6 +46,7 @@ class Store:
         path: its folder or URL.
         domain: such as `walker`.
         tasks: the task ids that it has rewards of.
+        families: names of the families of rewards that it has the features of, and the number of these.
         episodes: their number.
         lengths: int64 [episodes], environment steps of each.
         source: int32 [episodes], index into `sources`.
@@ -53,13 +63,15 @@ class Store:
         try:
             self.domain: str = metadata["domain"]
             self.tasks: tuple[str, ...] = tuple(metadata["tasks"])
+            self.families: dict[str, int] = metadata.get("families", {})
             self.episodes: int = metadata["episodes"]
             self.dims = Dims(**metadata["dims"])
             self.sources = tuple(DataSource(**source) for source in metadata["sources"])
             self.provenance: dict[str, Any] = metadata["provenance"]
             self._rows: int = metadata["steps"] + self.episodes
             shapes = array_shapes(self.dims, self.tasks, self.episodes, self._rows)
-        except (KeyError, TypeError, ValueError) as error:
+            shapes |= {f"feature/{name}": (self._rows, int(width)) for name, width in self.families.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise unreadable(path, error) from error
         self._arrays = StoredArrays(path, shapes, context, memory_limit)
         if self.dims.reward != len(self.tasks) or not self.episodes:
@@ -111,26 +123,63 @@ class Store:
             IndexError: if a span is empty or beyond its episode.
         """
         self._check_task(task)
+        name = f"reward/{task}"
+        found = self._read({"transition": 1, name: 0}, spans)
+        return [
+            StepSpan(observation, action, reward[start:], discount, reward[:start])
+            for (observation, action, discount), reward, (_, start, _) in zip(
+                map(self._parted, found["transition"]), found[name], spans, strict=True
+            )
+        ]
+
+    def read_steps(self, spans: Sequence[tuple[int, int, int]]) -> list[Steps]:
+        """As `read_many`, without rewards: observations, actions and discounts as of `StepSpan`.
+
+        Raises:
+            UserError: if a file is lost or damaged.
+            IndexError: if a span is empty or beyond its episode.
+        """
+        return [self._parted(block) for block in self._read({"transition": 1}, spans)["transition"]]
+
+    def _read(self, names: Mapping[str, int], spans: Sequence[tuple[int, int, int]]) -> dict[str, list[np.ndarray]]:
+        """Rows of the spans' steps: with 1, from `start` to the row after the last; with 0, of all until the last."""
         for span in spans:
             self._check_span(*span)
         if not spans:
-            return []
+            return {name: [] for name in names}
         first = self._offsets[[episode for episode, _, _ in spans]].tolist()
-        steps = [slice(row + start, row + stop + 1) for row, (_, start, stop) in zip(first, spans, strict=True)]
-        paid = [slice(row, row + stop) for row, (_, _, stop) in zip(first, spans, strict=True)]
-        found = self._arrays.rows({"transition": steps, f"reward/{task}": paid})
-        transitions, rewards = found["transition"], found[f"reward/{task}"]
+        rows = [(row, row + start, row + stop) for row, (_, start, stop) in zip(first, spans, strict=True)]
+        steps, paid = [slice(a, b + 1) for _, a, b in rows], [slice(begin, b) for begin, _, b in rows]
+        return self._arrays.rows({name: steps if after else paid for name, after in names.items()})
+
+    def _parted(self, block: np.ndarray) -> Steps:
         width = self.dims.observation
-        return [
-            StepSpan(
-                observation=block[:, :width],
-                action=block[:-1, width:-1],
-                reward=reward[start:],
-                discount=block[:-1, -1],
-                earlier=reward[:start],
+        return Steps(block[:, :width], block[:-1, width:-1], block[:-1, -1])
+
+    def features(self, family: str) -> Float32[np.ndarray, "rows features"]:
+        """What the rewards of a family read, in all rows of all episodes; it is kept in memory.
+
+        Row `first_rows[e] + t + 1` follows step t of episode e.
+
+        Raises:
+            UserError: if the store has no features of the family, or a file of it is lost or damaged.
+        """
+        if family not in self.families:
+            has = ", ".join(self.families) or "none"
+            raise UserError(
+                f"{self.path} has no features of {family} (it has {has}); build it with `--families {family}`"
             )
-            for block, reward, (_, start, _) in zip(transitions, rewards, spans, strict=True)
-        ]
+        return self._arrays.whole(f"feature/{family}")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Widths of `observation` and `action`."""
+        return {"observation": self.dims.observation, "action": self.dims.action}
+
+    @property
+    def first_rows(self) -> Int64[np.ndarray, " episodes"]:
+        """The row of every episode's first step."""
+        return self._offsets[:-1]
 
     def episode(self, index: int, task: str) -> Episode:
         """One whole episode, with the rewards of one task and the physics states, if there are any.

@@ -1,7 +1,7 @@
 """`store.json`: what an episode store says of itself."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -53,6 +53,7 @@ def write_metadata(
     *,
     domain: str,
     tasks: Sequence[str],
+    families: Mapping[str, int],
     lengths: Int64[np.ndarray, " episodes"],
     source: Int32[np.ndarray, " episodes"],
     dims: Dims,
@@ -65,6 +66,7 @@ def write_metadata(
         "version": FORMAT_VERSION,
         "domain": domain,
         "tasks": list(tasks),
+        "families": dict(families),
         "episodes": len(lengths),
         "steps": int(lengths.sum()),
         "dims": dims._asdict(),

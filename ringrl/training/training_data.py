@@ -8,25 +8,40 @@ import numpy as np
 from jaxtyping import Int64
 
 from ringrl.attention.layout import to_ring_order
-from ringrl.config import RunConfig
+from ringrl.config import DataConfig, RunConfig
+from ringrl.envs import family_of, is_task, is_visible
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
 from ringrl.run import RunDirectory
 from ringrl.sampling.loader import make_loader
 from ringrl.sampling.normalizer import Normalizer
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.sampling.token_windows import token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
 
-SampleContexts = Callable[[Store, str, int], ContextSampler]
-"""(store, task, action repeat) -> the sampler of an agent's contexts."""
+SampleContexts = Callable[[Episodes, str, int], ContextSampler]
+"""(episodes, task, action repeat) -> the sampler of an agent's contexts."""
+
+
+def open_episodes(config: DataConfig, memory_limit: int = 2**29) -> Episodes:
+    """The store's episodes, with the rewards of members where the task is of a family.
+
+    Raises UserError where there is no store, or it has neither rewards of the task nor features of its family.
+    """
+    store = open_store(config.store, memory_limit=memory_limit)
+    family = family_of(config.task) if config.task not in store.tasks and is_task(config.task) else None
+    if family is None:
+        return store
+    return RelabelledEpisodes(store, family, visible=is_visible(config.task), hindsight_share=config.hindsight)
 
 
 class EpisodeData:
     """The episodes of a store: what a run knows of them, and their scales.
 
     Attributes:
+        episodes: the store's.
         sizes: widths of `observation` and `action`.
         card: what a report says of the data, so that it needs no store.
     """
@@ -34,9 +49,9 @@ class EpisodeData:
     def __init__(self, config: RunConfig):
         """Open the store. Raises UserError where there is none, or it has no rewards of the task."""
         self._config = config
-        self._store = open_store(config.data.store)
-        self.sizes = {"observation": self._store.dims.observation, "action": self._store.dims.action}
-        self.card = _card(config, self._store, self.sizes)
+        self.episodes = open_episodes(config.data)
+        self.sizes = self.episodes.sizes
+        self.card = _card(config, self.episodes)
         self.normalizer: Normalizer | None = None
 
     def prepare(self, run: Path) -> None:
@@ -52,7 +67,7 @@ class EpisodeData:
     def _measure(self, run: Path) -> Normalizer:
         data = self._config.data
         if not RunDirectory(run).exists:
-            once = open_store(data.store, memory_limit=0)  # what it reads does not stay in memory
+            once = open_episodes(data, memory_limit=0)  # what it reads does not stay in memory
             return Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
         refuse_changed(self.card, run, str(data.store), but=("store",))
         return RunDirectory(run).normalizer()
@@ -77,10 +92,10 @@ class ContextData(EpisodeData):
         """See `BatchData`; the fields of `ringrl.batch.Batch`, steps in ring order."""
         config, data, training = self._config, self._config.data, self._config.training
         # Where processes share a row, each reads its slice of it and keeps nothing in memory.
-        store = self._store if len(shard.columns) == training.row_steps else open_store(data.store, memory_limit=0)
+        whole = len(shard.columns) == training.row_steps
         loader = make_loader(
-            store,
-            self._sample_contexts(self._store, data.task, data.action_repeat),
+            self.episodes if whole else open_episodes(data, memory_limit=0),
+            self._sample_contexts(self.episodes, data.task, data.action_repeat),
             data.task,
             self.scales,
             batch=training.batch,
@@ -152,18 +167,19 @@ def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ())
         )
 
 
-def _card(config: RunConfig, store: Store, sizes: dict[str, int]) -> dict:
+def _card(config: RunConfig, episodes: Episodes) -> dict:
+    store = episodes.store if isinstance(episodes, RelabelledEpisodes) else episodes
     return {
         "task": config.data.task,
         "domain": store.domain,
         "store": str(config.data.store),
         "episodes": store.episodes,
         "steps": int(store.lengths.sum()),
-        "relabel": _relabel_mode(store),
+        "relabel": _relabel_mode(store) if store is episodes else "members",
         "sources": [{"name": s.name, "collector": s.collector, "episodes": s.episodes} for s in store.sources],
-        "returns": store.returns(config.data.task).tolist(),
+        "returns": episodes.returns(config.data.task).tolist(),
         "source": store.source.tolist(),
-        "sizes": sizes,
+        "sizes": episodes.sizes,
     }
 
 

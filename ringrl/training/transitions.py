@@ -15,9 +15,8 @@ from ringrl.config import AgentConfig, RunConfig
 from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
-from ringrl.store.episode_store import open_store
 from ringrl.training.mesh import make_mesh
-from ringrl.training.training_data import EpisodeData
+from ringrl.training.training_data import EpisodeData, open_episodes
 
 EPISODES_AT_ONCE = 16
 MOST_STEPS_A_CALL = 100  # gradient steps fused into one compiled call: more gain no speed, and take memory
@@ -103,11 +102,11 @@ class TransitionTrainer:
 
 def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData) -> Replay:
     """All agent steps of the store's episodes, observations normalised, rewards as they are."""
-    c, store = config.data, open_store(config.data.store, memory_limit=0)
+    c, store = config.data, open_episodes(config.data, memory_limit=0)
     capacity = int((-(-store.lengths // c.action_repeat)).sum())
     replay = learner.make_replay(capacity, *data.sizes.values())
-    for begin in range(0, store.episodes, EPISODES_AT_ONCE):
-        episodes = range(begin, min(begin + EPISODES_AT_ONCE, store.episodes))
+    for begin in range(0, len(store.lengths), EPISODES_AT_ONCE):
+        episodes = range(begin, min(begin + EPISODES_AT_ONCE, len(store.lengths)))
         for steps in store.read_many([(e, 0, int(store.lengths[e])) for e in episodes], c.task):
             observation, action, reward, discount = _agent_steps(steps, c.action_repeat)
             replay.add_episode(data.scales.normalize_observation(observation), action, reward, discount)

@@ -5,10 +5,15 @@ All are dm_control's own `Environment`, `Physics` and `Task`, and each reward is
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from dm_control.rl.control import Environment
 
-from ringrl.envs.custom import cheetah, hidden, hopper, jaco, point_mass_maze, quadruped, walker
+from ringrl.envs.custom import cheetah, goal_families, hidden, hopper, jaco, point_mass_maze, quadruped, walker
+from ringrl.envs.custom.reward_family import RewardFamily, make_member
+
+FAMILIES: dict[str, RewardFamily] = {family.name: family for family in goal_families.FAMILIES}
+"""Families of rewards by name; their tasks are `hidden_NAME` and `visible_NAME`."""
 
 CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
     "cheetah": cheetah.TASKS,
@@ -20,3 +25,8 @@ CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
     **hidden.DOMAINS,
 }
 """Domain -> task name -> environment of a seed."""
+
+for _family in FAMILIES.values():
+    for _kind in ("hidden", "visible"):
+        _tasks = CUSTOM.setdefault(f"{_kind}_{_family.domain}", {})
+        _tasks[_family.name.removeprefix(f"{_family.domain}_")] = partial(make_member, _family, _kind == "visible")

@@ -24,9 +24,6 @@ from dm_control.suite import base, cheetah, point_mass, reacher
 from dm_control.utils import rewards
 from jaxtyping import Float64
 
-HELD_OUT = 1_000_000
-"""Seeds from here on are of tasks that no training data may hold."""
-
 _ARENA = 0.1  # m, half the side of the square in which a point mass starts
 _REACH = (0.1, 0.25)  # m, how far from the origin a point mass's goal lies
 _RADIUS, _MARGIN = 0.02, 0.15  # m, of the goal, and beyond it to where the reward has fallen to a tenth

@@ -1,0 +1,158 @@
+"""Families of rewards of one domain: a parameter, what the reward reads of the physics, and the reward, as data.
+
+All members of a family have the same dynamics, the same observations and the same initial states; only what is paid
+differs. So one reward-free data set is of all of them at once: with the features kept beside its steps
+(`ringrl.store`), its trajectories get the rewards of any member without the simulator, one vectorised call for many
+rows. Each family is a pair of tasks: `hidden_NAME`, whose agent must find out in context what is paid, and
+`visible_NAME`, whose observation ends with the parameter.
+
+The parameter of an environment follows from its seed (`RewardFamily.member`). Seeds below `VALIDATION` are of training,
+those between of validation, those from `HELD_OUT` on of evaluation, and no draw of any seed lies in the neighbourhood
+of a canonical task of the domain: these are always held out.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from dm_control.rl.control import Environment
+from dm_control.suite import base
+from jaxtyping import Bool, Float32, Float64
+
+from ringrl.errors import UserError
+
+HELD_OUT = 1_000_000
+"""Seeds from here on are of tasks that no training data may hold."""
+
+VALIDATION = 500_000
+"""Seeds from here to `HELD_OUT` are of tasks to choose settings by."""
+
+_DRAWS = 1000  # attempts to draw a member outside all neighbourhoods, before the family is called badly made
+
+
+@dataclass(frozen=True, eq=False)
+class RewardFamily:
+    """A family of rewards. Features and parameters are float32, computed with in float64; a reward is float32.
+
+    Attributes:
+        name: the tasks are `hidden_NAME` and `visible_NAME`; it begins with the domain.
+        domain: whose physics it is: data of that domain have its features.
+        base: the environment of a seed, whose dynamics, observations and initial states all members share.
+        features: names of what the reward reads.
+        parameters: names of what a member is.
+        read: a physics, as after a step -> its features, numbers of any shape; also of many states at once, by
+            `ringrl.relabelling`.
+        pay: features [..., F] and parameters [..., P], float64 -> rewards [...]; elementwise along leading axes.
+        draw: a random generator and n -> n members, [n, P].
+        fit: a random generator and features [n, F] -> for each, a member that pays there, [n, P].
+        canonical: tasks of the domain that are members, and their parameters.
+        near: members [n, P] and a canonical one [P] -> whether each lies in its neighbourhood, [n].
+    """
+
+    name: str
+    domain: str
+    base: Callable[[int], Environment]
+    features: tuple[str, ...]
+    parameters: tuple[str, ...]
+    read: Callable[[Any], Any]
+    pay: Callable[[Float64[np.ndarray, "*rows features"], Float64[np.ndarray, "*rows parameters"]], np.ndarray]
+    draw: Callable[[np.random.Generator, int], Float64[np.ndarray, "n parameters"]]
+    fit: Callable[[np.random.Generator, Float64[np.ndarray, "n features"]], Float64[np.ndarray, "n parameters"]]
+    canonical: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    near: Callable[[np.ndarray, np.ndarray], Bool[np.ndarray, " n"]] | None = None
+
+    def reward(
+        self, features: Float32[np.ndarray, "*rows features"], parameter: Float32[np.ndarray, "*rows parameters"]
+    ) -> Float32[np.ndarray, "*rows"]:
+        """What members pay in states: leading axes are broadcast against each other."""
+        # Contiguous float64 rows, so that one state and many go through the same loops of NumPy, to the same bit.
+        seen, member = (np.ascontiguousarray(x, np.float64) for x in (features, parameter))
+        return np.asarray(self.pay(seen, member)).astype(np.float32)
+
+    def members(self, rng: np.random.Generator, count: int) -> Float32[np.ndarray, "count parameters"]:
+        """Members outside the neighbourhoods of the canonical tasks."""
+        return self._redrawn(rng, self.draw(rng, count))
+
+    def hindsight(
+        self, rng: np.random.Generator, features: Float32[np.ndarray, "n features"]
+    ) -> Float32[np.ndarray, "n parameters"]:
+        """For each state a member that pays there; another one where that lies near a canonical task."""
+        return self._redrawn(rng, self.fit(rng, features.astype(np.float64)))
+
+    def member(self, seed: int) -> Float32[np.ndarray, " parameters"]:
+        """The member of an environment's seed."""
+        return self.members(np.random.default_rng((seed, 3)), 1)[0]
+
+    def held_out(self, parameters: Float32[np.ndarray, "n parameters"]) -> Bool[np.ndarray, " n"]:
+        """Whether each lies in the neighbourhood of a canonical task."""
+        inside = np.zeros(len(parameters), bool)
+        for each in self.canonical.values():
+            if self.near is not None:
+                inside |= self.near(parameters.astype(np.float64), np.asarray(each, np.float64))
+        return inside
+
+    def _redrawn(self, rng: np.random.Generator, drawn: np.ndarray) -> Float32[np.ndarray, "n parameters"]:
+        found = drawn.astype(np.float32)
+        for _ in range(_DRAWS):
+            inside = self.held_out(found)
+            if not inside.any():
+                return found
+            found[inside] = self.draw(rng, int(inside.sum())).astype(np.float32)
+        raise RuntimeError(f"{self.name}: nearly all of its members lie near canonical tasks")
+
+
+class MemberTask(base.Task):
+    """A task of the domain that is paid by a member of a family, and is else as it was."""
+
+    def __init__(self, inner: Any, family: RewardFamily, parameter: Float32[np.ndarray, " parameters"], visible: bool):
+        """`inner`: the task whose initial states and observations are taken."""
+        super().__init__(random=inner.random)
+        self.hidden = parameter
+        self._inner, self._family, self._visible = inner, family, visible
+
+    def __getattr__(self, name: str) -> Any:
+        """What the inner task has and this one has not."""
+        return getattr(self.__dict__["_inner"], name)
+
+    def initialize_episode(self, physics: Any) -> None:
+        """As the inner task."""
+        self._inner.initialize_episode(physics)
+
+    def before_step(self, action: Any, physics: Any) -> None:
+        """As the inner task."""
+        self._inner.before_step(action, physics)
+
+    def after_step(self, physics: Any) -> None:
+        """As the inner task."""
+        self._inner.after_step(physics)
+
+    def get_termination(self, physics: Any) -> Any:
+        """As the inner task."""
+        return self._inner.get_termination(physics)
+
+    def get_observation(self, physics: Any) -> OrderedDict[str, Any]:
+        """The inner task's; of a visible member the parameter is its end."""
+        return OrderedDict(self._inner.get_observation(physics) | ({"hidden": self.hidden} if self._visible else {}))
+
+    def get_reward(self, physics: Any) -> float:
+        """What the member pays."""
+        seen = np.asarray(self._family.read(physics), np.float32)
+        return float(self._family.reward(seen[None], self.hidden[None])[0])
+
+
+def make_member(
+    family: RewardFamily, visible: bool, seed: int, parameter: Sequence[float] | None = None
+) -> Environment:
+    """The environment of a member: the seed's, or that of `parameter`.
+
+    Raises UserError where `parameter` has not as many numbers as the family's.
+    """
+    if parameter is not None and np.shape(parameter) != (len(family.parameters),):
+        names = ", ".join(family.parameters)
+        raise UserError(f"parameter {parameter}: {family.name} has {len(family.parameters)} ({names})")
+    member = family.member(seed) if parameter is None else np.asarray(parameter, np.float32)
+    environment = family.base(seed)
+    environment._task = MemberTask(environment.task, family, member, visible)
+    return environment

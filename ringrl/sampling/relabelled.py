@@ -1,0 +1,119 @@
+"""The episodes of a store with the rewards of members of a family, computed from stored features as they are read."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64
+
+from ringrl.envs import RewardFamily
+from ringrl.episode import StepSpan
+from ringrl.errors import UserError
+from ringrl.store.episode_store import Store
+
+Span = tuple[int, int, int]
+"""(episode, start, stop): environment steps `start:stop` of an episode."""
+
+
+class RelabelledEpisodes:
+    """A `ringrl.sampling.chains.EpisodeReader` of reward-free episodes, each paid by whichever member is asked for.
+
+    Where none is asked for, as where scales are measured or a card is written, each episode is paid by a member drawn
+    for it once (`draw`).
+
+    Attributes:
+        store: the episodes; it has the features of `family`.
+        family: whose members pay.
+        visible: whether observations end with the member's parameter, as in the family's visible task.
+        hindsight_share: how many of the drawn members pay at a state of the data; the rest are drawn as tasks are.
+    """
+
+    def __init__(self, store: Store, family: RewardFamily, *, visible: bool = False, hindsight_share: float = 0.5):
+        """Raises UserError where the store is of another domain, or has no features of the family."""
+        self.store, self.family, self.visible, self.hindsight_share = store, family, visible, hindsight_share
+        if store.domain != family.domain:
+            raise UserError(f"{store.path} is of {store.domain}, and {family.name} of {family.domain}")
+        self._features = store.features(family.name)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Widths of `observation`, with the parameter if that is visible, and of `action`."""
+        wider = len(self.family.parameters) if self.visible else 0
+        return self.store.sizes | {"observation": self.store.sizes["observation"] + wider}
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " episodes"]:
+        """Environment steps of every episode."""
+        return self.store.lengths
+
+    @property
+    def source(self) -> Int32[np.ndarray, " episodes"]:
+        """Index of the source of every episode."""
+        return self.store.source
+
+    @cached_property
+    def drawn(self) -> Float32[np.ndarray, "episodes parameters"]:
+        """The member that was drawn for each episode."""
+        return self.draw(np.random.default_rng(0), np.arange(self.store.episodes))
+
+    def draw(self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n parameters"]:
+        """A member for each episode: a share of them pay at one of its states, the rest are drawn as tasks are."""
+        drawn = self.family.members(rng, len(episodes))
+        some = rng.random(len(episodes)) < self.hindsight_share
+        drawn[some] = self.hindsight(rng, episodes[some])
+        return drawn
+
+    def hindsight(
+        self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n parameters"]:
+        """For each episode a member that pays at one of its states, drawn uniformly from those after a step."""
+        after = 1 + rng.integers(self.lengths[episodes])
+        return self.family.hindsight(rng, self._features[self.store.first_rows[episodes] + after])
+
+    def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
+        """Undiscounted return of every episode under the member drawn for it; `task` is the family's."""
+        return self.returns_under(np.arange(self.store.episodes), self.drawn)
+
+    def returns_under(
+        self, episodes: Int64[np.ndarray, " n"], parameters: Float32[np.ndarray, "n parameters"]
+    ) -> Float64[np.ndarray, " n"]:
+        """Undiscounted return of each episode under a member each."""
+        spans = [(episode, 0, int(self.lengths[episode])) for episode in episodes.tolist()]
+        return np.array([paid.sum(dtype=np.float64) for paid in self.rewards(spans, parameters)])
+
+    def rewards(
+        self, spans: Sequence[Span], parameters: Float32[np.ndarray, "spans parameters"]
+    ) -> list[Float32[np.ndarray, " _steps"]]:
+        """The rewards of each span's steps under a member each."""
+        first = self.store.first_rows[[episode for episode, _, _ in spans]].tolist()
+        rows = [slice(row + start + 1, row + stop + 1) for row, (_, start, stop) in zip(first, spans, strict=True)]
+        count = [stop - start for _, start, stop in spans]
+        seen = np.concatenate([self._features[each] for each in rows])
+        paid = self.family.reward(seen, np.repeat(parameters, count, axis=0))
+        return np.split(paid, np.cumsum(count)[:-1])
+
+    def read_many(self, spans: Sequence[Span], task: str) -> list[StepSpan]:
+        """Environment steps of each span, paid by the member drawn for its episode."""
+        return self.read_members(spans, self.drawn[[episode for episode, _, _ in spans]])
+
+    def read_members(
+        self, spans: Sequence[Span], parameters: Float32[np.ndarray, "spans parameters"]
+    ) -> list[StepSpan]:
+        """Environment steps of each span, paid by a member each. Raises as `Store.read_many`."""
+        found = self.store.read_steps(spans)
+        paid = self.rewards([(episode, 0, stop) for episode, _, stop in spans], parameters)
+        return [
+            StepSpan(self._seen(observation, member), action, reward[start:], discount, reward[:start])
+            for (observation, action, discount), reward, member, (_, start, _) in zip(
+                found, paid, parameters, spans, strict=True
+            )
+        ]
+
+    def _seen(self, observation: np.ndarray, member: np.ndarray) -> np.ndarray:
+        if not self.visible:
+            return observation
+        return np.concatenate([observation, np.broadcast_to(member, (len(observation), len(member)))], axis=1)
+
+
+Episodes = Store | RelabelledEpisodes
+"""What contexts are drawn from: the episodes of a store, of tasks of a family with the rewards of its members."""
