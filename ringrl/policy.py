@@ -1,5 +1,6 @@
 """What rollouts ask of a trained agent: how it acts, in what, and the interface of who acts."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -13,6 +14,9 @@ from ringrl.sampling.normalizer import Normalizer
 StepFields = Mapping[str, np.ndarray]
 """Fields of `ringrl.batch.Batch` by name."""
 
+UNBOUNDED = sys.maxsize
+"""`RolloutSpec.context_steps` of an agent whose context may be of any length."""
+
 
 @dataclass(frozen=True)
 class RolloutSpec:
@@ -22,7 +26,7 @@ class RolloutSpec:
     (Chen et al. 2021, section 3), or R at every step.
 
     Attributes:
-        context_steps: agent steps in the longest context that training has shown the agent.
+        context_steps: agent steps in the longest context that training has shown the agent, or `UNBOUNDED`.
         target: R; None: the agent is not conditioned on a return.
         subtract_rewards: whether R_t is R less the rewards so far; False: R at every step, as of a mean reward over a
             horizon (`ringrl.batch.ContextPlan`).

@@ -36,11 +36,10 @@ def check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
 
 def refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:
     """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
-    if "context" in given and not agent.has_context:
-        raise UserError(f"--context: {agent.name} sees one observation at a time; leave it out")
-    unused = [name for name in ("mesh", "cache_dtype", "when_full") if name in given and not agent.has_context]
-    if unused:
-        option = unused[0].replace("_", "-")
-        raise UserError(f"--{option}: {agent.name} sees one observation at a time, so it has no context; leave it out")
+    unused = [name for name in ("context", "mesh", "cache_dtype", "when_full") if name in given]
+    if unused and not agent.has_context:
+        summed = agent.description.across_trials
+        why = "keeps no steps of its context, of any length" if summed else "sees one observation at a time"
+        raise UserError(f"--{unused[0].replace('_', '-')}: {agent.name} {why}; leave it out")
     if "target" in given and agent.target is None:
         raise UserError(f"--target: {agent.name} is not conditioned on a return, so there is no target; leave it out")

@@ -37,7 +37,7 @@ class TrainedAgent:
         description: what a report says of it.
         sizes: widths of the observation and the action.
         spec: how it is rolled out unless another target is given.
-        has_context: whether it sees more than one observation.
+        has_context: whether it keeps the steps of a context, as a sequence model does.
     """
 
     name: str

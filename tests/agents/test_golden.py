@@ -25,6 +25,7 @@ AGENTS = {
     "at": {"name": "agentic_transformer", "trajectories": 3},
     "ad": {"name": "algorithm_distillation", "trajectories": 3, "fused": True},
     "td3": {"name": "td3", "hidden": [8, 8], "batch": 16, "n_step": 3, "tau": 0.3, "actor_lr": 1e-2},
+    "fb": {"name": "forward_backward", "dimension": 6, "hidden": 8, "backward_hidden": [8], "batch": 16, "lr": 1e-2},
 }
 GOLDEN = {
     "bc": [0.374870, 0.592889, 0.862044, 0.693162],
@@ -34,6 +35,7 @@ GOLDEN = {
     "at": [0.938374, 0.907073, 0.684006, 0.792362],
     "ad": [54.433086, 26.087671, 6.366306, 3.954114],
     "td3": [28.054558, 36.659435, 31.523285, 56.795860],
+    "fb": [5.965914, 4.042488, 6.429033, 3.490203],
 }
 
 
@@ -58,7 +60,7 @@ def make_store(path: Path) -> Path:
 def losses(agent: str, store: Path) -> list[float]:
     """The losses of the first training steps."""
     values = {"data": {"store": str(store), "task": "toy_walk"}, "agent": AGENTS[agent], "training": {"steps": STEPS}}
-    if agent != "td3":
+    if agent not in ("td3", "fb"):
         values["training"] |= {"batch": 2, "row_steps": 36}
         values |= {"model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "remat": "none"}}
         values["model"] |= {"max_steps": 12, "max_trials": 4, "trial_encoding": "table"}
