@@ -26,6 +26,7 @@ from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.collect.networks import MLP, descend, optimizer_state, polyak
 from ringrl.collect.replay import Replay, Transitions
 from ringrl.config import AgentConfig
+from ringrl.errors import UserError
 from ringrl.policy import UNBOUNDED
 from ringrl.rollout.task_vector_policy import TrainedTaskVectorPolicy
 from ringrl.sampling.normalizer import Normalizer
@@ -43,6 +44,9 @@ class Config(AgentConfig):
     dimension: Count = 50  # d, of F, B and z; 2022: 50, and 100 for the maze
     hidden: Annotated[int, Field(ge=2)] = 256  # width of the layers of F and of the actor; 2022: 1024
     backward_hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (256, 256)  # of B's layers; 2022: (256, 256)
+    # indices of the observation's numbers that B reads, where rewards are known to read no others; empty: all
+    # (the first paper, section 3: B of a goal space phi(s))
+    goal_space: tuple[Annotated[int, Field(ge=0)], ...] = ()
     lr: Positive = 5e-4  # Adam's step size for F and B; 2022: 1e-4, of 1,000,000 gradient steps
     actor_lr: Positive = 5e-4  # and for the actor; 2022: 1e-4
     batch: Annotated[int, Field(ge=2)] = 256  # transitions in a minibatch; 2022: 1024
@@ -88,7 +92,8 @@ class Representation(nnx.Module):
         """Independent networks; both F are of one shape."""
         sizes = (observation_size, action_size, config.dimension, config.dimension, config.hidden)
         self.f1, self.f2 = Conditioned(*sizes, rngs), Conditioned(*sizes, rngs)
-        self.b = MLP((observation_size, *config.backward_hidden, config.dimension), rngs)
+        self.goal_space = config.goal_space or tuple(range(observation_size))
+        self.b = MLP((len(self.goal_space), *config.backward_hidden, config.dimension), rngs)
 
     def forward(
         self,
@@ -102,7 +107,7 @@ class Representation(nnx.Module):
 
     def backward(self, observation: Float[Array, "*batch observation"]) -> Float[Array, "*batch d"]:
         """B, on the sphere of radius sqrt(d)."""
-        return on_sphere(self.b(observation))
+        return on_sphere(self.b(observation[..., np.array(self.goal_space)]))
 
 
 class FBState(NamedTuple):
@@ -253,7 +258,12 @@ class Agent(ReplayAgent[Config, FBState]):
     description = AgentDescription("Forward-backward", across_trials=True)
 
     def init(self, observation_size: int, action_size: int, seed: int) -> FBState:
-        """See `init`."""
+        """See `init`. Raises UserError where `goal_space` names numbers that an observation does not have."""
+        if max(self.config.goal_space, default=0) >= observation_size:
+            raise UserError(
+                f"agent.goal_space {list(self.config.goal_space)}: an observation has {observation_size} numbers; "
+                f"give indices from 0 to {observation_size - 1}"
+            )
         return init(self.config, observation_size, action_size, seed)
 
     def make_replay(self, capacity: int, observation_size: int, action_size: int) -> Replay:

@@ -9,6 +9,7 @@ import pytest
 
 from ringrl import recipes
 from ringrl.config import parse_config
+from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.rollout.task_vector_policy import TaskVectorPolicy
 from ringrl.rollout.trained_agent import load_agent
@@ -124,6 +125,17 @@ def test_the_actor_climbs_the_smaller_value_and_clones_as_far_as_is_said(weight)
     loss, mean = fb.actor_loss(config, state.representation, batch, z, state.actor)
     assert float(mean) == pytest.approx(q.mean(), rel=1e-4)
     assert float(loss) == pytest.approx(cloned if weight else -q.mean(), rel=1e-4)
+
+
+def test_b_reads_the_goal_space_alone():
+    state = fb.init(tiny(goal_space=(2, 0)), 3, 2, 0)
+    code = lambda *seen: np.asarray(fb.encode(state.representation, jnp.array(seen)))  # noqa: E731
+    np.testing.assert_array_equal(code(1.0, 2.0, 3.0), code(1.0, 9.0, 3.0))
+    assert not np.allclose(code(1.0, 2.0, 3.0), code(1.0, 2.0, 4.0))
+    with pytest.raises(
+        UserError, match=r"agent.goal_space \[3\]: an observation has 3 numbers; give indices from 0 to 2"
+    ):
+        fb.Agent(tiny(goal_space=(3,))).init(3, 2, 0)
 
 
 def test_on_a_cycle_it_is_the_successor_measure():
