@@ -20,8 +20,11 @@ def near_place(
     return np.exp(np.log(0.1) * np.square(beyond))
 
 
+_TRIAL = 8.0  # s; a point mass crosses the arena in 6
+
+
 def _point_mass(seed: int) -> Environment:
-    return suite.load("point_mass", "easy", task_kwargs={"random": seed})
+    return suite.load("point_mass", "easy", task_kwargs={"random": seed, "time_limit": _TRIAL})
 
 
 def _position(physics: Any) -> Any:
