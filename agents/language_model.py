@@ -1,6 +1,7 @@
 """A language model: predict a text's next token id. No agent, but what Ring Attention's Table 3 is about.
 
-- data: a file of token ids (`.npy`, whole numbers); `data: {store: text.npy, task: next_token}`
+- data: a file of token ids (`.npy`, whole numbers), and the weights of their losses where they are beside it;
+  `data: {store: text.npy, task: next_token}`
 - tokens: one an id; the next one is predicted
 - loss: cross-entropy, computed block by block so that the logits of a long row are never stored at once
 - acts: not at all: it has no policy

@@ -1,4 +1,4 @@
-"""Token ids -> batches for a language model: windows of the text, drawn uniformly and anew for every row."""
+"""Token ids -> batches for a language model: windows of a text, or documents, drawn anew for every row."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,8 @@ def token_batches(
 
         token_t = x_{i+t},   target_t = x_{i+t+1},   i ~ Uniform{0, ..., len(x) - steps - 1}
 
-    Row r of step s depends on (seed, s, r) alone, as in `ringrl.sampling.loader`.
+    or, of a file of documents, at the first token of a uniform document. The weight at t is that of the target. Row r
+    of step s depends on (seed, s, r) alone, as in `ringrl.sampling.loader`.
 
     Args:
         tokens: the ids.
@@ -42,25 +43,24 @@ def token_batches(
         UserError from `next`.
 
     Raises:
-        UserError: the file is shorter than a row.
+        UserError: the text, or a document, is shorter than a row.
     """
-    starts = len(tokens.ids) - steps  # a row's last token needs the one after it
-    if starts < 1:
-        raise UserError(
-            f"{tokens.path}: {len(tokens.ids):,} tokens do not make a row of {steps:,} and the token after it"
-        )
+    length = tokens.document or len(tokens.ids)
+    if length <= steps:  # a row's last token needs the one after it
+        kind = "tokens" if tokens.document is None else "tokens of a document"
+        raise UserError(f"{tokens.path}: {length:,} {kind} do not make a row of {steps:,} and the token after it")
+    starts, apart = (length - steps, 1) if tokens.document is None else (len(tokens.ids) // length, length)
 
     def read(element: int) -> dict[str, np.ndarray]:
         step, local = divmod(int(element), len(rows))
         rng = np.random.default_rng(np.random.SeedSequence([seed, step, int(rows[local])]))
-        at = int(rng.integers(starts)) + positions
-        ones = np.ones(len(positions), np.int32)
+        at = int(rng.integers(starts)) * apart + positions
         return {
             "token": tokens.read(at),
             "target": tokens.read(at + 1),
             "position": positions.astype(np.int32),
-            "segment_ids": ones,
-            "weight": ones.astype(np.float32),
+            "segment_ids": np.ones(len(positions), np.int32),
+            "weight": tokens.read_weights(at + 1),
         }
 
     dataset = grain.MapDataset.range(start_step * len(rows), ROWS).map(read)

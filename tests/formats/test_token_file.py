@@ -26,6 +26,24 @@ def test_files_of_one_length_have_different_checksums(path, tmp_path):
     assert len({TokenFile(file, 200).checksum() for file in files}) == 3
 
 
+def test_documents_and_weights_lie_in_one_line(tmp_path):
+    np.save(tmp_path / "two.npy", np.arange(6).reshape(2, 3))
+    flat = TokenFile(tmp_path / "two.npy", 10)
+    assert flat.document == 3 and flat.read(np.array([3, 5])).tolist() == [3, 5]
+    assert flat.read_weights(np.arange(6)).tolist() == [1] * 6 and flat.weights is None
+    np.save(tmp_path / "two.weights.npy", np.array([[0, 0, 1], [0, 1, 1]], np.uint8))
+    weighted = TokenFile(tmp_path / "two.npy", 10)
+    assert weighted.read_weights(np.array([2, 3, 4])).tolist() == [1, 0, 1]
+    np.save(tmp_path / "text.npy", np.arange(6))
+    assert len({file.checksum() for file in (flat, weighted, TokenFile(tmp_path / "text.npy", 10))}) == 3
+
+
+def test_weights_of_another_shape_are_refused(path, tmp_path):
+    np.save(tmp_path / "text.weights.npy", np.ones(99))
+    with pytest.raises(UserError, match=r"text.weights.npy: holds float64 \(99,\); the weights of .* \(100,\)"):
+        TokenFile(path, 100)
+
+
 def test_other_files_are_refused(path, tmp_path):
     with pytest.raises(UserError, match="missing.npy: no file of token ids"):
         TokenFile(tmp_path / "missing.npy", 100)

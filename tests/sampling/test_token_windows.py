@@ -53,6 +53,22 @@ def test_batches_resume_and_are_divided_as_they_would_have_been(path):
     np.testing.assert_array_equal(back, whole[0].token[1:])
 
 
+def test_a_row_is_the_beginning_of_a_document_and_weighs_what_the_file_says(tmp_path):
+    path = tmp_path / "documents.npy"
+    np.save(path, np.arange(100).reshape(10, 10))
+    np.save(tmp_path / "documents.weights.npy", np.tile(np.array([1, 0, 0, 1, 0, 0, 0, 0, 0.5, 1]), (10, 1)))
+    (batch,) = take(path, 1)
+    assert not (batch.token[:, 0] % 10).any() and len(set(batch.token[:, 0])) > 1
+    np.testing.assert_array_equal(batch.token - batch.token[:, :1], batch.position)
+    np.testing.assert_array_equal(batch.weight, np.tile([0, 0, 1, 0, 0, 0, 0, 0.5], (3, 1)))
+
+
+def test_a_document_shorter_than_a_row_is_refused(tmp_path):
+    np.save(tmp_path / "short.npy", np.zeros((10, 8), np.int32))
+    with pytest.raises(UserError, match="8 tokens of a document do not make a row of 8 and the token after it"):
+        take(tmp_path / "short.npy")
+
+
 def test_a_file_shorter_than_a_row_is_refused(path):
     with pytest.raises(UserError, match="100 tokens do not make a row of 100"):
         token_batches(TokenFile(path, 100), rows=ALL, steps=100, positions=np.arange(100), seed=0)
