@@ -9,7 +9,7 @@
 | dataset.json | a summary of the data set: sizes, sources, returns |
 | metrics.jsonl, tensorboard/ | the logged training steps |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
-| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table |
+| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; in a folder TASK/ those of another task than the run's |
 | finished | empty; `ringrl demo` marks with it that the training has come to its end |
 | timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |
@@ -52,10 +52,11 @@ class RunDirectory:
 
     Attributes:
         path: the directory, as given; it need not exist.
+        task: whose evaluation's tables are meant, where it is another than the run's own; None: the run's own.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, task: str | None = None):
+        self.path, self.task = Path(path), task
         self.config_file = self.path / "config.yaml"
         self.record_file = self.path / "run.json"
         self.agent_file = self.path / "agent.py"
@@ -64,7 +65,7 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self.evaluation = self.path / "evaluation"
+        self.evaluation = self.path / "evaluation" / (task or "")
         self.finished_file = self.path / "finished"
         self.timing_file = self.path / "timing.json"
         self.report = self.path / "report"
@@ -168,9 +169,7 @@ class RunDirectory:
             return self._agent_of(record)
         section = self.settings().get("agent")
         name = section.get("name") if isinstance(section, dict) else None
-        if not isinstance(name, str):
-            return None
-        return agent_of_schema_0(name)
+        return agent_of_schema_0(name) if isinstance(name, str) else None
 
     def label(self) -> str:
         """What tables call the run's agent: the configuration's label or, without one, the agent's file."""
@@ -223,7 +222,7 @@ class RunDirectory:
 
     def write_table(self, name: str, rows: Sequence[TrialReturn], settings: Mapping[str, Any]) -> Path:
         """Write a table of evaluation/ and the JSON beside it; returns the table's path."""
-        self.evaluation.mkdir(exist_ok=True)
+        self.evaluation.mkdir(exist_ok=True, parents=True)
         write_text(self.table_settings_file(name), json.dumps(dict(settings), indent=1) + "\n")
         write_returns(self.table(name), rows)
         return self.table(name)

@@ -88,6 +88,8 @@ class EvaluateVerb:
 
     run_directory: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]
     """What `ringrl train` made."""
+    task: str | None = None
+    """Another task than the run's, of the same widths; its tables are in evaluation/TASK/."""
     trials: int | None = None
     """Trials in one context, in each environment."""
     envs: int | None = None
@@ -141,7 +143,7 @@ class EvaluateVerb:
         from ringrl.rollout.evaluate import evaluate
         from ringrl.rollout.repetitions import repeat
 
-        names = ("trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
+        names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         settings["mesh"] = _parse_mesh(self.mesh)
         shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order}

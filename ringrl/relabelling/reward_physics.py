@@ -18,11 +18,12 @@ import mujoco
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
-from ringrl.envs import DMControlEnv
 from ringrl.relabelling.per_row import PerRow
 from ringrl.relabelling.physics_view import view_of_rows
 
 Mode = Literal["exact", "exorl"]
+Paying = Any
+"""A `ringrl.envs.DMControlEnv`, or what is like one but for its task's reward (`ringrl.relabelling.features`)."""
 States = Float64[np.ndarray, "rows state"]
 Controls = Float64[np.ndarray, "rows control"]
 
@@ -65,7 +66,7 @@ class RowByRow:
     of contact forces, which need the acceleration.
     """
 
-    def __init__(self, environments: Sequence[DMControlEnv], mode: Mode):
+    def __init__(self, environments: Sequence[Paying], mode: Mode):
         """Take the physics of the first environment for all tasks; it is changed by every call."""
         self.physics, self._tasks = environments[0].physics, [environment.task for environment in environments]
         self._set = {"exact": self._set_exact, "exorl": self._set_exorl}[mode]
@@ -125,7 +126,7 @@ class Needs:
         return Needs(self.fields | other.fields, tuple(name for name in _CALLS if name in self.calls + other.calls))
 
 
-def needs_of(environment: DMControlEnv, mode: Mode) -> Needs | None:
+def needs_of(environment: Paying, mode: Mode) -> Needs | None:
     """The quantities that the task's reward reads, or None where only the slow way computes it exactly.
 
     The fast way is compared with the slow way on the states of a short rollout of `environment`.
@@ -156,7 +157,7 @@ def needs_of(environment: DMControlEnv, mode: Mode) -> Needs | None:
     return needs if same else None
 
 
-def _short_rollout(environment: DMControlEnv) -> tuple[States, Controls]:
+def _short_rollout(environment: Paying) -> tuple[States, Controls]:
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (_COMPARED_STEPS, environment.physics.model.nu)).astype(np.float32)
     states = []
@@ -192,7 +193,7 @@ def _needs(model: Any, reads: dict[str, set[int]]) -> Needs:
 class Recorder:
     """The rewards of tasks whose models have the same kinematics, computed for all rows at once."""
 
-    def __init__(self, environments: Sequence[DMControlEnv], needs: Needs, mode: Mode):
+    def __init__(self, environments: Sequence[Paying], needs: Needs, mode: Mode):
         """Take the physics of the first environment for all; each task still reads the constants of its own model."""
         self._environments, self._needs = tuple(environments), needs
         self._control = _CONTROLS[mode]

@@ -21,17 +21,31 @@ def check_task(run: Path, task: str, sizes: dict[str, int]) -> None:
         raise UserError(
             f"{run}: there is no environment {task!r} to evaluate in{why}; the run can only be resumed and exported"
         ) from error
+    for name, width in widths_of(task).items():
+        if width != sizes[name]:
+            raise UserError(
+                f"{run}: {task}'s {name} has {width} numbers, the data's has {sizes[name]}: they are of an "
+                "environment with other settings, in which it cannot be evaluated here"
+            )
+
+
+def check_other_task(run: Path, task: str, sizes: dict[str, int]) -> None:
+    """Raise UserError where there is no environment `task`, or it has other widths than `sizes`, the agent's."""
+    for name, width in widths_of(task).items():
+        if width != sizes[name]:
+            raise UserError(
+                f"--task {task}: its {name} has {width} numbers, the agent of {run} was trained on {sizes[name]}; give "
+                "a task of these widths"
+            )
+
+
+def widths_of(task: str) -> dict[str, int]:
+    """Widths of a task's `observation` and `action`. Raises UserError where there is no such task."""
     env = make_env(task)
     spaces = {"observation": env.observation_space, "action": env.action_space}
     widths = {name: math.prod(space.shape or ()) for name, space in spaces.items()}
     env.close()
-    wrong = [name for name, width in widths.items() if width != sizes[name]]
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f"{run}: {task}'s {name} has {widths[name]} numbers, the data's has {sizes[name]}: they are of an "
-            "environment with other settings, in which it cannot be evaluated here"
-        )
+    return widths
 
 
 def refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:

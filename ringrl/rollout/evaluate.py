@@ -17,12 +17,13 @@ from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
-from ringrl.rollout.demonstrations import Demonstrations, StoredTrajectories, check_demonstrations, check_room
-from ringrl.rollout.evaluable import check_task, refuse_unused
+from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, check_room
+from ringrl.rollout.evaluable import check_other_task, check_task, refuse_unused
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.references import references
 from ringrl.rollout.session import Session
 from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
+from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
 from ringrl.rollout.trained_agent import TrainedAgent, agent_and_source, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
@@ -37,6 +38,7 @@ Start = Callable[[Any, int], Session]  # (VectorEnv or SharedEnvs, index of the 
 def evaluate(
     run: Path | str,
     *,
+    task: str | None = None,
     trials: int | None = None,
     envs: int | None = None,
     context: int | None = None,
@@ -54,6 +56,8 @@ def evaluate(
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
+    `task` is the run's own or another of the same widths, such as a domain's own task for an agent of hidden ones; the
+    tables of another are in evaluation/TASK/.
     `checkpoint` is `latest`, `best` (the lowest training loss of those kept), or the number of a step.
     `trials` trials in each of `envs` environments, all in one context where the agent's spans trials, of at most
     `context` tokens, of which `when_full` says what is kept (`ringrl.rollout.full_context`). Keys and values are kept
@@ -80,7 +84,7 @@ def evaluate(
     given |= {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
     if video is not None and jax.process_count() > 1:
         raise UserError("--video: is made by one process; leave it out, or roll out with --processes 1")
-    trained = load_evaluated(run, checkpoint, given)
+    trained = load_evaluated(run, checkpoint, given, task)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order)
     start = starts[trajectories]
     others = references(trained.task, trained.setting.seed) if reference and is_first() else {}
@@ -112,8 +116,8 @@ def demonstrated(
     about: dict[str, object] = {"demonstrations": str(store), "trajectories": list(numbers), "order": order}
     shown: dict[int, Demonstrations] = {}
     if any(numbers):
-        options = {"environments": setting.envs, "seed": setting.seed, "order": order}
-        drawn = StoredTrajectories(open_store(store), trained.task, max(numbers), agent.form(), **options)
+        draw = ContextDraw(max(numbers), setting.envs, setting.seed, order)
+        drawn = StoredTrajectories(open_store(store), trained.task, agent.form(), draw)
         check_room(drawn.steps, agent.spec.context_steps, trained.agent.trial_steps())
         shown = {number: drawn.first(number) for number in numbers if number}
     about["returns_of_demonstrations"] = {
@@ -139,7 +143,7 @@ class Evaluated:
 
     @property
     def task(self) -> str:
-        """The run's."""
+        """In which it is rolled out."""
         return self.agent.config.data.task
 
     @property
@@ -228,31 +232,38 @@ class Evaluated:
         facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.agent.step}
         rows = [list(astuple(each)) for each in dropped]
         columns = [field.name for field in fields(Dropped)]
-        facts |= {"agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}} | dict(more)
+        facts |= {"task": self.task, "agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}} | dict(
+            more
+        )
         path = self.run.write_table(table, results, self.setting.model_dump() | facts)
         wait_for_all(f"written {table}")
         return path
 
 
-def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any]) -> Evaluated:
-    """The run's agent; of `given`, what is not None changes the run's own setting.
+def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: str | None = None) -> Evaluated:
+    """The run's agent; of `given`, what is not None changes the run's own setting, and `task` its task.
 
     Raises UserError as `evaluate`.
     """
     known = {name: value for name, value in given.items() if value is not None}
     run = RunDirectory(path)
-    config = run.config()
+    config, sizes = run.config(), run.dataset()["sizes"]
     agent_and_source(path, run.label(), config)
-    check_task(path, config.data.task, run.dataset()["sizes"])
-    seed = known.get("seed", config.evaluation.seed)
-    if is_hidden(config.data.task) and seed < HELD_OUT:
+    own = config.data.task
+    if task is None or task == own:
+        check_task(path, own, sizes)
+    else:
+        check_other_task(path, task, sizes)
+        run = RunDirectory(path, task)
+    task, seed = task or own, known.get("seed", config.evaluation.seed)
+    if is_hidden(task) and seed < HELD_OUT:
         raise UserError(
-            f"{path}: evaluation.seed={seed} is of {config.data.task}'s training tasks; train with "
+            f"{path}: evaluation.seed={seed} is of {task}'s training tasks; train with "
             f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
         )
     trained = load_trained(path, checkpoint, known)
     refuse_unused(trained, known)
-    return Evaluated(run, trained)
+    return Evaluated(run, trained.in_task(task))
 
 
 def _dropped(group: Group) -> list[Dropped]:

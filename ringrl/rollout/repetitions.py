@@ -20,6 +20,7 @@ def repeat(
     targets: Sequence[float] = (),
     ablations: Sequence[Ablation] = (),
     *,
+    task: str | None = None,
     demonstrations: Path | str | None = None,
     trajectories: Sequence[int] = (),
     order: TrajectoryOrder = "ascending",
@@ -38,6 +39,7 @@ def repeat(
         run: a run directory.
         targets: target returns.
         ablations: by name.
+        task: as `evaluate`'s.
         demonstrations: a store, or its URL.
         trajectories: how many of it a context begins with.
         order: of them in a context (`ringrl.rollout.demonstrations`).
@@ -52,7 +54,7 @@ def repeat(
             context is the present trial alone; and for trials or a context too few to contain what an ablation would
             change.
     """
-    trained = load_evaluated(Path(run), checkpoint, given)
+    trained = load_evaluated(Path(run), checkpoint, given, task)
     tables = [_for_targets(trained, targets)] if targets else []
     if trajectories:
         starts, about = demonstrated(trained, demonstrations, trajectories, order)

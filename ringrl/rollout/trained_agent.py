@@ -32,7 +32,7 @@ class TrainedAgent:
 
     Attributes:
         name: what tables call it.
-        config: the configuration it was trained under.
+        config: the configuration it was trained under; `in_task` changes its task.
         step: optimiser steps it was trained for.
         description: what a report says of it.
         sizes: widths of the observation and the action.
@@ -102,6 +102,11 @@ class TrainedAgent:
     def form(self, spec: RolloutSpec | None = None) -> ContextForm:
         """How it is shown trajectories, when it is rolled out as `spec` says."""
         return ContextForm(spec or self.spec, self._policy.normalizer, self.sizes, self.config.data.action_repeat)
+
+    def in_task(self, task: str) -> "TrainedAgent":
+        """The same agent, to be rolled out in another task of its observations and actions."""
+        data = self.config.data.model_copy(update={"task": task})
+        return replace(self, config=self.config.model_copy(update={"data": data}))
 
     def resume(self, path: str | os.PathLike[str]) -> Session:
         """Go on with a session that `session.save` wrote. Its context's keys and values are computed again.

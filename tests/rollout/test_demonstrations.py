@@ -17,10 +17,10 @@ from ringrl.errors import UserError
 from ringrl.rollout.demonstrations import (
     ContextForm,
     EpisodeList,
-    StoredTrajectories,
     check_demonstrations,
     check_room,
 )
+from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
 from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.chains import build_chain
 from ringrl.sampling.normalizer import Normalizer
@@ -56,7 +56,7 @@ def store(tiny_store):
 
 
 def drawn(store, count: int, shown: ContextForm, order="ascending", **options) -> StoredTrajectories:
-    return StoredTrajectories(store, BALANCE, count, shown, **{"environments": 2, "seed": 3, "order": order} | options)
+    return StoredTrajectories(store, BALANCE, shown, ContextDraw(count, 2, options.get("seed", 3), order))
 
 
 def test_a_chain_of_hindsight_is_what_training_shows(store):
@@ -99,7 +99,7 @@ def test_fewer_are_among_more_and_the_order_is_random_or_ascending(store):
     np.testing.assert_array_equal(ranked.first(6).returns[0], np.sort(many))
     assert (np.diff(many) < 0).any()
     assert not np.array_equal(many, drawn(store, 6, form(), "random", seed=4).first(6).returns[0])
-    assert by_chance.steps.tolist() == by_chance.first(6).lengths[0].tolist()
+    assert by_chance.steps[0].tolist() == by_chance.first(6).lengths[0].tolist()
 
 
 @settings(max_examples=20, deadline=None)
@@ -147,8 +147,8 @@ def hidden_form(store) -> ContextForm:
 
 
 def test_hidden_tasks_are_shown_the_same_trajectories_with_the_rewards_of_their_own(histories):
-    options = {"environments": 3, "seed": 1_000_000, "order": "random"}
-    shown = StoredTrajectories(histories, GOAL, 4, hidden_form(histories), **options).first(4)
+    draw = ContextDraw(4, 3, 1_000_000, "random")
+    shown = StoredTrajectories(histories, GOAL, hidden_form(histories), draw).first(4)
     assert len(shown.fields) == 3 and shown.returns.shape == (3, 4)
     for fields in shown.fields[1:]:
         for name in ("observation", "action", "step", "trial", "position"):
@@ -173,8 +173,8 @@ def replayed(episode: Episode, seed: int) -> Episode:
 
 
 def test_each_hidden_task_has_its_own_ascending_order(histories):
-    options = {"environments": 4, "seed": 1_000_000, "order": "ascending"}
-    shown = StoredTrajectories(histories, GOAL, 6, hidden_form(histories), **options).first(6)
+    draw = ContextDraw(6, 4, 1_000_000, "ascending")
+    shown = StoredTrajectories(histories, GOAL, hidden_form(histories), draw).first(6)
     assert (np.diff(shown.returns, axis=1) >= 0).all()
     assert len({fields["observation"].tobytes() for fields in shown.fields}) > 1
 
@@ -189,11 +189,11 @@ def test_what_cannot_be_demonstrated_is_refused_in_a_line(store, histories, tmp_
     wide = dataclasses.replace(form(), sizes={"observation": 6, "action": 1})
     with pytest.raises(UserError, match="observation has 5 numbers, the agent was trained on 6"):
         drawn(store, 2, wide)
-    options = {"environments": 1, "seed": 0, "order": "random"}
+    draw = ContextDraw(2, 1, 0, "random")
     with pytest.raises(UserError, match="is of hidden_point_mass, and hidden_reacher_target of hidden_reacher"):
-        StoredTrajectories(histories, "hidden_reacher_target", 2, hidden_form(histories), **options)
+        StoredTrajectories(histories, "hidden_reacher_target", hidden_form(histories), draw)
     with pytest.raises(UserError, match="the same action does not lead to the same state"):
-        StoredTrajectories(histories, "hidden_point_mass_actuators", 2, hidden_form(histories), **options)
+        StoredTrajectories(histories, "hidden_point_mass_actuators", hidden_form(histories), draw)
     bare = [without_physics(store.episode(0, "cartpole_swingup"))]
     path = build(
         tmp_path / "bare.store",
@@ -217,7 +217,7 @@ def test_visible_tasks_are_refused_for_their_observations_show_the_task(tmp_path
     scales = Normalizer(np.zeros(6, np.float32), np.ones(6, np.float32), 1.0, 1.0)
     shown = ContextForm(RolloutSpec(100), scales, {"observation": 6, "action": 2})
     with pytest.raises(UserError, match="their observations show the task"):
-        StoredTrajectories(open_store(path), task, 1, shown, environments=1, seed=0, order="random")
+        StoredTrajectories(open_store(path), task, shown, ContextDraw(1, 1, 0, "random"))
 
 
 def test_episodes_in_memory_are_checked(store):
@@ -242,7 +242,7 @@ def test_an_agent_of_single_trials_and_a_short_context_are_refused():
     check_demonstrations("at", across_trials=True)
     with pytest.raises(UserError, match="bc's context is the present trial alone"):
         check_demonstrations("bc", across_trials=False)
-    steps = np.array([10, 12, 10], np.int64)
+    steps = np.array([[10, 12, 10], [10, 10, 12]], np.int64)
     check_room(steps, 42, 10)
     with pytest.raises(UserError, match=r"take a context of 42 steps, and this one is of 41; give at most .* 2, or"):
         check_room(steps, 41, 10)

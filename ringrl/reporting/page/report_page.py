@@ -22,7 +22,7 @@ from ringrl.reporting.page.html import render_page, versions
 from ringrl.reporting.page.provenance import provenance
 from ringrl.reporting.page.summary import summarise
 from ringrl.reporting.statistics.across_tasks import Across, compare_across
-from ringrl.reporting.statistics.evaluated_run import read_run
+from ringrl.reporting.statistics.evaluated_run import read_runs
 from ringrl.reporting.statistics.series import arrange
 from ringrl.reporting.statistics.task_statistics import Analysis, analyse
 from ringrl.run import RunDirectory
@@ -31,7 +31,8 @@ from ringrl.run import RunDirectory
 def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None = None) -> Path:
     """Write the report on `runs` and return the path of its `index.html`.
 
-    Runs of one label on one task are pooled as seeds; each task becomes a section. Beside the page are
+    Runs of one label on one task are pooled as seeds; each task becomes a section, also those other than a run's own in
+    which it was evaluated. Beside the page are
     `summary.json`, a PNG of each figure, and `report.png`, the lead figure. `out` is by default the run's own
     `report/`, or `runs/report` for several runs. Every file replaces an older one in one step, the page last.
 
@@ -55,7 +56,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     out = Path(out) if out is not None else None
     if out is None:
         out = RunDirectory(paths[0]).report if len(paths) == 1 else Path("runs") / "report"
-    analyses = [analyse(section) for section in arrange([read_run(path) for path in paths])]
+    analyses = [analyse(section) for section in arrange([run for path in paths for run in read_runs(path)])]
     across = compare_across(analyses) if len(analyses) > 1 else None
     now = datetime.now(UTC)
     figures, sections = _render_sections(analyses)

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from ringrl.agent_record import AgentRecord, agent_of_schema_0
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn
-from ringrl.run import DEMONSTRATIONS, TARGETS, RunDirectory, read_json
+from ringrl.run import DEMONSTRATIONS, RETURNS, TARGETS, RunDirectory, read_json
 
 MANY_HISTORIES = 24
 """Sources of a data set beyond which they are shown together, as those of hidden tasks are."""
@@ -53,7 +53,7 @@ class TrainingCurves:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One run directory."""
+    """One run directory, as it was evaluated in one task."""
 
     path: Path
     config: dict[str, Any]
@@ -67,6 +67,12 @@ class EvaluatedRun:
     label: str = ""  # what the tables call the run's agent
     agent: AgentRecord | None = None  # None where the run does not say
     demonstrations: tuple[TrialReturn, ...] = ()  # the evaluation repeated after several numbers of demonstrations
+    task: str | None = None  # that is not the run's own
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where its tables are."""
+        return RunDirectory(self.path, self.task)
 
     @property
     def name(self) -> str:
@@ -89,13 +95,25 @@ class EvaluatedRun:
         return name if name == self.config.get("label") else self.agent_in_table(name).display_name
 
 
-def read_run(path: Path) -> EvaluatedRun:
-    """The run at `path`.
+def read_runs(path: Path) -> list[EvaluatedRun]:
+    """The run at `path` in its own task, where it was evaluated in that, and in each other task.
+
+    Raises:
+      UserError: as `read_run`.
+    """
+    run = RunDirectory(path)
+    others = sorted(table.parent.name for table in run.evaluation.glob(f"*/{RETURNS}.csv"))
+    own = [] if others and not run.table().is_file() else [read_run(path)]
+    return own + [read_run(path, task) for task in others]
+
+
+def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
+    """The run at `path` in its own task, or in another `task`.
 
     Raises:
       UserError: no such directory, no evaluation yet, or a file that cannot be understood (named, with the line).
     """
-    run = RunDirectory(path)
+    run = RunDirectory(path, task)
     if not path.is_dir():
         raise UserError(f"{path} is not a run directory: give the directory that `ringrl train` printed")
     if not run.table().is_file():
@@ -117,6 +135,7 @@ def read_run(path: Path) -> EvaluatedRun:
         label=run.label(),
         agent=run.agent(),
         demonstrations=run.read_table(DEMONSTRATIONS) if DEMONSTRATIONS in swept else (),
+        task=task,
     )
 
 

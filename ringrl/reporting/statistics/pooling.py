@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.returns import Swept, TrialReturn
-from ringrl.run import DEMONSTRATIONS, TARGETS, RunDirectory
+from ringrl.run import DEMONSTRATIONS, TARGETS
 
 
 class Replica(NamedTuple):
@@ -114,7 +114,7 @@ def _pool(
     if not values:
         return None
     grids = [
-        grid([row for row in rows if getattr(row, column) == value], RunDirectory(run.path).table(table))
+        grid([row for row in rows if getattr(row, column) == value], run.directory.table(table))
         for value in values
         for run, rows in tables
     ]
@@ -132,7 +132,7 @@ def pool_ablations(
         for (run, seed), whole in zip(replicas, returns, strict=True):
             rows = _of(run.ablations.get(name, ()), task, agent, seed)
             if rows:
-                grids.append(grid(rows, RunDirectory(run.path).ablation_table(name)))
+                grids.append(grid(rows, run.directory.ablation_table(name)))
                 intact.append(whole)
         if grids:
             ablated = stack(grids)[0][0]

@@ -24,7 +24,6 @@ from ringrl.reporting.statistics.pooling import (
     stack,
 )
 from ringrl.returns import TrialReturn
-from ringrl.run import RunDirectory
 
 RANDOM, EXPERT = "random", "expert"  # rows of these in returns.csv are reference levels, no series
 
@@ -159,7 +158,7 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
     both, cut = stack(
         [
             grid([r for r in run.returns if (r.task, r.agent, r.seed) == (task, agent, seed)],
-                 RunDirectory(run.path).table())
+                 run.directory.table())
             for run, seed in replicas
         ]
     )  # fmt: skip
@@ -206,7 +205,7 @@ def _reference(task: str, name: str, runs: Sequence[EvaluatedRun]) -> Float64[np
     for run, rows in sorted(evaluations, key=lambda evaluation: len(evaluation[1]), reverse=True):
         episodes = {(row.env, row.trial, row.return_) for row in rows}
         if not episodes <= seen:
-            kept.append(grid(rows, RunDirectory(run.path).table())[0])
+            kept.append(grid(rows, run.directory.table())[0])
         seen |= episodes
     trials = min((each.shape[1] for each in kept), default=0)
     return np.concatenate([each[:, :trials] for each in kept]) if kept else np.zeros((0, 0))

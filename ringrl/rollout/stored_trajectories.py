@@ -1,0 +1,146 @@
+"""Which trajectories of a store environments are shown, and with whose rewards.
+
+| task | trajectories | rewards |
+|---|---|---|
+| any with one reward | the same for all environments | the store's, or from physics states |
+| hidden, of data of other hidden tasks | the same for all environments | of each one's task, from physics states |
+| of a family of rewards, on data of its domain | drawn for each environment | of its member, from features |
+
+Trajectories that are drawn for each environment make their errors independent, so that intervals over environments
+mean what they say. The same for all cost one cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Int64
+
+from ringrl.batch import TrajectoryOrder
+from ringrl.envs import family_of, is_hidden, is_visible, make_env, split_task
+from ringrl.episode import Episode
+from ringrl.errors import UserError
+from ringrl.relabelling.rewards import Relabeler
+from ringrl.rollout.demonstrations import ContextForm, Demonstrations, EpisodeList, Given
+from ringrl.sampling.relabelled import RelabelledEpisodes
+from ringrl.store.episode_store import Store
+
+_STREAM = 11  # of the trajectories that an environment's seed draws
+
+
+@dataclass(frozen=True)
+class ContextDraw:
+    """Of how many environments, by which seeds, and in which order.
+
+    Attributes:
+        count: trajectories in a context.
+        environments: of the rollout; environment i has seed `seed` + i.
+        seed: of the draw, and of environment 0.
+        order: of the trajectories in a context: as they were drawn, or `ascending` by return.
+    """
+
+    count: int
+    environments: int
+    seed: int
+    order: TrajectoryOrder
+
+
+class StoredTrajectories:
+    """Trajectories that are drawn from a store once, with the rewards of the task, or tasks, that are evaluated.
+
+    Attributes:
+        steps: agent steps of each of a context's trajectories, in the order in which they were drawn: of one context
+            for all environments, or of one for each.
+    """
+
+    def __init__(self, store: Store, task: str, form: ContextForm, draw: ContextDraw):
+        """Draw different trajectories, and compute their returns under the task.
+
+        Args:
+            store: where they are.
+            task: that is evaluated.
+            form: how the agent is shown them.
+            draw: how many, and for whom.
+
+        Raises:
+            UserError: more than the store has; a store of other widths or of another domain; or rewards that do not
+                follow from what it has.
+        """
+        count = draw.count
+        if not 1 <= count <= store.episodes:
+            raise UserError(f"--trajectories {count}: {store.path} has {store.episodes}; give 1 to {store.episodes}")
+        self._form, self._task, self._drawing = form, task, draw
+        family = family_of(task)
+        if family is not None and store.domain != split_task(task)[0]:
+            self._contexts = self._of_members(RelabelledEpisodes(store, family, visible=is_visible(task)))
+        else:
+            self._contexts = self._of_tasks(store)
+        drawn = np.stack([each.reader.lengths[each.episodes] for each in self._contexts])
+        self.steps: Int64[np.ndarray, "contexts trajectories"] = -(-drawn // form.action_repeat)
+
+    def first(self, count: int) -> Demonstrations:
+        """The first `count` of those drawn, 1 or more: of two numbers, the fewer are among the more."""
+        fewer = [replace(each, episodes=each.episodes[:count], returns=each.returns[:count]) for each in self._contexts]
+        return self._form.demonstrate(fewer, self._task, self._drawing.order)
+
+    def _of_members(self, reader: RelabelledEpisodes) -> list[Given]:
+        """Of each environment's member, drawn for each."""
+        self._form.check_widths(str(reader.store.path), reader.sizes)
+        draw, contexts = self._drawing, []
+        for seed in range(draw.seed, draw.seed + draw.environments):
+            rng = np.random.default_rng((seed, _STREAM))
+            episodes = rng.permutation(reader.store.episodes)[: draw.count].astype(np.int64)
+            member = reader.family.member(seed)
+            returns = reader.returns_under(episodes, np.tile(member, (len(episodes), 1)))
+            contexts.append(Given(reader, episodes, returns, member))
+        return contexts
+
+    def _of_tasks(self, store: Store) -> list[Given]:
+        """The same trajectories, under the task or, where each environment has its own, under each."""
+        self._form.check_widths(str(store.path), store.sizes)
+        draw, task = self._drawing, self._task
+        drawn = np.random.default_rng(draw.seed).permutation(store.episodes)[: draw.count].astype(np.int64)
+        if task in store.tasks and not is_hidden(task):
+            return [Given(store, drawn, store.returns(task)[drawn])]
+        _check_relabelling(store, task)
+        hidden = range(draw.seed, draw.seed + draw.environments) if is_hidden(task) else [None]
+        episodes = [store.episode(index, store.tasks[0]) for index in drawn.tolist()]
+        readers = [EpisodeList(_relabelled(episodes, task, seed)) for seed in hidden]
+        return [Given(reader, np.arange(draw.count), reader.returns(task)) for reader in readers]
+
+
+def _check_relabelling(store: Store, task: str) -> None:
+    """Raise UserError where rewards of the task cannot be the only thing that the store's trajectories lack."""
+    domain = split_task(task)[0]
+    if store.domain != domain:
+        raise UserError(f"{store.path} is of {store.domain}, and {task} of {domain}: give a store of {domain}")
+    if not store.dims.physics:
+        raise UserError(
+            f"{store.path} has no rewards of {task}, and no physics states to compute them from; build it from files "
+            "that have physics states"
+        )
+    if is_hidden(task) and (obstacle := _beyond_rewards(task)):
+        raise UserError(f"--demonstrations: trajectories of other tasks cannot demonstrate {task}: {obstacle}")
+
+
+def _beyond_rewards(task: str) -> str | None:
+    """In what, other than rewards, trajectories of two tasks of a family differ; None: in nothing.
+
+    Two environments take the same actions from the same first state. What is hidden may be seen, or turn their motors.
+    """
+    first, second = make_env(task, seed=0), make_env(task, seed=1)
+    observed, other = (env.reset(seed=0)[0] for env in (first, second))
+    if not np.allclose(observed, other):
+        return "their observations show the task"
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        action = rng.uniform(-1, 1, first.action_space.shape).astype(np.float32)
+        reached, there = (env.step(action)[4]["physics"] for env in (first, second))
+        if not np.allclose(reached, there, atol=1e-6):
+            return "the same action does not lead to the same state in them"
+    return None
+
+
+def _relabelled(episodes: Sequence[Episode], task: str, seed: int | None) -> list[Episode]:
+    relabel = Relabeler((task,), seed=seed)
+    return [replace(episode, reward=relabel(episode)) for episode in episodes]

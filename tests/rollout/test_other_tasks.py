@@ -1,0 +1,83 @@
+"""Evaluations in another task than the run's: a domain's own, or a family's, after trajectories of its members."""
+
+import csv
+import json
+
+import pytest
+
+from ringrl.cli.run_verbs import EvaluateVerb
+from ringrl.collect.noisy_expert import Noise, noisy_history
+from ringrl.envs import HELD_OUT
+from ringrl.errors import UserError
+from ringrl.reporting import write_report
+from ringrl.rollout.evaluate import evaluate
+from ringrl.store.episode_store import DataSource, build
+from ringrl.training.loop import run_training
+from tests.builders import limit_evaluation
+from tests.rollout.reward_free import HIDDEN, VISIBLE, reward_free_store
+
+GOAL = "hidden_point_mass_goal"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_episodes():
+    with pytest.MonkeyPatch.context() as patch:
+        limit_evaluation(patch, 22)  # environment steps: one agent step of up to 25
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_config):
+    """An agent of hidden goals, learned from histories."""
+    folder = tmp_path_factory.mktemp("other")
+    sources = [DataSource(str(seed), str(seed), "ad_eps") for seed in range(2)]
+    episodes = ((each, seed) for seed in range(2) for each in noisy_history(GOAL, seed, 3, 25, Noise()))
+    path = build(folder / "s", episodes, domain="hidden_point_mass", tasks=(GOAL,), sources=sources, provenance={})
+    agent = {"name": "algorithm_distillation", "trajectories": 2, "fused": True, "sample": False, "head": "tanh_mse"}
+    sections = {"training": {"steps": 1, "row_steps": 60}, "evaluation": {"trials": 1, "envs": 3, "seed": HELD_OUT}}
+    run_training(
+        tiny_config(agent, data={"store": str(path), "task": GOAL, "action_repeat": 25}, **sections), folder / "run"
+    )
+    return folder / "run"
+
+
+def rows_of(path) -> list[dict]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_another_task_has_tables_of_its_own(run):
+    own = evaluate(run, reference=False)
+    other = evaluate(run, reference=False, task="point_mass_easy")
+    assert own == run / "evaluation" / "returns.csv"
+    assert other == run / "evaluation" / "point_mass_easy" / "returns.csv"
+    assert {row["task"] for row in rows_of(own)} == {GOAL}
+    assert {row["task"] for row in rows_of(other)} == {"point_mass_easy"}
+    assert json.loads((other.parent / "evaluation.json").read_text())["task"] == "point_mass_easy"
+
+
+def test_the_runs_own_task_may_be_named(run):
+    assert evaluate(run, reference=False, task=GOAL) == run / "evaluation" / "returns.csv"
+
+
+def test_a_family_is_evaluated_after_trajectories_of_its_members(run, tmp_path, capsys):
+    store = reward_free_store(tmp_path / "free.store")
+    options = {"task": HIDDEN, "demonstrations": str(store.path), "trajectories": (0, 2, 4), "order": "random"}
+    EvaluateVerb(run, **options).run()
+    table = run / "evaluation" / HIDDEN / "demonstrations.csv"
+    assert str(table) in capsys.readouterr().out
+    found = [(row["task"], row["demonstrations"], row["env"]) for row in rows_of(table)]
+    assert sorted(found) == sorted((HIDDEN, number, env) for number in "024" for env in "012")
+    evaluate(run, task=HIDDEN)
+    page = write_report(run, tmp_path / "report")
+    tasks = json.loads((page.parent / "summary.json").read_text())["tasks"]
+    assert tasks[HIDDEN]["demonstrations"]["Algorithm Distillation"]["numbers"] == [0, 2, 4]
+
+
+def test_tasks_of_other_widths_and_training_tasks_are_refused(run):
+    with pytest.raises(UserError, match=f"--task {VISIBLE}: its observation has 6 numbers, the agent .* trained on 4"):
+        evaluate(run, task=VISIBLE)
+    with pytest.raises(UserError, match="unknown task"):
+        evaluate(run, task="point_mass_hard_to_find")
+    with pytest.raises(UserError, match=f"is of {HIDDEN}'s training tasks"):
+        evaluate(run, task=HIDDEN, seed=3)

@@ -1,0 +1,122 @@
+"""Trajectories of a family of rewards: drawn for each environment, paid by its member, shown as training shows them."""
+
+import numpy as np
+import pytest
+
+from ringrl.batch import BATCH_SCHEMA, ContextPlan
+from ringrl.envs import HELD_OUT, family_of, make_env
+from ringrl.errors import UserError
+from ringrl.policy import RolloutSpec
+from ringrl.rollout.demonstrations import ContextForm
+from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
+from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
+from ringrl.sampling.chains import build_chain
+from ringrl.sampling.normalizer import Normalizer
+from ringrl.sampling.relabelled import RelabelledEpisodes
+from tests.rollout.reward_free import FAMILY, HIDDEN, VISIBLE, reward_free_store
+
+GOALS = family_of(HIDDEN)
+assert GOALS is not None
+SCALES = Normalizer(np.arange(4, dtype=np.float32), np.full(4, 2, np.float32), return_scale=40.0, reward_scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return reward_free_store(tmp_path_factory.mktemp("reward_free") / "point_mass.store")
+
+
+def form(sizes=4, scales=SCALES, **spec) -> ContextForm:
+    return ContextForm(RolloutSpec(1000, **spec), scales, {"observation": sizes, "action": 2}, 4)
+
+
+def drawn(store, count, envs=3, order="random", task=HIDDEN, seed=HELD_OUT, **options) -> StoredTrajectories:
+    return StoredTrajectories(store, task, form(**options), ContextDraw(count, envs, seed, order))
+
+
+def in_training(reader, episodes, returns, member) -> dict[str, np.ndarray]:
+    """The row that training makes of whole trajectories of one member."""
+    plan = ContextPlan(
+        episodes,
+        np.zeros_like(episodes),
+        reader.lengths[episodes],
+        returns,
+        np.zeros(len(episodes), bool),
+        parameter=np.tile(member, (len(episodes), 1)),
+    )
+    chain = build_chain(reader, plan, HIDDEN, action_repeat=4)
+    at = np.arange(chain.length)
+    placed = StepPlacement(at * 0, at, at * 0 + 1, at * 0, chain.trial.astype(np.int64))
+    batch = assemble(chain, placed, 1, LocalPositions(at), SCALES)
+    return {name: value[0] for name, value in batch.asdict().items()}
+
+
+@pytest.mark.parametrize("order", ["random", "ascending"])
+def test_contexts_are_what_training_shows_of_the_member(store, order):
+    reader, shown = RelabelledEpisodes(store, GOALS), drawn(store, 4, order=order).first(3)
+    assert shown.returns.shape == (3, 3)
+    for env in range(3):
+        episodes = np.random.default_rng((HELD_OUT + env, 11)).permutation(8)[:3]
+        member = GOALS.member(HELD_OUT + env)
+        returns = reader.returns_under(episodes, np.tile(member, (3, 1)))
+        if order == "ascending":
+            ranked = np.argsort(returns, kind="stable")
+            episodes, returns = episodes[ranked], returns[ranked]
+        np.testing.assert_array_equal(shown.returns[env], returns)
+        row, context = in_training(reader, episodes, returns, member), shown.of(env, 1)[0]
+        assert set(context) == set(BATCH_SCHEMA)
+        for name, value in context.items():
+            np.testing.assert_array_equal(value, row[name], err_msg=name)
+
+
+def test_the_environment_itself_pays_the_same(store):
+    """A trajectory of the store, with its first state and its actions, in the environment of the member."""
+    shown = drawn(store, 8, envs=8)
+    paid = int(shown.first(8).returns.sum(axis=1).argmax())
+    env, given = make_env(HIDDEN, seed=HELD_OUT + paid), shown._contexts[paid]
+    env.reset()
+    for index, found in zip(given.episodes, given.returns, strict=True):
+        episode, rewards = store.episode(int(index), "point_mass_easy"), []
+        for state, action in zip(episode.physics[1:], episode.action, strict=True):
+            env.set_state(state, action)
+            rewards.append(env.task.get_reward(env.physics))
+        assert np.asarray(rewards, np.float32).sum(dtype=np.float64) == found
+    assert given.returns.any()
+
+
+def test_environments_are_shown_different_trajectories_and_fewer_are_among_more(store):
+    shown = drawn(store, 8, envs=6)
+    few, many = shown.first(2), shown.first(8)
+    np.testing.assert_array_equal(few.returns, many.returns[:, :2])
+    firsts = {each["observation"].tobytes() for each in drawn(store, 1, envs=6).first(1).fields}
+    assert len(firsts) > 2
+    assert all((np.sort(each.episodes) == np.arange(8)).all() for each in shown._contexts)
+    alone = StoredTrajectories(store, HIDDEN, form(), ContextDraw(8, 2, HELD_OUT + 2, "random"))
+    np.testing.assert_array_equal(alone.first(8).returns, many.returns[2:4])  # an environment's draw is its seed's
+
+
+def test_steps_are_those_of_each_context(store):
+    shown = drawn(store, 5, envs=2)
+    assert shown.steps.tolist() == [[6] * 5] * 2  # 22 environment steps, 4 in each agent step
+    assert shown.first(5).lengths.tolist() == shown.steps.tolist()
+
+
+def test_visible_members_are_seen(store):
+    scales = Normalizer(np.zeros(6, np.float32), np.ones(6, np.float32), 1.0, 1.0)
+    shown = drawn(store, 2, task=VISIBLE, sizes=6, scales=scales).first(2)
+    for env, fields in enumerate(shown.fields):
+        member = GOALS.member(HELD_OUT + env)
+        np.testing.assert_array_equal(fields["observation"][:, 4:], np.tile(member, (len(fields["step"]), 1)))
+
+
+def test_what_cannot_be_shown_is_refused_in_a_line(store, tmp_path):
+    with pytest.raises(UserError, match="has 8; give 1 to 8"):
+        drawn(store, 9)
+    with pytest.raises(UserError, match="observation has 6 numbers, the agent was trained on 4"):
+        drawn(store, 2, task=VISIBLE)
+    with pytest.raises(UserError, match="build it with `--families point_mass_goal_10mm`"):
+        drawn(store, 2, task="hidden_point_mass_goal_10mm")
+    bare = reward_free_store(tmp_path / "bare.store", 2, features=False)
+    with pytest.raises(UserError, match=f"has no features of {FAMILY}"):
+        drawn(bare, 2)
+    with pytest.raises(UserError, match=r"store is of point_mass, and .* of hidden_reacher"):
+        drawn(store, 2, task="hidden_reacher_target")
