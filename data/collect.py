@@ -1,6 +1,7 @@
 """Episodes of a task, in ExoRL's format: of random actions, of random network distillation, or TD3's learning history.
 
     ringrl data collect --task cartpole_swingup --policy td3 --episodes 60 --out datasets/cartpole/td3
+    ringrl data collect --task point_mass_easy --policy correlated --episodes 2000 --time-limit 400
 
 Episodes are written in the order in which they were collected, one row an environment step, also with an action repeat
 (`--action-repeat`). The recorded reward is always the task's, also under `rnd`, which learns from its intrinsic reward
@@ -23,6 +24,7 @@ from jaxtyping import Float32
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ringrl import envs, recipes
+from ringrl.collect.correlated_noise import CorrelatedNoise
 from ringrl.collect.record import AgentSteps, record_episode
 from ringrl.envs import DMControlEnv
 from ringrl.errors import UserError
@@ -44,8 +46,8 @@ class Args:
 
     task: str = "cartpole_swingup"
     """{domain}_{task} of dm_control's suite or of ExoRL."""
-    policy: Literal["random", "rnd", "td3"] = "td3"
-    """random: uniform actions; rnd: TD3 on the RND reward alone; td3: TD3 on the task's reward."""
+    policy: Literal["random", "correlated", "rnd", "td3"] = "td3"
+    """random: uniform actions; correlated: random ones that last; rnd: TD3 on the RND reward alone; td3: the task's."""
     episodes: int = 60
     """Episodes to collect."""
     out: Path | None = None
@@ -54,6 +56,12 @@ class Args:
     """Of the initial states, the weights, the noise and the minibatches."""
     action_repeat: int = 4
     """Environment steps per agent step."""
+    time_limit: int | None = None
+    """Environment steps of an episode; default: the task's own."""
+    time_constant: float = 2.5
+    """Of correlated actions: the seconds in which their correlation falls to 1/e (0.92 in 0.2 s)."""
+    scale: float = 1.2
+    """Of correlated actions: their standard deviation before they are clipped to [-1, 1]."""
     overwrite: bool = False
     """Replace a folder that was collected before."""
     learner: td3.CollectorConfig = field(default_factory=td3.CollectorConfig)  # pyright: ignore[reportInvalidTypeForm]
@@ -85,6 +93,24 @@ class RandomCollector:
 
     def learn(self, episode: AgentSteps) -> None:
         """Nothing is learned."""
+
+
+class CorrelatedCollector:
+    """Actions clip(scale z, -1, 1), z an autoregressive process begun anew in every episode."""
+
+    def __init__(self, action_size: int, correlation: float, scale: float, seed: int | list[int]) -> None:
+        """`correlation`: of an agent step's z and the next's. `scale`: z's deviation is 1. `seed`: of the actions."""
+        self._size, self._correlation, self._scale = action_size, correlation, scale
+        self._rng = np.random.default_rng(seed)
+        self._noise = CorrelatedNoise(action_size, correlation, self._rng)
+
+    def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
+        """The next of the process, regardless of the observation."""
+        return np.clip(self._scale * self._noise.draw(), -1.0, 1.0).astype(np.float32)
+
+    def learn(self, episode: AgentSteps) -> None:
+        """Begin the process anew; nothing is learned."""
+        self._noise = CorrelatedNoise(self._size, self._correlation, self._rng)
 
 
 class TD3Collector:
@@ -131,7 +157,9 @@ def main(args: Args) -> None:
     """
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: give a whole number, 1 or more")
-    env = envs.make_env(args.task, seed=args.seed, action_repeat=args.action_repeat)
+    if not (args.time_constant > 0 and args.scale > 0):
+        raise UserError(f"--time-constant {args.time_constant}, --scale {args.scale}: give numbers above 0")
+    env = envs.make_env(args.task, seed=args.seed, action_repeat=args.action_repeat, time_limit=args.time_limit)
     env.physics.get_state()  # the files hold it; an environment that gives none says so
     if envs.is_hidden(args.task) and args.seed >= envs.HELD_OUT:
         raise UserError(f"--seed {args.seed}: tasks of seeds from {envs.HELD_OUT} on are held out for evaluation")
@@ -150,7 +178,7 @@ def main(args: Args) -> None:
             returns.append(float(episode.reward.sum(dtype=np.float64)))
             steps += episode.length
             report(returns[-1])
-        description = _describe(args, tasks, steps, returns, None if args.policy == "random" else asdict(config))
+        description = _describe(args, tasks, steps, returns, _settings(args, config))
         (partial / COLLECT).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     last = returns[-10:]
     print(f"{out}: {args.episodes} episodes, {steps} steps; mean return of the last {len(last)}: {np.mean(last):.1f}")
@@ -169,9 +197,17 @@ def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[floa
         "mujoco": importlib.metadata.version("mujoco"),
         "dm_control": importlib.metadata.version("dm_control"),
         "action_repeat": args.action_repeat,
+        "time_limit": args.time_limit,
         "returns": returns,
         "hyper_parameters": learner,
     }
+
+
+def _settings(args: Args, config: Any) -> dict[str, Any] | None:
+    """The settings of the policy; None: it has none."""
+    if args.policy == "correlated":
+        return {"time_constant": args.time_constant, "scale": args.scale}
+    return None if args.policy == "random" else asdict(config)
 
 
 def _make_collector(args: Args, config: Any, env: DMControlEnv) -> Collector:
@@ -180,6 +216,9 @@ def _make_collector(args: Args, config: Any, env: DMControlEnv) -> Collector:
     noise = [args.seed, 2] if envs.is_hidden(args.task) else args.seed
     if args.policy == "random":
         return RandomCollector(action_size, noise)
+    if args.policy == "correlated":
+        correlation = math.exp(-env.control_timestep * args.action_repeat / args.time_constant)
+        return CorrelatedCollector(action_size, correlation, args.scale, noise)
     return TD3Collector(config, math.prod(env.observation_space.shape or ()), action_size, args.seed, noise)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
+from ringrl.collect.correlated_noise import CorrelatedNoise
 from ringrl.collect.record import record_episode
 from ringrl.envs import DMControlEnv, make_env
 from ringrl.episode import Episode
@@ -60,7 +61,7 @@ class _Noisy:
     def __init__(self, env: DMControlEnv, noise: Noise, eps: float, rng: np.random.Generator) -> None:
         self._env, self._settings, self._eps, self._rng = env, noise, eps, rng
         self._size = math.prod(env.action_space.shape or ())
-        self._noise = rng.normal(size=self._size)
+        self._noise = CorrelatedNoise(self._size, noise.correlation, rng)
 
     def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
         """An action in [-1, 1]; the expert looks at the physics and the hidden parameter, not at the observation."""
@@ -68,7 +69,5 @@ class _Noisy:
         if self._settings.mix == "coin":
             drawn = self._rng.uniform(-1, 1, self._size)
             return np.where(self._rng.uniform() < eps, drawn, expert).astype(np.float32)
-        action = (1 - eps) * expert + eps * np.clip(self._settings.scale * self._noise, -1, 1)
-        rho = self._settings.correlation
-        self._noise = rho * self._noise + np.sqrt(1 - rho**2) * self._rng.normal(size=self._size)
+        action = (1 - eps) * expert + eps * np.clip(self._settings.scale * self._noise.draw(), -1, 1)
         return action.astype(np.float32)

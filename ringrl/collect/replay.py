@@ -22,6 +22,9 @@ class Replay:
 
     Attributes:
         size: the transitions stored.
+        batch: transitions in a minibatch.
+        gamma: discount factor of one agent step.
+        n_step: rewards summed before the bootstrap.
     """
 
     def __init__(
@@ -37,8 +40,8 @@ class Replay:
             gamma: discount factor of one agent step.
             n_step: rewards summed before the bootstrap.
         """
-        self.size, self._next = 0, 0
-        self._capacity, self._batch, self._gamma, self._n_step = capacity, batch, np.float32(gamma), n_step
+        self.size, self._next, self.batch = 0, 0, batch
+        self._capacity, self.gamma, self.n_step = capacity, np.float32(gamma), n_step
         shapes = ((observation_size,), (action_size,), (), (), (observation_size,))
         self._rows = tuple(np.zeros((capacity, *shape), np.float32) for shape in shapes)
 
@@ -60,12 +63,12 @@ class Replay:
             reward: the sum over the environment steps of each agent step.
             discount: the environment's, 0 where the episode really ended; gamma is applied here.
         """
-        n_reward, n_discount = reward.copy(), self._gamma * discount
+        n_reward, n_discount = reward.copy(), self.gamma * discount
         successor = np.arange(1, len(action) + 1)
-        for k in range(1, self._n_step):
+        for k in range(1, self.n_step):
             longer = slice(max(len(action) - k, 0))  # the transitions that have a k-th further step
             n_reward[longer] += n_discount[longer] * reward[k:]
-            n_discount[longer] *= self._gamma * discount[k:]
+            n_discount[longer] *= self.gamma * discount[k:]
             successor[longer] += 1
         where = (self._next + np.arange(len(action))) % self._capacity
         new = (observation[:-1], action, n_reward, n_discount, observation[successor])
@@ -76,14 +79,18 @@ class Replay:
 
     def sample(self, updates: int, rng: np.random.Generator) -> Transitions:
         """`updates` minibatches, uniform with replacement, on JAX's default device."""
-        return self._take(rng.integers(self.size, size=(updates, self._batch)))
+        return self._take(rng.integers(self.size, size=(updates, self.batch)))
 
     def sample_steps(self, start: int, stop: int, seed: int) -> Transitions:
         """The minibatches of the gradient steps `start:stop`, drawn as by `sample`, each a function of (seed, step)."""
         draws = [
-            np.random.default_rng((seed, step)).integers(self.size, size=self._batch) for step in range(start, stop)
+            np.random.default_rng((seed, step)).integers(self.size, size=self.batch) for step in range(start, stop)
         ]
         return self._take(np.stack(draws))
 
+    def take(self, index: Int64[np.ndarray, "*updates batch"]) -> tuple[np.ndarray, ...]:
+        """The fields of `Transitions` in rows `index`, new NumPy arrays; rows are in the order of `add_episode`."""
+        return tuple(rows[index] for rows in self._rows)
+
     def _take(self, index: Int64[np.ndarray, "updates batch"]) -> Transitions:
-        return Transitions(*(jnp.asarray(rows[index]) for rows in self._rows))
+        return Transitions(*map(jnp.asarray, self.take(index)))

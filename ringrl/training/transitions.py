@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from ringrl.collect.member_replay import MemberReplay
 from ringrl.collect.replay import Replay, Transitions
 from ringrl.config import AgentConfig, RunConfig
 from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
+from ringrl.sampling.relabelled import RelabelledEpisodes
 from ringrl.training.mesh import make_mesh
 from ringrl.training.training_data import EpisodeData, open_episodes
 
@@ -83,7 +85,9 @@ class TransitionTrainer:
         """See `Trainer`; fills the replay."""
         return self._calls(fill_replay(self._config, self._learner, self.data), state, start)
 
-    def _calls(self, replay: Replay, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
+    def _calls(
+        self, replay: Replay | MemberReplay, state: Any, start: int
+    ) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
         t = self._config.training
         self._since, self._done = time.perf_counter(), start
         for first, last in calls(start, t.steps, t.log_every, t.checkpoint_every):
@@ -100,11 +104,16 @@ class TransitionTrainer:
         return {"tokens": float(step * self._size), "tokens_per_s": rate}
 
 
-def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData) -> Replay:
-    """All agent steps of the store's episodes, observations normalised, rewards as they are."""
+def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData) -> Replay | MemberReplay:
+    """All agent steps of the store's episodes, observations normalised, rewards as they are.
+
+    Where observations show the member of a family that pays, a member is drawn for every transition of a minibatch.
+    """
     c, store = config.data, open_episodes(config.data, memory_limit=0)
     capacity = int((-(-store.lengths // c.action_repeat)).sum())
     replay = learner.make_replay(capacity, *data.sizes.values())
+    if isinstance(store, RelabelledEpisodes) and store.visible:
+        replay = MemberReplay(replay, store, data.scales, c.action_repeat)
     for begin in range(0, len(store.lengths), EPISODES_AT_ONCE):
         episodes = range(begin, min(begin + EPISODES_AT_ONCE, len(store.lengths)))
         for steps in store.read_many([(e, 0, int(store.lengths[e])) for e in episodes], c.task):

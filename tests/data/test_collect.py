@@ -74,6 +74,7 @@ def test_the_description_tells_what_was_done(random_data):
         "episodes": 2,
         "steps": 2000,
         "action_repeat": 4,
+        "time_limit": None,
         "hyper_parameters": None,
     }
     description = describe_folder(random_data / "buffer")
@@ -159,6 +160,9 @@ def test_the_default_folder_names_domain_and_policy(tmp_path, monkeypatch):
         ({"task": "cartpole_swinup"}, "cartpole_swingup"),
         ({"episodes": 0}, "--episodes"),
         ({"action_repeat": 0}, "action"),
+        ({"time_limit": 0}, "time_limit"),
+        ({"policy": "correlated", "time_constant": 0.0}, "--time-constant"),
+        ({"policy": "correlated", "scale": -1.0}, "--scale"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, changes, message):
@@ -172,6 +176,21 @@ def test_the_actions_do_not_tell_what_is_hidden(tmp_path, policy):
     collect.main(args(tmp_path / "out", task="hidden_cheetah_velocity", policy=policy, seed=7, episodes=1))
     hidden = envs.make_env("hidden_cheetah_velocity", seed=7).task.hidden
     assert not np.isclose(read(tmp_path / "out")[0].action * 4, hidden, atol=1e-4).any(axis=1)[0]
+
+
+def test_correlated_actions_last_and_begin_anew(tmp_path):
+    """Their correlation falls to 1/e within the time constant, however many environment steps an action lasts."""
+    settings = {"policy": "correlated", "task": "point_mass_easy", "time_limit": 400, "episodes": 40}
+    collect.main(args(tmp_path / "out", action_repeat=5, time_constant=0.4, scale=0.3, **settings))  # 4 agent steps
+    episodes = read(tmp_path / "out")
+    actions = np.stack([episode.action[::5] for episode in episodes])
+    assert actions.shape == (40, 80, 2)  # an environment step is 0.02 s
+    assert 0.25 < actions.std() < 0.35
+    flat = [np.corrcoef(actions[:, :-lag].ravel(), actions[:, lag:].ravel())[0, 1] for lag in (1, 4)]
+    np.testing.assert_allclose(flat, np.exp([-1 / 4, -1]), atol=0.06)
+    assert abs(np.corrcoef(actions[:-1, -1].ravel(), actions[1:, 0].ravel())[0, 1]) < 0.4
+    found = json.loads((tmp_path / "out" / "collect.json").read_text())
+    assert found["hyper_parameters"] == {"time_constant": 0.4, "scale": 0.3} and found["time_limit"] == 400
 
 
 def test_held_out_tasks_are_not_collected(tmp_path):

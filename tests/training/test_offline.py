@@ -8,6 +8,7 @@ import pytest
 
 from ringrl.agent import make_agent, make_decoder
 from ringrl.config import parse_config
+from ringrl.envs import HELD_OUT
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
@@ -66,6 +67,27 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(finished, offline_conf
     assert [line["loss"] for line in metrics(run)] == pytest.approx([line["loss"] for line in metrics(whole)], rel=1e-6)
     with pytest.raises(UserError, match="was trained with seed 0, not 1"):
         run_training(offline_config(80, seed=1), run)
+
+
+@pytest.mark.parametrize("task", ["visible_point_mass_goal_30mm", "hidden_point_mass_goal_30mm"])
+def test_a_task_of_a_family_is_learned_from_reward_free_data(task, offline_config, tmp_path, monkeypatch):
+    """Resumed, its members are drawn as if it had never stopped; only the visible task's observations show them."""
+    rng, width = np.random.default_rng(0), 4 + 2 * task.startswith("visible")
+    states = [rng.uniform(-0.2, 0.2, (9, 4)) for _ in range(3)]
+    actions = rng.uniform(-1, 1, (8, 2)).astype(np.float32)
+    rewards, discounts = np.zeros((8, 1), np.float32), np.ones(8, np.float32)
+    episodes = [Episode(x.astype(np.float32), actions, rewards, discounts, x) for x in states]
+    features = {"point_mass_goal_30mm": lambda episode: episode.observation[:, :2]}
+    store = build(tmp_path / "s", episodes, domain="point_mass", tasks=("point_mass_easy",), features=features)
+    data = {"store": str(store), "task": task, "action_repeat": 2}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    run_training(offline_config(60, data=data), whole)
+    for steps in (20, 60):
+        run_training(offline_config(steps, data=data), run)
+    assert [line["loss"] for line in metrics(run)] == pytest.approx([line["loss"] for line in metrics(whole)], rel=1e-6)
+    assert json.loads((run / "dataset.json").read_text())["sizes"] == {"observation": width, "action": 2}
+    limit_evaluation(monkeypatch, 8)
+    assert len(evaluate(run, trials=1, seed=HELD_OUT, reference=False).read_text().splitlines()) == 3
 
 
 def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch):
