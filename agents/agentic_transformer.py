@@ -14,9 +14,11 @@ from pydantic import Field, model_validator
 
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
+from ringrl.errors import UserError
 from ringrl.model.tokens import TokenLayout
-from ringrl.sampling.relabelled import Episodes
-from ringrl.sampling.samplers import HindsightSampler, top_fraction
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
+from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
+from ringrl.sampling.samplers import ContextSampler, HindsightSampler, top_fraction
 from ringrl.sequence_agent import SequenceAgent
 
 
@@ -43,14 +45,27 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Agentic Transformer", across_trials=True)
 
-    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> HindsightSampler:
-        """Chains of hindsight (the paper's section 3)."""
-        c, returns = self.config, store.returns(task)
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
+        """Chains of hindsight (the paper's section 3); on tasks of a family each chain is paid by another member."""
+        c = self.config
+        if isinstance(store, RelabelledEpisodes):
+            return self._relabelled(store)
+        returns = store.returns(task)
         best = top_fraction(store.lengths, returns, c.fraction) if c.fraction < 1 else None
         source = store.source if c.within_source else None
         return HindsightSampler(
             store.lengths, returns, c.trajectories, best, draw=c.draw, target_jitter=c.target_jitter, source=source
         )
+
+    def _relabelled(self, episodes: RelabelledEpisodes) -> MemberSampler:
+        c = self.config
+        if c.fraction < 1 or c.draw != "uniform":
+            raise UserError(
+                "agent.fraction and agent.draw rank episodes by return, and on a task of a family every chain has a "
+                "reward of its own; leave both at their defaults"
+            )
+        whole = TrajectorySampler(episodes.lengths, c.trajectories, source=episodes.source if c.within_source else None)
+        return MemberSampler(whole, episodes, order="ascending", target_jitter=c.target_jitter)
 
     def tokens(self) -> TokenLayout:
         """All five modalities; four without the completion token."""

@@ -15,8 +15,9 @@ from pydantic import Field
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
-from ringrl.sampling.relabelled import Episodes
-from ringrl.sampling.samplers import HistorySampler
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
+from ringrl.sampling.relabelled_samplers import MemberSampler
+from ringrl.sampling.samplers import ContextSampler, HistorySampler
 from ringrl.sequence_agent import SequenceAgent
 
 
@@ -37,9 +38,13 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Algorithm Distillation", across_trials=True)
 
-    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> HistorySampler:
-        """Stretches of one source's history (the paper's section 3)."""
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
+        """Stretches of one source's history (the paper's section 3); of a family, each is paid by another member."""
         c = self.config
+        if isinstance(store, RelabelledEpisodes):
+            # Which is better depends on the member, so "sorted" sorts the stretch that was drawn, not the history.
+            stretch = HistorySampler(store.lengths, np.zeros(len(store.lengths)), store.source, c.trajectories, c.every)
+            return MemberSampler(stretch, store, order="drawn" if c.order == "file" else "ascending", conditioned=False)
         return HistorySampler(store.lengths, store.returns(task), store.source, c.trajectories, c.every, c.order)
 
     def tokens(self) -> TokenLayout:

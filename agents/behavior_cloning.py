@@ -16,8 +16,9 @@ from pydantic import Field
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
-from ringrl.sampling.relabelled import Episodes
-from ringrl.sampling.samplers import WindowSampler, top_fraction
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
+from ringrl.sampling.relabelled_samplers import MemberSampler
+from ringrl.sampling.samplers import ContextSampler, WindowSampler, top_fraction
 from ringrl.sequence_agent import SequenceAgent
 
 
@@ -33,11 +34,18 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Behavior Cloning", across_trials=False)
 
-    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> WindowSampler:
-        """Windows of the best episodes."""
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
+        """Windows of the best episodes.
+
+        On a task of a family these are the best under a member each that is drawn once; where all episodes are cloned,
+        every window is of another member, which matters where that is visible.
+        """
         returns = store.returns(task)
         best = top_fraction(store.lengths, returns, self.config.fraction)
-        return WindowSampler(store.lengths, returns, self.config.window, best, action_repeat)
+        windows = WindowSampler(store.lengths, returns, self.config.window, best, action_repeat)
+        if isinstance(store, RelabelledEpisodes) and self.config.fraction == 1:
+            return MemberSampler(windows, store, conditioned=False)
+        return windows
 
     def tokens(self) -> TokenLayout:
         """Observation and action."""

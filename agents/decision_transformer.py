@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig
 from ringrl.model.tokens import TokenLayout
-from ringrl.sampling.relabelled import Episodes
-from ringrl.sampling.samplers import WindowSampler, top_fraction
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
+from ringrl.sampling.relabelled_samplers import MemberSampler
+from ringrl.sampling.samplers import ContextSampler, WindowSampler, top_fraction
 from ringrl.sequence_agent import SequenceAgent
 
 
@@ -41,10 +42,17 @@ class Agent(SequenceAgent[Config]):
 
     description = AgentDescription("Decision Transformer", across_trials=False)
 
-    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> WindowSampler:
-        """Windows with their returns-to-go (the paper's section 3)."""
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
+        """Windows with their returns-to-go (the paper's section 3).
+
+        On a task of a family every window is paid by another member; a fraction of the episodes is the best of them
+        under a member each that is drawn once.
+        """
         c, returns = self.config, store.returns(task)
         best = top_fraction(store.lengths, returns, c.fraction) if c.fraction < 1 else None
+        if isinstance(store, RelabelledEpisodes) and best is None:
+            windows = WindowSampler(store.lengths, returns, c.window, None, action_repeat, horizon=c.horizon)
+            return MemberSampler(windows, store, target_jitter=c.target_jitter)
         return WindowSampler(
             store.lengths, returns, c.window, best, action_repeat, target_jitter=c.target_jitter, horizon=c.horizon
         )

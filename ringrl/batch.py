@@ -1,6 +1,6 @@
 """From contexts to training batches: the plan of a context, its steps, and the one schema that all batches follow."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -59,6 +59,10 @@ class Chain:
         return len(self.step)
 
 
+StepLabels = Callable[[Chain, Float32[np.ndarray, "steps parameters"] | None], Float32[np.ndarray, "steps action"]]
+"""(chain, the member that pays each step where members do) -> the action that a policy would take at each step."""
+
+
 @dataclass(frozen=True)
 class _Arrays:
     """Arrays by name."""
@@ -92,6 +96,13 @@ class Batch(_Arrays):
     position: Int32[np.ndarray, "batch steps"]  # index of the step within its segment
     segment_ids: Int32[np.ndarray, "batch steps"]
     weight: Float32[np.ndarray, "batch steps"]  # loss weight of the step's action; 0 on padding
+
+
+@dataclass(frozen=True)
+class LabelledBatch(Batch):
+    """A `Batch` whose steps also have the action that another policy would take there: what is learned, not seen."""
+
+    label: Float32[np.ndarray, "batch steps action"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,7 @@ def _schema(batch: type) -> dict[str, BatchField]:
 
 
 BATCH_SCHEMA = _schema(Batch)
+LABELLED_BATCH_SCHEMA = _schema(LabelledBatch)
 TOKEN_BATCH_SCHEMA = _schema(TokenBatch)
 PREVIOUS = {each.previous_of: name for name, each in BATCH_SCHEMA.items() if each.previous_of}
 """Field -> the field with its value at the step before: action -> previous_action, and so on."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from ringrl.agent import AgentDescription, Decoder, PolicySource, RolloutSpec, Widths
-from ringrl.batch import BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
+from ringrl.batch import BATCH_SCHEMA, LABELLED_BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
 from ringrl.config import AgentConfig, RunConfig
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
@@ -22,6 +22,7 @@ from ringrl.sampling.relabelled import Episodes
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.sequence_trainer import SequenceTrainer
+from ringrl.training.teacher import Labels
 from ringrl.training.trained_model import load_model
 from ringrl.training.training_data import ContextData, TokenData
 
@@ -87,6 +88,30 @@ class SequenceAgent(ABC, Generic[ConfigT]):
         normalizer = RunDirectory(run).normalizer()
         calls = ModelCalls(model, mesh, config.evaluation.cache_dtype)
         return TrainedSequencePolicy(calls, normalizer, sizes, step, self.description.across_trials)
+
+
+class LabelledSequenceAgent(SequenceAgent[ConfigT]):
+    """A `SequenceAgent` that learns at each step not the recorded action but a label: what another policy does there.
+
+    A subclass also gives `labels`.
+    """
+
+    @abstractmethod
+    def labels(self, config: RunConfig, episodes: Episodes) -> Labels:
+        """What the steps of a run's contexts are labelled with. Raises UserError where a setting does not fit."""
+
+    def loss(self, head: OutputHead, prediction: Prediction, batch: Mapping[str, jax.Array]) -> Losses:
+        """The output head's loss of each step's label."""
+        return head.loss(prediction, batch["label"])
+
+    @property
+    def decoder(self) -> Decoder:
+        """Its tokens and its loss, on a `ringrl.batch.LabelledBatch`."""
+        return Decoder(self.tokens(), self.loss, LABELLED_BATCH_SCHEMA)
+
+    def make_trainer(self, config: RunConfig) -> SequenceTrainer:
+        """Gradient steps on batches of labelled contexts. Raises UserError where a setting does not fit."""
+        return SequenceTrainer(config, self.decoder, ContextData(config, self.context_sampler, self.labels))
 
 
 class TokenAgent(ABC, Generic[ConfigT]):

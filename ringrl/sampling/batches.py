@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
-from ringrl.batch import Batch, Chain, link_previous
+from ringrl.batch import Batch, Chain, LabelledBatch, link_previous
 from ringrl.sampling.normalizer import Normalizer
 
 _NEAR = 250
@@ -68,8 +68,18 @@ class StepPlacement:
     trial: Int64[np.ndarray, " steps"]
 
 
-def assemble(chain: Chain, to: StepPlacement, rows: int, local: LocalPositions, normalizer: Normalizer) -> Batch:
-    """The batch of `rows` rows and the wanted positions: each step of `chain` where `to` says, 0 elsewhere."""
+def assemble(
+    chain: Chain,
+    to: StepPlacement,
+    rows: int,
+    local: LocalPositions,
+    normalizer: Normalizer,
+    label: Float32[np.ndarray, "steps action"] | None = None,
+) -> Batch:
+    """The batch of `rows` rows and the wanted positions: each step of `chain` where `to` says, 0 elsewhere.
+
+    With a `label` for each step of the chain it is a `LabelledBatch`.
+    """
     width = len(local.needed)
     slot = np.searchsorted(local.needed, to.position)
     here = _as_slice(np.flatnonzero(local.needed[np.minimum(slot, width - 1)] == to.position))
@@ -93,7 +103,9 @@ def assemble(chain: Chain, to: StepPlacement, rows: int, local: LocalPositions, 
         "weight": np.ones(len(to.row), np.float32),
     }
     arrays = link_previous({name: spread(values) for name, values in steps.items()})
-    return Batch(**{name: array[:, local.order] for name, array in arrays.items()})
+    if label is None:
+        return Batch(**{name: array[:, local.order] for name, array in arrays.items()})
+    return LabelledBatch(**{name: array[:, local.order] for name, array in (arrays | {"label": spread(label)}).items()})
 
 
 def _as_slice(index: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"] | slice:

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from ringrl.batch import Batch, ContextPlan
+from ringrl.batch import Batch, ContextPlan, StepLabels
 from ringrl.errors import UserError
 from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.chains import EpisodeReader, agent_steps, build_chain
@@ -38,6 +38,7 @@ def make_loader(
     packing: bool = False,
     rows: Int64[np.ndarray, " rows"] | None = None,
     positions: Int64[np.ndarray, " positions"] | None = None,
+    labels: StepLabels | None = None,
     threads: int = 2,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
@@ -58,6 +59,8 @@ def make_loader(
         rows: indices of the rows that are wanted here; None: all.
         positions: positions of the row that are wanted here, in the order wanted; None: all. Only these steps are read,
             and the one before each; short gaps between them are read too, and with a horizon the steps within it.
+        labels: the action of another policy at each step; batches are then `ringrl.batch.LabelledBatch`. It is called
+            with the steps that are read here, whose observations are not normalised, by several threads.
         threads: batches made at the same time.
         prefetch: batches kept ready.
 
@@ -68,7 +71,7 @@ def make_loader(
     rows = np.arange(batch, dtype=np.int64) if rows is None else rows
     local = LocalPositions(np.arange(steps, dtype=np.int64) if positions is None else positions)
     draw = _BatchSampler(sampler, seed, batch, steps, action_repeat, packing, rows)
-    read = _BatchReader(store, task, normalizer, action_repeat, len(rows), draw, local)
+    read = _BatchReader(store, task, normalizer, action_repeat, len(rows), draw, local, labels)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return closing_at_end(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))
 
@@ -170,6 +173,7 @@ class _BatchReader:
     rows: int
     draw: _BatchSampler
     local: LocalPositions
+    labels: StepLabels | None
 
     def __call__(self, step: int) -> Batch:
         pieces = self._needed(self.draw(int(step)))
@@ -183,7 +187,9 @@ class _BatchReader:
             segment_first=pieces.segment_first[chain.trial],
             trial=pieces.trial[chain.trial],
         )
-        return assemble(chain, to, self.rows, self.local, self.normalizer)
+        parameter = None if pieces.plan.parameter is None else pieces.plan.parameter[chain.trial]
+        label = None if self.labels is None else self.labels(chain, parameter)
+        return assemble(chain, to, self.rows, self.local, self.normalizer, label)
 
     def _needed(self, pieces: _PlacedPieces) -> _PlacedPieces:
         """The parts of the pieces that are needed here, each piece cut at long gaps."""

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float64, Int32, Int64
 
 from ringrl.batch import ContextPlan
 from ringrl.errors import UserError
+from ringrl.sampling.episode_pools import draw_pool, pool_of, pools_of
 
 
 @runtime_checkable
@@ -50,7 +51,7 @@ class WindowSampler:
         window: W, agent steps; None: whole episodes.
         episodes: the episodes to draw from, such as those of `top_fraction`; None: all.
         action_repeat: environment steps in an agent step.
-        target_jitter: j; the target is scaled by u ~ Uniform(1 - j, 1 + j), see `_jittered`.
+        target_jitter: j; the target is scaled by u ~ Uniform(1 - j, 1 + j), see `jittered`.
         horizon: of the plans, see `ContextPlan`.
     """
 
@@ -64,7 +65,7 @@ class WindowSampler:
 
     @cached_property
     def _pool(self) -> Int64[np.ndarray, " pool"]:
-        return _pool(self.lengths, self.episodes)
+        return pool_of(self.lengths, self.episodes)
 
     @cached_property
     def _ends(self) -> Int64[np.ndarray, " pool"]:
@@ -83,7 +84,7 @@ class WindowSampler:
             episode=np.array([episode], np.int64),
             start=np.array([start], np.int64),
             stop=np.array([stop], np.int64),
-            target=_jittered(self.returns[[episode]], self.target_jitter, rng),
+            target=jittered(self.returns[[episode]], self.target_jitter, rng),
             completed=np.zeros(1, bool),
             horizon=self.horizon,
         )
@@ -107,7 +108,7 @@ class HindsightSampler:
         episodes: the episodes to draw from; None: all.
         draw: "uniform" draws n of all episodes; "stratified" cuts the episodes, ranked by return, into n equal bands
             and draws one of each, so that every chain climbs through the whole range of returns.
-        target_jitter: j; the target is scaled by one u ~ Uniform(1 - j, 1 + j) for the chain, see `_jittered`.
+        target_jitter: j; the target is scaled by one u ~ Uniform(1 - j, 1 + j) for the chain, see `jittered`.
         source: the source of each episode, where all episodes of a chain are to be of one source, as where each source
             has another hidden task; None: any episodes go together. A source is drawn in proportion to its episodes.
 
@@ -134,16 +135,12 @@ class HindsightSampler:
 
     @cached_property
     def _pool(self) -> Int64[np.ndarray, " pool"]:
-        return _pool(self.lengths, self.episodes)
+        return pool_of(self.lengths, self.episodes)
 
     @cached_property
     def _pools(self) -> list[Int64[np.ndarray, " pool"]]:
         """The sets of episodes of which a chain may be drawn: one of all episodes, or one for every source."""
-        if self.source is None:
-            return [self._pool]
-        of = self.source[self._pool]
-        order = np.argsort(of, kind="stable")
-        return np.split(self._pool[order], np.flatnonzero(np.diff(of[order])) + 1)
+        return pools_of(self._pool, self.source)
 
     @cached_property
     def _bands(self) -> list[list[Int64[np.ndarray, " band"]]]:
@@ -157,16 +154,15 @@ class HindsightSampler:
 
     def sample(self, rng: np.random.Generator) -> ContextPlan:
         """Draw a chain: a plan of n pieces, each a whole episode."""
-        several = len(self._pools) > 1
-        index = int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right")) if several else 0
+        index = draw_pool(rng, self._ends)
         if self.draw == "stratified":
             drawn = np.array([rng.choice(band) for band in self._bands[index]], np.int64)
         else:
             drawn = rng.choice(self._pools[index], self.trajectories, replace=False)
         episode = drawn[np.argsort(self.returns[drawn], kind="stable")]
         best = self.returns[episode].max(keepdims=True)
-        target = np.repeat(_jittered(best, self.target_jitter, rng), len(episode))
-        return _whole_episodes(episode, self.lengths, target, completed=self.returns[episode] == best)
+        target = np.repeat(jittered(best, self.target_jitter, rng), len(episode))
+        return whole_episodes(episode, self.lengths, target, completed=self.returns[episode] == best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +199,7 @@ class HistorySampler:
 
     def __post_init__(self) -> None:
         """Checks that every history is long enough."""
-        _pool(self.lengths, None)
+        pool_of(self.lengths, None)
         if self.trajectories < 1 or self.every < 1:
             raise UserError(f"trajectories={self.trajectories}, every={self.every}: both must be at least 1")
         for history in self._histories:
@@ -236,7 +232,7 @@ class HistorySampler:
         index = int(np.searchsorted(self._ends, drawn, side="right"))
         first = int(drawn) - (int(self._ends[index - 1]) if index else 0)
         episode = self._histories[index][first : first + self._span : self.every]
-        return _whole_episodes(episode, self.lengths, self.returns[episode], completed=np.zeros(len(episode), bool))
+        return whole_episodes(episode, self.lengths, self.returns[episode], completed=np.zeros(len(episode), bool))
 
 
 def top_fraction(
@@ -260,17 +256,7 @@ def top_fraction(
     return ranked[: max(1, int(fitting.sum()))]
 
 
-def _pool(
-    lengths: Int64[np.ndarray, " episodes"], episodes: Int64[np.ndarray, " subset"] | None
-) -> Int64[np.ndarray, " pool"]:
-    """The episodes to draw from, of which there must be one."""
-    pool = np.arange(len(lengths), dtype=np.int64) if episodes is None else episodes
-    if not len(pool):
-        raise UserError("there are no episodes to make chains from; build the store from at least one episode")
-    return pool
-
-
-def _jittered(
+def jittered(
     target: Float64[np.ndarray, " targets"], jitter: float, rng: np.random.Generator
 ) -> Float64[np.ndarray, " targets"]:
     """Targets times one factor u ~ Uniform(1 - jitter, 1 + jitter).
@@ -281,10 +267,11 @@ def _jittered(
     return target * rng.uniform(1 - jitter, 1 + jitter) if jitter else target
 
 
-def _whole_episodes(
+def whole_episodes(
     episode: Int64[np.ndarray, " pieces"],
     lengths: Int64[np.ndarray, " episodes"],
     target: Float64[np.ndarray, " pieces"],
     completed: Bool[np.ndarray, " pieces"],
 ) -> ContextPlan:
+    """The plan of whole episodes, in this order, with these targets."""
     return ContextPlan(episode, np.zeros_like(episode), lengths[episode], target, completed)

@@ -20,9 +20,13 @@ from ringrl.sampling.samplers import ContextSampler
 from ringrl.sampling.token_windows import token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
+from ringrl.training.teacher import Labels
 
 SampleContexts = Callable[[Episodes, str, int], ContextSampler]
 """(episodes, task, action repeat) -> the sampler of an agent's contexts."""
+
+LabelContexts = Callable[[RunConfig, Episodes], Labels]
+"""(config, episodes) -> what the steps of an agent's contexts are labelled with."""
 
 
 def open_episodes(config: DataConfig, memory_limit: int = 2**29) -> Episodes:
@@ -83,13 +87,16 @@ class EpisodeData:
 class ContextData(EpisodeData):
     """Contexts that an agent draws from the episodes of a store, normalised."""
 
-    def __init__(self, config: RunConfig, sample_contexts: SampleContexts):
-        """Open the store; its steps are read when batches are."""
+    def __init__(self, config: RunConfig, sample_contexts: SampleContexts, label: LabelContexts | None = None):
+        """Open the store; its steps are read when batches are. With `label`, all of them are labelled then."""
         super().__init__(config)
         self._sample_contexts = sample_contexts
+        self._labels = None if label is None else label(config, self.episodes)
+        if self._labels is not None:
+            self.card |= {"labels": self._labels.about}
 
     def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """See `BatchData`; the fields of `ringrl.batch.Batch`, steps in ring order."""
+        """See `BatchData`; the fields of `ringrl.batch.Batch`, or of its `LabelledBatch`, steps in ring order."""
         config, data, training = self._config, self._config.data, self._config.training
         # Where processes share a row, each reads its slice of it and keeps nothing in memory.
         whole = len(shard.columns) == training.row_steps
@@ -106,6 +113,7 @@ class ContextData(EpisodeData):
             packing=training.packing,
             rows=shard.rows,
             positions=local_positions(config, shard),
+            labels=None if self._labels is None else self._labels.of,
             prefetch=data.prefetch,
         )
         return (batch.asdict() for batch in loader)

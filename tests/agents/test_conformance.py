@@ -11,6 +11,7 @@ from ringrl.config import AgentConfig
 from ringrl.errors import UserError
 from ringrl.policy import UNBOUNDED
 from ringrl.sampling.samplers import ContextSampler
+from ringrl.sequence_agent import LabelledSequenceAgent
 from ringrl.store.episode_store import open_store
 
 NAMES = [name for name, _ in recipes.listing()["agents"]]
@@ -75,6 +76,10 @@ def test_it_trains_on_episodes_where_it_samples_contexts(name, tiny_config, tiny
     agent = make_agent(name)
     sampler = agent.context_sampler(open_store(tiny_store), TASK, 4)
     assert isinstance(sampler, ContextSampler) and len(sampler.sample(np.random.default_rng(0)).episode)
+    if isinstance(agent, LabelledSequenceAgent):  # which needs a teacher
+        with pytest.raises(UserError, match="agent.teacher"):
+            agent.make_trainer(tiny_config({"name": name}))
+        return
     assert isinstance(agent.make_trainer(tiny_config({"name": name})), Trainer)
 
 

@@ -1,0 +1,76 @@
+"""Decision-Pretrained Transformer (Lee et al. 2023): tell from trajectories of a task what its expert would do here.
+
+- context: n whole trajectories of one hidden task in no order, of any quality; each context is of another task
+- tokens: observation, previous action and reward, one token a step; no returns
+- labels: at every step the action that a teacher, which sees the task, would take there; what was done is context alone
+- loss: the head's, of the labels, at every step of the context, so that each number of trajectories is trained at once
+- acts: on k given trajectories or its own trials in one context, with no weight update; the mode of the head
+
+The paper (arXiv:2306.14892, sections 3 and 4) has an optimal policy label one query state a context. Here the teacher
+may be an agent that learned from the same data (`ringrl train` of `td3` on the task's visible twin), and then nobody
+has to know the task's solution; the labels of a store's `demonstrator` column do as well.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+from pydantic import Field, model_validator
+
+from ringrl.agent import AgentDescription, RolloutSpec
+from ringrl.config import AgentConfig, RunConfig
+from ringrl.errors import UserError
+from ringrl.model.tokens import TokenLayout
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
+from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
+from ringrl.sampling.samplers import ContextSampler
+from ringrl.sequence_agent import LabelledSequenceAgent
+from ringrl.training.teacher import Labels, teacher_labels
+
+
+class Config(AgentConfig):
+    """Hyper-parameters."""
+
+    fused: bool = True  # one token a step (previous action, previous reward, observation); False: one a modality
+    trajectories: int = Field(default=4, ge=1)  # n, the most trajectories in a context
+    # the fewest: each context has a uniform number from here to n (with packing, rows are filled); None: always n
+    fewest: int | None = Field(default=None, ge=1)
+    within_source: bool = False  # whether a context is of one source only: for stores where a source is a hidden task
+    teacher: str | None = None  # a run of an agent that sees the task, as td3 on its visible twin
+
+    @model_validator(mode="after")
+    def _check_fewest(self) -> "Config":
+        if self.fewest is not None and self.fewest > self.trajectories:
+            raise ValueError(f"fewest is {self.fewest}, more than trajectories {self.trajectories}")
+        return self
+
+
+class Agent(LabelledSequenceAgent[Config]):
+    """A context of trajectories predicts what the teacher of their task would do."""
+
+    description = AgentDescription("Decision-Pretrained Transformer", across_trials=True)
+
+    def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
+        """Trajectories in no order (the paper's section 3); on tasks of a family all paid by a member drawn for them.
+
+        `data.hindsight` is the share of members that pay at a state of the context.
+        """
+        c = self.config
+        whole = TrajectorySampler(
+            store.lengths, c.trajectories, c.fewest, source=store.source if c.within_source else None
+        )
+        return MemberSampler(whole, store, conditioned=False) if isinstance(store, RelabelledEpisodes) else whole
+
+    def labels(self, config: RunConfig, episodes: Episodes) -> Labels:
+        """The teacher's actions. Raises UserError where there is no teacher, or one of another task."""
+        if self.config.teacher is None:
+            raise UserError("agent.teacher: give the run of an agent that sees the task, as td3 on its visible twin")
+        return teacher_labels(Path(self.config.teacher), config, episodes)
+
+    def tokens(self) -> TokenLayout:
+        """Observation, action, reward."""
+        return TokenLayout(("observation", "action", "reward"), fused=self.config.fused)
+
+    def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:
+        """Without a target; what the task is must come from the context."""
+        return RolloutSpec(row_steps, sample=self.config.sample)

@@ -1,0 +1,100 @@
+"""A teacher: a trained agent that sees what another has to find out, and labels its steps with the actions to take."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from ringrl.agent import make_agent
+from ringrl.batch import Chain, StepLabels
+from ringrl.config import RunConfig
+from ringrl.envs import family_of, is_task, is_visible
+from ringrl.errors import UserError
+from ringrl.policy import Policy, RolloutSetting
+from ringrl.run import RunDirectory
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
+
+ROWS = 4096
+"""Observations in one call of a teacher: always as many, so that it is compiled once, however long contexts are."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a run's steps are labelled with.
+
+    Attributes:
+        of: chains -> their labels.
+        about: what dataset.json says of them; a run continues with the same alone.
+    """
+
+    of: StepLabels
+    about: dict
+
+
+def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
+    """The actions of a trained agent that sees one observation and, of a family's task, the member.
+
+    Args:
+        run: its run directory, of the student's task or of its visible twin; the newest checkpoint is read.
+        config: the student's.
+        episodes: whose steps are to be labelled.
+
+    Raises:
+        UserError: there is no such run, its agent has a context, or it is of another task, action repeat or width.
+    """
+    directory = RunDirectory(run)
+    own, dataset = directory.config(), directory.dataset()
+    agent = make_agent(own.agent)
+    if agent.decoder is not None or agent.policy is None:
+        raise UserError(f"{run}: a teacher sees one observation, as td3 does, and {directory.label()} does not")
+    _refuse_other(run, own, config)
+    twin = is_task(own.data.task) and is_visible(own.data.task) and not is_visible(config.data.task)
+    sizes, more = episodes.sizes, len(_parameters(episodes)) if twin else 0
+    expected = {"observation": sizes["observation"] + more, "action": sizes["action"]}
+    if dataset["sizes"] != expected:
+        raise UserError(f"{run}: a teacher of widths {dataset['sizes']}, and these episodes need one of {expected}")
+    trained = agent.policy.load_policy(run, own, dataset["sizes"], "latest")
+    spec = agent.policy.rollout_spec(1, np.asarray(dataset["returns"], np.float64))
+    policy = trained.start(spec, RolloutSetting(environments=ROWS, trial_steps=1, trials=1))
+
+    def labels(
+        chain: Chain, parameter: Float32[np.ndarray, "steps parameters"] | None
+    ) -> Float32[np.ndarray, "steps action"]:
+        seen = chain.observation
+        if twin:
+            assert parameter is not None, "contexts of a family's task say which member pays"
+            seen = np.concatenate([seen, parameter], axis=1)
+        return act_in_blocks(policy, seen)
+
+    return Labels(labels, {"teacher": directory.label(), "task": own.data.task, "step": trained.step})
+
+
+def act_in_blocks(
+    policy: Policy, observation: Float32[np.ndarray, "steps observation"]
+) -> Float32[np.ndarray, "steps action"]:
+    """A policy's actions for any number of observations, `ROWS` of them at a time."""
+    count = len(observation)
+    padded = np.zeros((-(-count // ROWS) * ROWS, observation.shape[1]), np.float32)
+    padded[:count] = observation
+    blocks = np.split(padded, len(padded) // ROWS) if count else []
+    return np.concatenate([policy.act(block) for block in blocks])[:count]
+
+
+def _parameters(episodes: Episodes) -> tuple[str, ...]:
+    return episodes.family.parameters if isinstance(episodes, RelabelledEpisodes) else ()
+
+
+def _refuse_other(run: Path, own: RunConfig, config: RunConfig) -> None:
+    """Raise UserError where the teacher's task or action repeat does not go with the student's."""
+    task, mine = own.data.task, config.data.task
+    family = family_of(mine) if is_task(mine) else None
+    twins = family is not None and is_task(task) and family_of(task) is family and is_visible(task)
+    if task != mine and not twins:
+        fitting = f"visible_{family.name}" if family is not None else mine
+        raise UserError(f"{run}: a teacher of {task}; the steps of {mine} can be labelled by one of {fitting}")
+    if own.data.action_repeat != config.data.action_repeat:
+        raise UserError(
+            f"{run}: a teacher of data.action_repeat {own.data.action_repeat}, and here it is "
+            f"{config.data.action_repeat}; the two must be equal"
+        )

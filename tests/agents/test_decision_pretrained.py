@@ -1,0 +1,190 @@
+"""The student of a teacher: what its steps are labelled with, what it may see, and what it needs once it is trained."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ringrl
+from ringrl.agent import make_agent
+from ringrl.batch import LABELLED_BATCH_SCHEMA
+from ringrl.envs import family_of, make_env
+from ringrl.errors import UserError
+from ringrl.model.transformer import make_attend
+from ringrl.run import RunDirectory
+from ringrl.store.builder import build
+from ringrl.training.processes import LocalShard
+from ringrl.training.state import build_model
+from tests.builders import TINY, make_config, random_episode
+
+HIDDEN, VISIBLE = "hidden_point_mass_goal_30mm", "visible_point_mass_goal_30mm"
+STEPS, EPISODES = 12, 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A store of point mass with the features of two families, and a teacher of one of them that has hardly learned."""
+    path, rng = tmp_path_factory.mktemp("taught"), np.random.default_rng(0)
+    families = [family_of(task) for task in (HIDDEN, "hidden_point_mass_goal_15mm")]
+    env = make_env("point_mass_easy", seed=0)
+    episodes = (random_episode(env, STEPS, rng) for _ in range(EPISODES))
+    position = lambda episode: episode.physics[:, :2].astype(np.float32)  # noqa: E731
+    features = {family.name: position for family in families if family is not None}
+    build(path / "pm.store", episodes, domain="point_mass", tasks=("point_mass_easy",), features=features)
+    data = {"store": str(path / "pm.store"), "task": VISIBLE, "action_repeat": 2}
+    training = {"steps": 2, "log_every": 1, "checkpoint_every": 2}
+    agent = {"name": "td3", "hidden": [8], "batch": 4}
+    ringrl.train({"data": data, "agent": agent, "training": training}, out=path / "teacher")
+    return path
+
+
+def config_of(folder: Path, **sections):
+    base = TINY | {
+        "data": {"store": str(folder / "pm.store"), "task": HIDDEN, "action_repeat": 2},
+        "agent": {"name": "decision_pretrained", "trajectories": 3, "teacher": str(folder / "teacher")},
+    }
+    return make_config(base, **sections)
+
+
+def batch_of(config, shard: LocalShard | None = None) -> dict[str, np.ndarray]:
+    data = make_agent(config.agent).make_trainer(config).data
+    data.prepare(Path("no run yet"))
+    t = config.training
+    loader = data.batches(0, shard or LocalShard(np.arange(t.batch), np.arange(t.row_steps), (t.batch, t.row_steps)))
+    batch = next(loader)
+    loader.close()
+    return batch
+
+
+def test_a_label_is_the_teachers_action_for_the_observation_and_the_member(folder):
+    config = config_of(folder)
+    batch, data = batch_of(config), make_agent(config.agent).make_trainer(config).data
+    assert list(batch) == list(LABELLED_BATCH_SCHEMA)
+    own = RunDirectory(folder / "teacher").config()
+    sizes = {"observation": 6, "action": 2}
+    teacher = make_agent(own.agent).policy.load_policy(folder / "teacher", own, sizes, "latest")
+    for row in range(4):
+        plan = data._sample_contexts(data.episodes, HIDDEN, 2).sample(
+            np.random.default_rng(np.random.SeedSequence([config.seed, 0, row]))
+        )
+        seen = [data.episodes.store.read_steps([(e, 0, STEPS)])[0][0][:-1:2] for e in plan.episode.tolist()]
+        observation = np.concatenate(
+            [np.concatenate([part, np.broadcast_to(plan.parameter[0], (len(part), 2))], axis=1) for part in seen]
+        )
+        expected = teacher.act(observation)  # a policy of one observation is its own rollout
+        real = batch["segment_ids"][row] > 0
+        assert real.sum() == len(observation) == 3 * STEPS // 2
+        np.testing.assert_allclose(batch["label"][row][real], expected, atol=1e-6)
+        assert not batch["label"][row][~real].any()
+    assert np.ptp(batch["label"]) > 0.01
+
+
+def test_labels_are_learned_but_not_seen(folder):
+    """The prediction at a step depends on what came before it, not on any label, nor on anything after it."""
+    config = config_of(folder)
+    agent = make_agent(config.agent)
+    model = build_model(config, agent.decoder, {"observation": 4, "action": 2})
+    batch = {name: jnp.asarray(value) for name, value in batch_of(config).items()}
+    floats = {name: value for name, value in batch.items() if value.dtype == jnp.float32}
+    at = 7
+
+    def prediction(floats):
+        return jnp.square(model(batch | floats, make_attend(None, "zigzag", None))[0, at]).sum()
+
+    gradient = jax.grad(prediction)(floats)
+    assert not gradient["label"].any() and not gradient["action"].any() and not gradient["return_to_go"].any()
+    for name in ("observation", "previous_action", "previous_reward"):
+        moved = np.abs(np.asarray(gradient[name][0])).reshape(len(gradient[name][0]), -1).sum(-1)
+        assert not moved[at + 1 :].any() and moved[1:at].all(), name
+        assert not gradient[name][1:].any(), name
+    raw = model(batch, make_attend(None, "zigzag", None))
+    expected = np.square(np.tanh(np.asarray(raw[..., 0])) - np.asarray(batch["label"])).mean(-1)
+    np.testing.assert_allclose(agent.loss(model.head, raw, batch), expected, rtol=1e-5)
+
+
+def test_a_run_names_its_teacher_and_needs_it_no_more(folder, tmp_path):
+    shutil.copytree(folder / "teacher", tmp_path / "teacher")
+    config = config_of(
+        folder, agent={"name": "decision_pretrained", "trajectories": 3, "teacher": str(tmp_path / "teacher")}
+    )
+    run = ringrl.train(config, out=tmp_path / "run")
+    labels = RunDirectory(run).dataset()["labels"]
+    assert labels == {"teacher": "td3", "task": VISIBLE, "step": 2}
+    assert RunDirectory(run).config().agent.teacher == str(tmp_path / "teacher")
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    session = ringrl.load_agent(run).start(trial_steps=4)
+    assert np.abs(session.act(np.zeros(4, np.float32))).max() <= 1
+    ringrl.train(None, "training.steps=6", f"agent.teacher={tmp_path / 'gone'}", resume=run)
+    with pytest.raises(UserError, match="teacher: not a run directory"):
+        ringrl.train(None, "training.steps=7", f"agent.teacher={tmp_path / 'teacher'}", resume=run)
+
+
+def test_it_learns_what_the_teacher_would_do(folder):
+    config = config_of(folder, optimizer={"learning_rate": 3e-3, "warmup_steps": 0}, training={"steps": 30})
+    trainer = make_agent(config.agent).make_trainer(config)
+    trainer.data.prepare(Path("no run yet"))
+    losses = [float(values["loss"]) for _, _, values in trainer.updates(trainer.init(), 0)]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        ({"agent": {"teacher": None}}, "agent.teacher: give the run"),
+        ({"agent": {"teacher": "nowhere"}}, "nowhere: not a run directory"),
+        ({"data": {"task": "hidden_point_mass_goal_15mm"}}, "labelled by one of visible_point_mass_goal_15mm"),
+        ({"data": {"task": "point_mass_easy"}}, "labelled by one of point_mass_easy"),
+        ({"data": {"action_repeat": 1}}, "data.action_repeat 2, and here it is 1"),
+        ({"agent": {"trajectories": 6}}, "cannot be drawn from 5 episodes"),
+        ({"agent": {"trajectories": 2, "fewest": 3}}, "fewest is 3, more than trajectories 2"),
+    ],
+    ids=["none", "nowhere", "family", "task", "action repeat", "trajectories", "fewest"],
+)
+def test_what_does_not_fit_is_refused_in_a_line(sections, message, folder):
+    with pytest.raises(UserError, match=message) as caught:
+        batch_of(config_of(folder, **sections))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_student_is_no_teacher(folder, tmp_path):
+    run = ringrl.train(config_of(folder, training={"steps": 1}), out=tmp_path / "run")
+    with pytest.raises(UserError, match="a teacher sees one observation"):
+        batch_of(config_of(folder, agent={"teacher": str(run)}))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        {"name": "agentic_transformer", "trajectories": 3},
+        {"name": "algorithm_distillation", "trajectories": 3},
+        {"name": "algorithm_distillation", "trajectories": 3, "order": "sorted"},
+        {"name": "decision_transformer", "window": 4},
+        {"name": "behavior_cloning", "window": 4, "fraction": 1.0},
+        {"name": "behavior_cloning", "window": 4, "fraction": 0.5},
+    ],
+    ids=lambda agent: "-".join(str(value) for value in agent.values()),
+)
+def test_other_agents_contexts_are_paid_by_drawn_members(agent, folder):
+    config = config_of(folder, agent=agent)
+    data = make_agent(config.agent).make_trainer(config).data
+    plan = data._sample_contexts(data.episodes, HIDDEN, 2).sample(np.random.default_rng(0))
+    if agent.get("fraction") == 0.5:
+        assert plan.parameter is None  # the best of the episodes, under a member each that is drawn once
+        return
+    assert plan.parameter.shape == (len(plan.episode), 2)
+    expected = data.episodes.returns_under(plan.episode, plan.parameter)
+    if agent["name"] == "agentic_transformer":
+        assert plan.target.tolist() == [expected.max()] * 3 and plan.completed[-1]
+    elif agent["name"] == "decision_transformer":
+        assert plan.target.tolist() == expected.tolist()
+    if agent["name"] == "agentic_transformer" or agent.get("order"):
+        assert (np.diff(expected) >= 0).all()
+
+
+def test_what_ranks_episodes_by_return_is_refused_for_chains_of_a_family(folder):
+    config = config_of(folder, agent={"name": "agentic_transformer", "trajectories": 3, "draw": "stratified"})
+    with pytest.raises(UserError, match=r"agent.fraction and agent.draw"):
+        batch_of(config)
