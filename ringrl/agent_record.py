@@ -6,12 +6,14 @@ from pathlib import Path
 
 from ringrl.errors import UserError
 
-# Schema 0 says no more of an agent than the name of its file: (display name, whether its context spans trials).
+# (display name, whether its context spans trials), by the name of an agent's file, which is all that schema 0 says of
+# it, and of who acts in tables without being a run's agent (`ringrl.rollout.retrieval`).
 _SCHEMA_0 = {
     "agentic_transformer": ("Agentic Transformer", True),
     "algorithm_distillation": ("Algorithm Distillation", True),
     "behavior_cloning": ("Behavior Cloning", False),
     "decision_transformer": ("Decision Transformer", False),
+    "retrieval": ("Retrieval", False),
     "td3": ("TD3", False),
 }
 

@@ -21,6 +21,7 @@ from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, 
 from ringrl.rollout.evaluable import check_other_task, check_task, refuse_unused
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.references import references
+from ringrl.rollout.retrieval import as_retrieval, is_retrieval
 from ringrl.rollout.session import Session
 from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
 from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
@@ -57,7 +58,8 @@ def evaluate(
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
     `task` is the run's own or another of the same widths, such as a domain's own task for an agent of hidden ones; the
-    tables of another are in evaluation/TASK/.
+    tables of another are in evaluation/TASK/. An agent of a family's visible task is retrieval in its hidden one
+    (`ringrl.rollout.retrieval`), and is called so.
     `checkpoint` is `latest`, `best` (the lowest training loss of those kept), or the number of a step.
     `trials` trials in each of `envs` environments, all in one context where the agent's spans trials, of at most
     `context` tokens, of which `when_full` says what is kept (`ringrl.rollout.full_context`). Keys and values are kept
@@ -87,7 +89,7 @@ def evaluate(
     trained = load_evaluated(run, checkpoint, given, task)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order)
     start = starts[trajectories]
-    others = references(trained.task, trained.setting.seed) if reference and is_first() else {}
+    others = trained.references() if reference and is_first() else {}
     with progress_bar() as progress:
         everyone = {trained.agent.name: start} | others
         results, dropped = trained.roll_out(everyone, progress, by_first=others)
@@ -136,10 +138,17 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run's agent, and under which setting it is rolled out."""
+    """A run's agent, and under which setting it is rolled out.
+
+    Attributes:
+        run: where its tables are.
+        agent: who acts.
+        expert: of retrieval, the agent that is sent, given what is hidden; None: it is the run's own agent.
+    """
 
     run: RunDirectory
     agent: TrainedAgent
+    expert: TrainedAgent | None = None
 
     @property
     def task(self) -> str:
@@ -166,6 +175,14 @@ class Evaluated:
         if demonstrations is not None:
             session.begin_with(demonstrations.of(first, envs.num_envs))
         return session
+
+    def references(self) -> dict[str, Start]:
+        """Who acts in the same environments for comparison: `ringrl.rollout.references`, and the agent that retrieval
+        sends, given the members themselves, as `expert` where the task has none."""
+        found = references(self.task, self.setting.seed)
+        if self.expert is not None:
+            found.setdefault("expert", replace(self, agent=self.expert, expert=None).session)
+        return found
 
     def roll_out(
         self,
@@ -250,12 +267,11 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
     config, sizes = run.config(), run.dataset()["sizes"]
     agent_and_source(path, run.label(), config)
     own = config.data.task
-    if task is None or task == own:
-        check_task(path, own, sizes)
-    else:
-        check_other_task(path, task, sizes)
-        run = RunDirectory(path, task)
     task, seed = task or own, known.get("seed", config.evaluation.seed)
+    if task == own:
+        check_task(path, own, sizes)
+    elif not is_retrieval(own, task):
+        check_other_task(path, task, sizes)
     if is_hidden(task) and seed < HELD_OUT:
         raise UserError(
             f"{path}: evaluation.seed={seed} is of {task}'s training tasks; train with "
@@ -263,6 +279,10 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
         )
     trained = load_trained(path, checkpoint, known)
     refuse_unused(trained, known)
+    run = RunDirectory(path, None if task == own else task)
+    if is_retrieval(own, task):
+        sent, expert = (as_retrieval(path, trained, task, knows=knows) for knows in (False, True))
+        return Evaluated(run, sent, expert)
     return Evaluated(run, trained.in_task(task))
 
 

@@ -38,6 +38,7 @@ class TrainedAgent:
         sizes: widths of the observation and the action.
         spec: how it is rolled out unless another target is given.
         has_context: whether it keeps the steps of a context, as a sequence model does.
+        form_of: in which form it is shown trajectories.
     """
 
     name: str
@@ -48,6 +49,7 @@ class TrainedAgent:
     spec: RolloutSpec
     has_context: bool
     _policy: TrainedPolicy
+    form_of: type[ContextForm] = ContextForm
 
     @property
     def target(self) -> float | None:
@@ -101,7 +103,7 @@ class TrainedAgent:
 
     def form(self, spec: RolloutSpec | None = None) -> ContextForm:
         """How it is shown trajectories, when it is rolled out as `spec` says."""
-        return ContextForm(spec or self.spec, self._policy.normalizer, self.sizes, self.config.data.action_repeat)
+        return self.form_of(spec or self.spec, self._policy.normalizer, self.sizes, self.config.data.action_repeat)
 
     def in_task(self, task: str) -> "TrainedAgent":
         """The same agent, to be rolled out in another task of its observations and actions."""

@@ -85,12 +85,15 @@ class RelabelledEpisodes:
         self, spans: Sequence[Span], parameters: Float32[np.ndarray, "spans parameters"]
     ) -> list[Float32[np.ndarray, " _steps"]]:
         """The rewards of each span's steps under a member each."""
+        count = [stop - start for _, start, stop in spans]
+        paid = self.family.reward(np.concatenate(self.features(spans)), np.repeat(parameters, count, axis=0))
+        return np.split(paid, np.cumsum(count)[:-1])
+
+    def features(self, spans: Sequence[Span]) -> list[Float32[np.ndarray, "_steps features"]]:
+        """What the rewards of each span's steps read: of the state after each."""
         first = self.store.first_rows[[episode for episode, _, _ in spans]].tolist()
         rows = [slice(row + start + 1, row + stop + 1) for row, (_, start, stop) in zip(first, spans, strict=True)]
-        count = [stop - start for _, start, stop in spans]
-        seen = np.concatenate([self._features[each] for each in rows])
-        paid = self.family.reward(seen, np.repeat(parameters, count, axis=0))
-        return np.split(paid, np.cumsum(count)[:-1])
+        return [self._features[each] for each in rows]
 
     def read_many(self, spans: Sequence[Span], task: str) -> list[StepSpan]:
         """Environment steps of each span, paid by the member drawn for its episode."""
