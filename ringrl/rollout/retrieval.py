@@ -1,7 +1,7 @@
 """Retrieval: an agent that sees what is hidden, sent to the best-paid state of its context. A bound, not an agent.
 
 An agent of `visible_NAME` sees which member of a family of rewards pays. Rolled out in `hidden_NAME`, it is given a
-guess in its place: what is known to a learner that keeps the one best state of its context, and acts as this agent does.
+guess in its place: what is known to a learner that keeps the one best state of its context and acts as this agent does.
 
 | the context | the guess |
 |---|---|
