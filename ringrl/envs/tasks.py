@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
 from dm_control import suite
 from dm_control.rl.control import Environment
 
@@ -105,7 +106,7 @@ def load(
     seed: int,
     time_limit: int | None = None,
     render_mode: str | None = None,
-    parameter: Sequence[float] | None = None,
+    parameter: Sequence[float] | np.ndarray | None = None,
 ) -> Environment | GymnasiumBox:
     """The environment of a task with dm_control's interface; its episodes end.
 
@@ -114,7 +115,7 @@ def load(
         seed: of the initial states; of hidden tasks, of what is hidden too.
         time_limit: environment steps in an episode; None for the task's own number.
         render_mode: what environments that render themselves are made with.
-        parameter: of a family's task, the member; None: the seed's.
+        parameter: of a family's task, the member, [P]; None: the seed's.
 
     Raises:
         UserError: if there is no such task, Gymnasium cannot make it here, it has other spaces than Box, or no time

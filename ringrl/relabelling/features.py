@@ -1,7 +1,6 @@
 """Physics states -> the features that the rewards of a family read, for a store to keep beside its steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -26,7 +25,7 @@ class FeatureReader:
         """Make the family's environment."""
         self.family, self._environment = family, make_env(f"hidden_{family.name}")
         self._environment.reset(seed=0)
-        columns: list[Any] = [_Column(self._environment, family.read, index) for index in range(len(family.features))]
+        columns = [_Column(self._environment, family.read, index) for index in range(len(family.features))]
         needs = [needs_of(column, "exact") for column in columns]
         known = [each for each in needs if each is not None]
         if len(known) == len(columns):
@@ -53,20 +52,16 @@ class FeatureReader:
             raise UserError(f"features of {self.family.name}: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Column:
-    """An environment whose reward is one feature."""
+class _Column(DMControlEnv):
+    """An environment, shared with the other columns, whose reward is one feature."""
 
-    environment: DMControlEnv
-    read: Callable[[Any], Any]
-    index: int
+    def __init__(self, environment: DMControlEnv, read: Callable[[Any], Any], index: int):
+        self.__dict__.update(environment.__dict__)
+        self._read, self._index = read, index
 
     @property
     def task(self) -> "_Column":
         return self
 
     def get_reward(self, physics: Any) -> Any:
-        return self.read(physics)[self.index]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.environment, name)
+        return self._read(physics)[self._index]

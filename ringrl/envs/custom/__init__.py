@@ -9,10 +9,23 @@ from functools import partial
 
 from dm_control.rl.control import Environment
 
-from ringrl.envs.custom import cheetah, goal_families, hidden, hopper, jaco, point_mass_maze, quadruped, walker
+from ringrl.envs.custom import (
+    cheetah,
+    goal_families,
+    hidden,
+    hopper,
+    jaco,
+    point_mass_maze,
+    pose_families,
+    quadruped,
+    reacher_arm,
+    walker,
+)
 from ringrl.envs.custom.reward_family import RewardFamily, make_member
 
-FAMILIES: dict[str, RewardFamily] = {family.name: family for family in goal_families.FAMILIES}
+FAMILIES: dict[str, RewardFamily] = {
+    family.name: family for family in (*goal_families.FAMILIES, *pose_families.FAMILIES)
+}
 """Families of rewards by name; their tasks are `hidden_NAME` and `visible_NAME`."""
 
 CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
@@ -21,6 +34,7 @@ CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
     "jaco": jaco.TASKS,
     "point_mass_maze": point_mass_maze.TASKS,
     "quadruped": quadruped.TASKS,
+    "reacher_arm": reacher_arm.TASKS,
     "walker": walker.TASKS,
     **hidden.DOMAINS,
 }

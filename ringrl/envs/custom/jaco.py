@@ -25,6 +25,9 @@ GOALS = {
 }
 """Where the point between the fingers should come, m."""
 
+BETWEEN_FINGERS = "jaco_arm/jaco_hand/pinchsite"
+"""The site of the point between the fingers."""
+
 _GOAL_RADIUS = 0.05
 _HAND_START: Any = ((-0.2, -0.2, 0.02), (0.2, 0.2, 0.4))  # lower and upper corner of the hand's initial positions, m
 # A place is drawn again while no posture reaches it without a collision; dm_control's limit of 10 is a crash, at times.
@@ -56,8 +59,6 @@ class JacoReach(base.Task):
         )
         every = [item for entity in self._arena.iter_entities() for item in entity.observables.as_dict().items()]
         self._observables = [(part, observable) for part, observable in every if observable.enabled]
-        between_fingers: Any = self._hand.tool_center_point
-        self._between_fingers = between_fingers.full_identifier
 
     def make_physics(self) -> mjcf.Physics:
         """The scene, compiled."""
@@ -76,7 +77,7 @@ class JacoReach(base.Task):
 
     def get_reward(self, physics: Any) -> Any:
         """Nearness to the goal."""
-        distance = np.linalg.norm(physics.named.data.site_xpos[self._between_fingers] - self._goal)
+        distance = np.linalg.norm(physics.named.data.site_xpos[BETWEEN_FINGERS] - self._goal)
         return rewards.tolerance(distance, bounds=(0, _GOAL_RADIUS), margin=_GOAL_RADIUS)
 
 

@@ -42,11 +42,12 @@ class RewardFamily:
         base: the environment of a seed, whose dynamics, observations and initial states all members share.
         features: names of what the reward reads.
         parameters: names of what a member is.
-        read: a physics, as after a step -> its features, numbers of any shape; also of many states at once, by
-            `ringrl.relabelling`.
+        read: a physics, as after a step -> its features, one number after another; also of the many states at once of
+            `ringrl.relabelling`, and to the same bit: so without powers, of which NumPy's and Python's differ.
         pay: features [..., F] and parameters [..., P], float64 -> rewards [...]; elementwise along leading axes.
         draw: a random generator and n -> n members, [n, P].
-        fit: a random generator and features [n, F] -> for each, a member that pays there, [n, P].
+        fit: a random generator and features [n, F] -> for each, a member that pays there, [n, P]; where no member may
+            pay, as where no goal lies, the nearest one.
         canonical: tasks of the domain that are members, and their parameters.
         near: members [n, P] and a canonical one [P] -> whether each lies in its neighbourhood, [n].
     """
@@ -57,19 +58,20 @@ class RewardFamily:
     features: tuple[str, ...]
     parameters: tuple[str, ...]
     read: Callable[[Any], Any]
-    pay: Callable[[Float64[np.ndarray, "*rows features"], Float64[np.ndarray, "*rows parameters"]], np.ndarray]
+    pay: Callable[[Float64[np.ndarray, "*#rows features"], Float64[np.ndarray, "*#rows parameters"]], np.ndarray]
     draw: Callable[[np.random.Generator, int], Float64[np.ndarray, "n parameters"]]
     fit: Callable[[np.random.Generator, Float64[np.ndarray, "n features"]], Float64[np.ndarray, "n parameters"]]
     canonical: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     near: Callable[[np.ndarray, np.ndarray], Bool[np.ndarray, " n"]] | None = None
 
     def reward(
-        self, features: Float32[np.ndarray, "*rows features"], parameter: Float32[np.ndarray, "*rows parameters"]
-    ) -> Float32[np.ndarray, "*rows"]:
+        self, features: Float32[np.ndarray, "*#rows features"], parameter: Float32[np.ndarray, "*#rows parameters"]
+    ) -> Float32[np.ndarray, "..."] | np.float32:
         """What members pay in states: leading axes are broadcast against each other."""
         # Contiguous float64 rows, so that one state and many go through the same loops of NumPy, to the same bit.
         seen, member = (np.ascontiguousarray(x, np.float64) for x in (features, parameter))
-        return np.asarray(self.pay(seen, member)).astype(np.float32)
+        paid = np.asarray(self.pay(np.atleast_2d(seen), member)).astype(np.float32)
+        return paid[0] if seen.ndim == member.ndim == 1 else paid
 
     def members(self, rng: np.random.Generator, count: int) -> Float32[np.ndarray, "count parameters"]:
         """Members outside the neighbourhoods of the canonical tasks."""
@@ -136,22 +138,31 @@ class MemberTask(base.Task):
         """The inner task's; of a visible member the parameter is its end."""
         return OrderedDict(self._inner.get_observation(physics) | ({"hidden": self.hidden} if self._visible else {}))
 
-    def get_reward(self, physics: Any) -> float:
-        """What the member pays."""
-        seen = np.asarray(self._family.read(physics), np.float32)
-        return float(self._family.reward(seen[None], self.hidden[None])[0])
+    def get_reward(self, physics: Any) -> Any:
+        """What the member pays; of a physics of many states (`ringrl.relabelling`), in each of them."""
+        seen = list(self._family.read(physics))
+        many = next((each for each in seen if hasattr(each, "values")), None)
+        columns = np.broadcast_arrays(*(getattr(each, "values", each) for each in seen))
+        features = np.stack(columns, axis=-1).astype(np.float32)
+        if many is not None:
+            return type(many)(self._family.reward(features, self.hidden[None]))
+        return float(self._family.reward(features, self.hidden))
 
 
 def make_member(
-    family: RewardFamily, visible: bool, seed: int, parameter: Sequence[float] | None = None
+    family: RewardFamily, visible: bool, seed: int, parameter: Sequence[float] | np.ndarray | None = None
 ) -> Environment:
     """The environment of a member: the seed's, or that of `parameter`.
 
-    Raises UserError where `parameter` has not as many numbers as the family's.
+    Raises UserError where `parameter` has not as many numbers as the family's, all finite.
     """
-    if parameter is not None and np.shape(parameter) != (len(family.parameters),):
-        names = ", ".join(family.parameters)
-        raise UserError(f"parameter {parameter}: {family.name} has {len(family.parameters)} ({names})")
+    if parameter is not None:
+        count, shape = len(family.parameters), np.shape(parameter)
+        if shape != (count,):
+            names = ", ".join(family.parameters[:8]) + (", ..." if count > 8 else "")
+            raise UserError(f"parameter of shape {shape}: a member of {family.name} is {count} numbers ({names})")
+        if not np.isfinite(np.asarray(parameter, np.float32)).all():
+            raise UserError(f"parameter {tuple(parameter)}: a member of {family.name} is of finite numbers")
     member = family.member(seed) if parameter is None else np.asarray(parameter, np.float32)
     environment = family.base(seed)
     environment._task = MemberTask(environment.task, family, member, visible)
