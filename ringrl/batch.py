@@ -77,8 +77,9 @@ class Batch(_Arrays):
     """What a training step of a sequence agent reads: rows of agent steps, normalised and padded.
 
     A step becomes one token or several in `ringrl.model.tokens`. Steps attend only to steps of equal `segment_ids`;
-    0 is padding. `previous_*` are the values of the step before in the same segment (`previous_in_segment`), also
-    across a trial's end: so the fused layout sees the last reward of a trial.
+    0 is padding. `previous_*` are the values of the step before in the same trial (`previous_in_trial`): at a trial's
+    first step they are 0, for beside its observation the last reward of another trial would be of the wrong state. So
+    the fused layout does not see a trial's last reward, nor its completion.
 
     `BATCH_SCHEMA` is read off these annotations; nothing else lists the fields.
     """
@@ -156,25 +157,35 @@ PREVIOUS = {each.previous_of: name for name, each in BATCH_SCHEMA.items() if eac
 """Field -> the field with its value at the step before: action -> previous_action, and so on."""
 
 
-def previous_in_segment(x: Values, segment_ids: Int32[np.ndarray, "rows steps"]) -> Values:
-    """The value at the step before in the same segment: y_t = x_{t-1}, and 0 at a segment's first step and in padding.
+def same_trial(steps: Mapping[str, np.ndarray]) -> Bool[np.ndarray, "rows steps"]:
+    """Whether the step before each is of the same trial: False at a trial's first step and in padding.
+
+    Args:
+        steps: of the fields of `Batch` by name, `segment_ids`, `trial` and `step`, [rows, steps].
+    """
+    ids, trial = steps["segment_ids"], steps["trial"]
+    same = np.zeros(ids.shape, bool)
+    same[:, 1:] = (ids[:, 1:] == ids[:, :-1]) & (ids[:, 1:] > 0) & (trial[:, 1:] == trial[:, :-1])
+    return same & (steps["step"] > 0)
+
+
+def previous_in_trial(x: Values, same: Bool[np.ndarray, "rows steps"]) -> Values:
+    """The value at the step before in the same trial: y_t = x_{t-1}, and 0 where there is none.
 
     Args:
         x: [rows, steps, ...].
-        segment_ids: of the steps; 0 is padding.
+        same: whether there is one (`same_trial`).
 
     Returns:
         y, shaped and typed as x.
     """
-    follows = np.zeros(segment_ids.shape, bool)
-    follows[:, 1:] = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
     y = np.zeros_like(x)
     y[:, 1:] = x[:, :-1]
-    y[~follows] = 0
+    y[~same] = 0
     return y
 
 
 def link_previous(arrays: dict[str, Values]) -> dict[str, Values]:
     """`arrays`, fields of `Batch` by name, with all `previous_*` of them, computed from the others."""
-    ids = arrays["segment_ids"]
-    return arrays | {previous: previous_in_segment(arrays[name], ids) for name, previous in PREVIOUS.items()}
+    same = same_trial(arrays)
+    return arrays | {previous: previous_in_trial(arrays[name], same) for name, previous in PREVIOUS.items()}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Int, Int64
 
-from ringrl.batch import BATCH_SCHEMA, PREVIOUS, previous_in_segment
+from ringrl.batch import BATCH_SCHEMA, PREVIOUS, link_previous
 from ringrl.policy import StepFields
 
 
@@ -37,9 +37,10 @@ class RecentSteps:
             "position": self._before + at,
             "segment_ids": np.ones_like(at),
         }
+        within = follows & (step["step"] > 0)
         for name, previous in PREVIOUS.items():
             value = self.fields[name][each, last]
-            derived[previous] = np.where(follows.reshape(-1, *(1,) * (value.ndim - 1)), value, 0)
+            derived[previous] = np.where(within.reshape(-1, *(1,) * (value.ndim - 1)), value, 0)
         for name, value in (dict(step) | derived).items():
             self.fields[name][each, at] = value
         self.count = at + 1
@@ -92,8 +93,9 @@ class RecentSteps:
         begins = row["step"][:count] == 0
         row["trial"][:count] = np.maximum(np.cumsum(begins) - 1, 0)
         row["position"][:count] = np.arange(count)
-        for name, previous in PREVIOUS.items():
-            row[previous][:count] = previous_in_segment(row[name][None, :count], row["segment_ids"][None, :count])[0]
+        linked = link_previous({name: value[None, :count] for name, value in row.items()})
+        for previous in PREVIOUS.values():
+            row[previous][:count] = linked[previous][0]
         self._before[env] = 0
 
     def _keep(self, env: int, steps: Int[np.ndarray, " kept"]) -> None:

@@ -41,13 +41,13 @@ def forward(fused: bool):
 
 
 def link(fields: dict) -> dict:
-    """With the outcome of the step before, where that is there."""
+    """With the outcome of the step before, where that is there and of the same trial."""
     for name in OUTCOME:
         before = np.zeros_like(fields[name])
         before[:, 1:] = fields[name][:, :-1]
         absent = np.ones(fields["step"].shape, bool)
         absent[:, 1:] = fields["segment_ids"][:, :-1] == 0
-        before[absent] = 0
+        before[absent | (fields["step"] == 0)] = 0
         fields[f"previous_{name}"] = before
     return fields
 
@@ -167,7 +167,7 @@ def test_trials_of_unequal_lengths_are_moved_whole():
     assert shown["step"].tolist() == [[0, 1, 0, 0, 1, 2, 0]]
     assert shown["trial"].tolist() == [[0, 0, 1, 2, 2, 2, 3]]
     assert shown["position"].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
-    assert shown["previous_action"][..., 0].tolist() == [[0, 50, 60, 10, 20, 30, 40]]
+    assert shown["previous_action"][..., 0].tolist() == [[0, 50, 0, 0, 20, 30, 0]]
     assert fields["reward"].tolist() == reward.tolist()  # what really happened stays
 
 

@@ -111,7 +111,8 @@ def test_steps_are_counted_as_in_a_context(store, count, seed, repeat):
     np.testing.assert_array_equal(fields["trial"], np.repeat(np.arange(count), lengths))
     np.testing.assert_array_equal(fields["step"], np.concatenate([np.arange(n) for n in lengths]))
     assert (fields["segment_ids"] == 1).all()
-    np.testing.assert_array_equal(fields["previous_reward"][1:], fields["reward"][:-1])
+    expected = np.where(fields["step"][1:] > 0, fields["reward"][:-1], 0)
+    np.testing.assert_array_equal(fields["previous_reward"], np.append(0, expected))
 
 
 def test_missing_rewards_are_computed_from_the_physics(store, tmp_path):

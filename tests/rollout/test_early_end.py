@@ -73,7 +73,9 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
 
     def spy(step):
         raw = predict(step)
-        seen.append({name: value[:, 0] for name, value in policy._context._recent.last().items()})
+        recent = policy._context._recent
+        before = recent.fields["completion"][np.arange(2), np.maximum(recent.count - 2, 0)]
+        seen.append({name: value[:, 0] for name, value in recent.last().items()} | {"completed_before": before})
         return raw
 
     policy._context.predict = spy
@@ -88,13 +90,12 @@ def test_the_context_has_every_trials_rewards_and_its_beginning(spec):
             across = spec is not WINDOW
             if spec is not SHORT:  # where a full context is counted anew
                 assert (first["trial"], first["position"]) == ((trial, start) if across else (0, 0))
-            assert bool(first["previous_action"].any()) == (across and trial > 0)
+            assert not any(first[f"previous_{name}"].any() for name in ("action", "reward", "completion"))
+            if across and trial:
+                assert first["completed_before"] == (trials[trial - 1][0] >= TARGET)
             if trial + 1 < TRIALS:
                 last = steps[starts[trial + 1] - 1]
                 assert last["step"] == starts[trial + 1] - 1 - start
-            if across and trial:
-                reached = trials[trial - 1][0] >= TARGET
-                assert first["previous_completion"] == reached
 
 
 def test_steps_and_trials_beyond_the_embeddings_share_the_last_one():

@@ -41,7 +41,7 @@ def test_newest_keeps_the_newest_whole_trials():
     assert kept(recent, "observation") == [4, 5, 6, 7, 8, 9, 10, 11]
     assert kept(recent, "trial") == [0, 0, 0, 1, 1, 1, 2, 2]
     assert kept(recent, "position") == list(range(8))
-    assert kept(recent, "previous_action") == [0, 4, 5, 6, 7, 8, 9, 10]
+    assert kept(recent, "previous_action") == [0, 4, 5, 0, 7, 8, 0, 10]
     assert list(maker.dropped) == [Dropped(env=0, at_trial=4, trials=1, steps=4)]
 
 
@@ -55,7 +55,7 @@ def test_best_keeps_the_best_trials_ascending_and_the_present_one():
     maker.make_room(recent, 0, begins=True, at_trial=4)
     assert kept(recent, "observation") == [6, 7, 8, 0, 1, 2]
     assert kept(recent, "trial") == [0, 0, 0, 1, 1, 1]
-    assert kept(recent, "previous_reward") == [0, 5, 5, 5, 9, 9]
+    assert kept(recent, "previous_reward") == [0, 5, 5, 0, 9, 9]
     assert list(maker.dropped) == [Dropped(0, 3, 2, 6), Dropped(0, 4, 2, 6)]
 
 

@@ -46,11 +46,11 @@ def batch_of(chains: list[Chain], length: int, normalizer: Normalizer, packing: 
 def test_a_padded_row_of_two_trials():
     batch = batch_of([chain(2, 3)], 7, unit_normalizer(reward_scale=2.0, return_scale=10.0))
     assert batch.reward[0].tolist() == [0.5, 1, 1.5, 2, 2.5, 0, 0]
-    # The last reward and the completion of trial 0 are what the first step of trial 1 sees.
-    assert batch.previous_reward[0].tolist() == [0, 0.5, 1, 1.5, 2, 0, 0]
-    assert batch.previous_completion[0].tolist() == [0, 0, 1, 0, 0, 0, 0]
+    # The first step of trial 1 does not see the last reward and the completion of trial 0.
+    assert batch.previous_reward[0].tolist() == [0, 0.5, 0, 1.5, 2, 0, 0]
+    assert batch.previous_completion[0].tolist() == [0] * 7
     assert batch.completion[0].tolist() == [0, 1, 0, 0, 1, 0, 0]
-    np.testing.assert_allclose(batch.previous_action[0, :, 0], [0, 0.01, 0.02, 0.03, 0.04, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(batch.previous_action[0, :, 0], [0, 0.01, 0, 0.03, 0.04, 0, 0], rtol=1e-6)
     assert batch.return_to_go[0].tolist() == [1, 2, 3, 4, 5, 0, 0]
     assert batch.step[0].tolist() == [0, 1, 0, 1, 2, 0, 0]
     assert batch.trial[0].tolist() == [0, 0, 1, 1, 1, 0, 0]
