@@ -33,6 +33,40 @@ def test_numbers_are_pooled_over_seeds_and_the_plain_evaluation_is_that_of_none(
     assert "after 16 demonstrations against" in words and "after none: above it (+16" in words
 
 
+def test_each_number_is_compared_with_the_one_before_it(make_run):
+    """By hand: 20, 80, 160 more than none in every environment, half of that in the last trial; then 0 more."""
+    runs = [make_run(f"s{seed}", seed=seed, demonstrations=WORTH | {32: 160.0}, **SMALL) for seed in (0, 1)]
+    (curve,), _ = curves(*runs)
+    first, last = curve.steps["first"], curve.steps["last"]
+    assert [(pair.fewer, pair.more) for pair in first] == [(0, 1), (1, 4), (4, 16), (16, 32)]
+    np.testing.assert_allclose([pair.difference.value for pair in first], [20, 60, 80, 0], atol=2.5)
+    np.testing.assert_allclose([pair.difference.value for pair in last], [10, 30, 40, 0], atol=2.5)
+    assert [pair.above for pair in first] == [True, True, True, None]
+    assert curve.finding("first").endswith("; it rises between 0 and 1, between 1 and 4, between 4 and 16; "
+                                           "no difference shown between 16 and 32.")  # fmt: skip
+
+
+def test_a_single_trial_is_shown_once(make_run, tmp_path):
+    run = make_run(trials=1, demonstrations=WORTH)
+    (curve,), _ = curves(run)
+    assert list(curve.shown) == ["first"] and "Agentic Transformer, the one trial: " in curve.finding("first")
+    text = write_report([run], tmp_path / "report").read_text()
+    assert text.count("after 16 demonstrations against") > 0 and "Left: mean return of the first" not in text
+
+
+def test_agents_share_the_figure(make_run, tmp_path):
+    """Two agents, two seeds of one, and the reference lines."""
+    runs = [make_run(f"s{seed}", seed=seed, demonstrations=WORTH, expert=480.0) for seed in (0, 1)]
+    runs.append(make_run("td3", agent="td3", target=None, demonstrations={1: 5.0, 4: 10.0, 64: 20.0}))
+    text = write_report(runs, tmp_path / "report").read_text()
+    found = json.loads((tmp_path / "report" / "summary.json").read_text())["tasks"]["walker_run"]["demonstrations"]
+    assert {name: curve["numbers"] for name, curve in found.items()} == {
+        "Agentic Transformer": [0, 1, 4, 16],
+        "TD3": [0, 1, 4, 64],
+    }
+    assert "64 minus 4" in text and "16 minus 4" in text
+
+
 def test_numbers_that_not_all_seeds_have_are_left_out(make_run):
     runs = [make_run("a", seed=0, demonstrations={1: 5.0, 2: 5.0}), make_run("b", seed=1, demonstrations={2: 5.0})]
     (curve,), _ = curves(*runs)
@@ -71,5 +105,8 @@ def test_the_page_and_the_summary_carry_it(make_run, tmp_path):
     found = json.loads((out / "summary.json").read_text())["tasks"]["walker_run"]["demonstrations"]
     curve = found["Agentic Transformer"]
     assert curve["numbers"] == [0, 1, 4, 16] and len(curve["first"]["points"]) == 4 and curve["first"]["rises"] is True
-    assert "Return against demonstrations in the context" in text
+    assert [(step["from"], step["to"], step["rises"]) for step in curve["first"]["steps"]] == [
+        (0, 1, True), (1, 4, True), (4, 16, True),
+    ]  # fmt: skip
+    assert "Return against demonstrations in the context" in text and "<td>16 minus 4</td>" in text
     assert "after 16 demonstrations against" in text

@@ -27,10 +27,14 @@ def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], level
 
 
 def returns_by_demonstrations(look: Look, curves: Sequence[DemonstrationCurve], levels: References) -> Figure:
-    """Returns over the number of demonstrations, none included, on an axis of powers of two. A panel a trial."""
+    """Returns over the number of demonstrations, none included, on an axis of powers of two.
+
+    A panel for the first trial and one for the last, or one for both where each curve has a single trial.
+    """
     counts = [(curve.label, curve.numbers, curve.points) for curve in curves]
-    lines = dict.fromkeys(TRIALS, level_lines(levels))
-    return _returns_by_number(look, counts, TRIALS, lines, "Demonstrations in the context, log scale from 1 on")
+    panels = TRIALS if any(curve.trials > 1 for curve in curves) else curves[0].shown
+    lines = dict.fromkeys(panels, level_lines(levels))
+    return _returns_by_number(look, counts, panels, lines, "Demonstrations in the context, log scale from 1 on")
 
 
 def _returns_by_number(
@@ -41,7 +45,7 @@ def _returns_by_number(
     axis: str,
 ) -> Figure:
     """A panel for each of `panels` (key and words), in it a curve (label, numbers, points by key), and levels."""
-    rows, columns = (2, 1) if look.narrow else (1, 2)
+    rows, columns = (len(panels), 1) if look.narrow else (1, len(panels))
     figure, axes = look.figure(3.5 * rows, rows, columns, sharey=True)
     ticks = sorted({number for _, numbers, _ in curves for number in numbers})
     for panel, (key, words) in zip(axes.flat, panels.items(), strict=True):

@@ -15,7 +15,7 @@ from ringrl.reporting.figures.drawing import Drawing
 from ringrl.reporting.figures.trial_figures import SHOWN, target_against_achieved
 from ringrl.reporting.page.task_content import cell, interval_words, level_words, unbroken
 from ringrl.reporting.statistics.context_effects import MEASURES, finding
-from ringrl.reporting.statistics.demonstration_effects import TRIALS
+from ringrl.reporting.statistics.demonstration_effects import TRIALS, DemonstrationCurve
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import Analysis, SweepPoint
 
@@ -47,26 +47,41 @@ def trajectories(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
 
 
 def demonstrations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
-    """The figure of returns over the number of demonstrations, and its findings; None where there is no curve."""
+    """The figure of returns over the number of demonstrations, its findings, and the table of neighbouring numbers.
+
+    None where there is no curve.
+    """
     curves, task = analysis.demonstrations, analysis.section.task
     if not curves:
         return None
-    sentences = [curve.finding(trial) for curve in curves for trial in TRIALS]
+    sentences = [curve.finding(trial) for curve in curves for trial in curve.shown]
     labels = {curve.label for curve in curves}
     series = [each for each in analysis.section.series if each.label in labels]
+    several = any(curve.trials > 1 for curve in curves)
+    panels = "Left: mean return of the first trial of its own. Right: of the last. " if several else ""
     return {
         "drawing": Drawing(
             f"demonstrations{suffix}",
             "Return against demonstrations in the context",
             "Each point is the same agent, whose context began with that many trajectories of a store, relabelled to "
-            "the task. Left: mean return of the first trial of its own. Right: of the last. "
-            f"{interval_words(series, 'Bars')} Differences are paired within each environment of a seed."
-            f"{level_words(analysis)}",
+            f"the task. {panels}{interval_words(series, 'Bars')} Differences are paired within each environment of a "
+            f"seed. The comparisons below are not corrected for their number.{level_words(analysis)}",
             f"{task}: return against the number of demonstrations. {' '.join(sentences)}",
             partial(returns_by_demonstrations, curves=curves, levels=analysis.levels),
         ),
         "sentences": [unbroken(sentence) for sentence in sentences],
+        "rows": [_step_row(curve, index, several) for curve in curves for index in range(len(curve.numbers) - 1)],
     }
+
+
+def _step_row(curve: DemonstrationCurve, index: int, several: bool) -> dict[str, Any]:
+    """What a number is worth against the one before it; `several`: some curve has a last trial beside the first."""
+    cells = [
+        cell(words.capitalize(), curve.steps[trial][index].difference if trial in curve.shown else None, signed=True)
+        for trial, words in (TRIALS if several else curve.shown).items()
+    ]
+    numbers = curve.numbers
+    return {"label": curve.label, "step": f"{numbers[index + 1]} minus {numbers[index]}", "cells": cells}
 
 
 def ablations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:

@@ -101,11 +101,16 @@ def _sweep_point(point: SweepPoint) -> dict[str, Any]:
 
 
 def _demonstrations(curve: DemonstrationCurve) -> dict[str, Any]:
-    return {"numbers": list(curve.numbers), "seeds": curve.seeds, "envs": curve.envs} | {
+    about = {"numbers": list(curve.numbers), "seeds": curve.seeds, "envs": curve.envs, "trials": curve.trials}
+    return about | {
         trial: {
             "points": [_estimate(point) for point in points],
             "gain": _estimate(curve.gain[trial]),
             "rises": curve.above(trial),
+            "steps": [
+                {"from": pair.fewer, "to": pair.more, "difference": _estimate(pair.difference), "rises": pair.above}
+                for pair in curve.steps[trial]
+            ],
             "finding": curve.finding(trial),
         }
         for trial, points in curve.points.items()

@@ -128,12 +128,12 @@ def finding(curve: TrajectoryCurve, measure: str) -> str:
     gain, low, high = curve.gain[measure], curve.points[measure][0], curve.points[measure][-1]
     return (
         f"{curve.label}, {MEASURES[measure]}: {show(high)} with {gain.more} trajectories against {show(low)} with "
-        f"{gain.fewer}: {gain.verdict} ({show(gain.difference, signed=True)}); {_order(curve.neighbours[measure])}."
+        f"{gain.fewer}: {gain.verdict} ({show(gain.difference, signed=True)}); {in_order(curve.neighbours[measure])}."
     )
 
 
-def _order(neighbours: Sequence[CurvePair]) -> str:
-    """Neighbours compared, those of one verdict together."""
+def in_order(neighbours: Sequence[CurvePair]) -> str:
+    """Words on whether a curve rises: neighbours compared, those of one verdict together."""
     if all(pair.single for pair in neighbours):
         return "no verdict between neighbours either"
     if all(pair.above for pair in neighbours):
