@@ -15,6 +15,7 @@ from ringrl.agent import make_agent
 from ringrl.config import parse_config
 from ringrl.episode import Episode
 from ringrl.store.episode_store import DataSource, build
+from ringrl.training.start import train
 
 STEPS = 4
 AGENTS = {
@@ -24,6 +25,7 @@ AGENTS = {
     "dt_rates": {"name": "decision_transformer", "window": 5, "horizon": 3},
     "at": {"name": "agentic_transformer", "trajectories": 3},
     "ad": {"name": "algorithm_distillation", "trajectories": 3, "fused": True},
+    "dpt": {"name": "decision_pretrained", "trajectories": 3, "fewest": 2, "within_source": True, "teacher": "TEACHER"},
     "td3": {"name": "td3", "hidden": [8, 8], "batch": 16, "n_step": 3, "tau": 0.3, "actor_lr": 1e-2},
     "fb": {"name": "forward_backward", "dimension": 6, "hidden": 8, "backward_hidden": [8], "batch": 16, "lr": 1e-2},
 }
@@ -34,6 +36,7 @@ GOLDEN = {
     "dt_rates": [0.674490, 0.322753, 0.515815, 0.530964],
     "at": [0.938374, 0.907073, 0.684006, 0.792362],
     "ad": [55.499123, 32.660427, 6.204181, 4.497471],
+    "dpt": [0.297458, 0.176127, 0.135144, 0.118691],
     "td3": [28.054558, 36.659435, 31.523285, 56.795860],
     "fb": [5.965914, 4.042488, 6.429033, 3.490203],
 }
@@ -57,9 +60,18 @@ def make_store(path: Path) -> Path:
     return build(path, episodes(), domain="toy", tasks=("toy_walk",), sources=sources, provenance={})
 
 
+def make_teacher(data: dict[str, str], run: Path) -> Path:
+    """A run of four steps of TD3."""
+    steps = {"steps": STEPS, "log_every": STEPS, "checkpoint_every": STEPS}
+    return train({"data": data, "agent": AGENTS["td3"], "training": steps}, out=run)
+
+
 def losses(agent: str, store: Path) -> list[float]:
     """The losses of the first training steps."""
-    values = {"data": {"store": str(store), "task": "toy_walk"}, "agent": AGENTS[agent], "training": {"steps": STEPS}}
+    data, settings = {"store": str(store), "task": "toy_walk"}, dict(AGENTS[agent])
+    if "teacher" in settings:
+        settings["teacher"] = str(make_teacher(data, store.with_name("teacher")))
+    values = {"data": data, "agent": settings, "training": {"steps": STEPS}}
     if agent not in ("td3", "fb"):
         values["training"] |= {"batch": 2, "row_steps": 36}
         values |= {"model": {"layers": 1, "width": 16, "heads": 2, "kv_heads": 1, "remat": "none"}}
