@@ -85,9 +85,8 @@ class RelabelledEpisodes:
         self, spans: Sequence[Span], parameters: Float32[np.ndarray, "spans parameters"]
     ) -> list[Float32[np.ndarray, " _steps"]]:
         """The rewards of each span's steps under a member each."""
-        count = [stop - start for _, start, stop in spans]
-        paid = self.family.reward(np.concatenate(self.features(spans)), np.repeat(parameters, count, axis=0))
-        return np.split(paid, np.cumsum(count)[:-1])
+        # A span at a time: a parameter that is repeated for every row takes several times as long, and much memory.
+        return [self.family.reward(seen, one) for seen, one in zip(self.features(spans), parameters, strict=True)]
 
     def features(self, spans: Sequence[Span]) -> list[Float32[np.ndarray, "_steps features"]]:
         """What the rewards of each span's steps read: of the state after each."""

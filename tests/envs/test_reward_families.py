@@ -30,6 +30,9 @@ SIZES = {
     "jaco_goal_50mm": (42, 9, 3, 3, 0.0),
     "cartpole_pose": (5, 1, 5, 3, 1.0),
     "cartpole_pose_dense": (5, 1, 5, 3, 0.4),
+    "walker_motion": (24, 6, 5, 20, 0.9),
+    "cheetah_motion": (17, 6, 5, 20, 0.9),
+    "quadruped_motion": (78, 12, 5, 25, 0.999),
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
 
@@ -184,7 +187,7 @@ def test_nothing_is_drawn_near_a_canonical_task(name):
         assert not family.held_out(family.members(rng, 10)).any()
         return
     share = family.held_out(family.draw(rng, 2000).astype(np.float32)).mean()
-    assert 0.001 < share < 0.6  # there are such members, and most are none
+    assert 0.001 < share < 0.5  # there are such members, and most are none
     assert not family.held_out(family.members(rng, 2000)).any()
     assert not family.held_out(family.hindsight(rng, np.repeat(seen(name), 3, axis=0))).any()
 

@@ -15,16 +15,19 @@ from ringrl.envs.custom import (
     hidden,
     hopper,
     jaco,
+    planar_motion,
     point_mass_maze,
     pose_families,
     quadruped,
+    quadruped_motion,
     reacher_arm,
     walker,
 )
 from ringrl.envs.custom.reward_family import RewardFamily, make_member
 
+_MOTION = (planar_motion.WALKER, planar_motion.CHEETAH, quadruped_motion.QUADRUPED)
 FAMILIES: dict[str, RewardFamily] = {
-    family.name: family for family in (*goal_families.FAMILIES, *pose_families.FAMILIES)
+    family.name: family for family in (*goal_families.FAMILIES, *pose_families.FAMILIES, *_MOTION)
 }
 """Families of rewards by name; their tasks are `hidden_NAME` and `visible_NAME`."""
 

@@ -30,17 +30,32 @@ _BUMP_END = 5 * _BUMP_RADIUS  # from here on a bump pays nothing; it would be le
 _RUNG = 0.75  # as high, about, is each of a field's bumps as the one before
 
 
+def squared_distance(
+    place: Float64[np.ndarray, "*#rows d"], goal: Float64[np.ndarray, "*#rows d"]
+) -> Float64[np.ndarray, "..."]:
+    """In m^2; a coordinate at a time, for a sum over an axis of two or three takes NumPy several times as long."""
+    squares = [np.square(place[..., axis] - goal[..., axis]) for axis in range(place.shape[-1])]
+    return sum(squares[1:], squares[0])
+
+
+def distance(
+    place: Float64[np.ndarray, "*#rows d"], goal: Float64[np.ndarray, "*#rows d"]
+) -> Float64[np.ndarray, "..."]:
+    """In m."""
+    return np.sqrt(squared_distance(place, goal))
+
+
 def near_place(
     place: Float64[np.ndarray, "*#rows d"], goal: Float64[np.ndarray, "*#rows d"], radius: float
 ) -> Float64[np.ndarray, "..."]:
     """1 within `radius` of a goal, a tenth at twice that, and so on as a Gaussian: `rewards.tolerance` of the suite."""
-    beyond = np.maximum(np.sqrt(np.square(place - goal).sum(-1)) - radius, 0.0) / radius
+    beyond = np.maximum(distance(place, goal) - radius, 0.0) / radius
     return np.exp(np.log(0.1) * np.square(beyond))
 
 
 def within(metres: float) -> Callable[[Rows, np.ndarray], Bool[np.ndarray, " n"]]:
     """Whether goals lie within a distance of a canonical one."""
-    return lambda goals, canonical: np.sqrt(np.square(goals - canonical).sum(-1)) < metres
+    return lambda goals, canonical: distance(goals, canonical[None]) < metres
 
 
 def redrawn(draw: Callable[[int], Rows], bad: Callable[[Rows], Bool[np.ndarray, " n"]], count: int) -> Rows:
@@ -83,11 +98,9 @@ def _field_reward(features: np.ndarray, parameter: np.ndarray) -> np.ndarray:
     paid = np.zeros(np.broadcast_shapes(features.shape[:-1], parameter.shape[:-1]))
     for first in range(0, 3 * _BUMPS, 3):
         goal, height = parameter[..., first : first + 2], np.broadcast_to(parameter[..., first + 2], paid.shape)
-        distance = np.sqrt(np.square(features - goal).sum(-1))
-        some = (
-            distance < _BUMP_END
-        )  # of 100 pairs of a place and a bump 3: exponentials of the rest take most of the time
-        beyond = np.maximum(distance[some] - _BUMP_RADIUS, 0.0) / _BUMP_RADIUS
+        squares = squared_distance(features, goal)
+        some = squares < _BUMP_END**2  # of 100 pairs of a state and a bump 3: roots and exponentials of all take long
+        beyond = np.maximum(np.sqrt(squares[some]) - _BUMP_RADIUS, 0.0) / _BUMP_RADIUS
         paid[some] = np.maximum(paid[some], height[some] * np.exp(np.log(0.1) * np.square(beyond)))
     return paid
 
@@ -172,7 +185,7 @@ def _arm_goal(millimetres: int) -> RewardFamily:
         features=("finger_x", "finger_y"),
         parameters=("target_x", "target_y"),
         read=_finger,
-        pay=lambda features, parameter: 1.0 * (np.sqrt(np.square(features - parameter).sum(-1)) <= touching),
+        pay=lambda features, parameter: 1.0 * (distance(features, parameter) <= touching),
         draw=_on_ring,
         fit=lambda rng, features: features.copy(),
         canonical=canonical if millimetres == 1000 * reacher_arm.HARD else {},

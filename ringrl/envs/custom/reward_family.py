@@ -29,6 +29,7 @@ HELD_OUT = 1_000_000
 VALIDATION = 500_000
 """Seeds from here to `HELD_OUT` are of tasks to choose settings by."""
 
+_FITS = 4  # attempts to find a member that pays in a state and is outside all neighbourhoods
 _DRAWS = 1000  # attempts to draw a member outside all neighbourhoods, before the family is called badly made
 
 
@@ -66,12 +67,12 @@ class RewardFamily:
 
     def reward(
         self, features: Float32[np.ndarray, "*#rows features"], parameter: Float32[np.ndarray, "*#rows parameters"]
-    ) -> Float32[np.ndarray, "..."] | np.float32:
+    ) -> Float32[np.ndarray, "..."]:
         """What members pay in states: leading axes are broadcast against each other."""
         # Contiguous float64 rows, so that one state and many go through the same loops of NumPy, to the same bit.
         seen, member = (np.ascontiguousarray(x, np.float64) for x in (features, parameter))
         paid = np.asarray(self.pay(np.atleast_2d(seen), member)).astype(np.float32)
-        return paid[0] if seen.ndim == member.ndim == 1 else paid
+        return paid.reshape(()) if seen.ndim == member.ndim == 1 else paid
 
     def members(self, rng: np.random.Generator, count: int) -> Float32[np.ndarray, "count parameters"]:
         """Members outside the neighbourhoods of the canonical tasks."""
@@ -80,8 +81,15 @@ class RewardFamily:
     def hindsight(
         self, rng: np.random.Generator, features: Float32[np.ndarray, "n features"]
     ) -> Float32[np.ndarray, "n parameters"]:
-        """For each state a member that pays there; another one where that lies near a canonical task."""
-        return self._redrawn(rng, self.fit(rng, features.astype(np.float64)))
+        """For each state a member that pays there; any one where those that do lie near a canonical task."""
+        seen = features.astype(np.float64)
+        found = self.fit(rng, seen).astype(np.float32)
+        for _ in range(_FITS):
+            inside = self.held_out(found)
+            if not inside.any():
+                return found
+            found[inside] = self.fit(rng, seen[inside]).astype(np.float32)
+        return self._redrawn(rng, found)
 
     def member(self, seed: int) -> Float32[np.ndarray, " parameters"]:
         """The member of an environment's seed."""
