@@ -36,6 +36,9 @@ class ModelConfig(ConfigSection):
     # attention's output; full: a layer's input; offload: a layer's input, in host memory.
     remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
+    # Whether scores depend on how far apart tokens are. none: a context is a set of steps, as where trajectories are in no
+    # order; longer contexts than trained on then look no different.
+    position_encoding: Literal["rotary", "none"] = "rotary"
     # How a token says of which trial of its context it is: by rotary embedding (`ringrl.model.rotary.token_angles`), by
     # the row of a learned table, of which later trials share the last, or not at all.
     trial_encoding: Literal["rotary", "table", "none"] = "rotary"
@@ -59,6 +62,8 @@ class ModelConfig(ConfigSection):
             raise ValueError(f"width {self.width} must be a multiple of 2 x heads ({self.heads}): rotary pairs need it")
         if self.trial_encoding == "rotary" and self.width // self.heads < 4:
             raise ValueError("trial_encoding rotary needs heads of 4 features or more: lower heads, or choose another")
+        if self.position_encoding == "none" and self.trial_encoding == "rotary":
+            raise ValueError("position_encoding none leaves nothing to rotate: set trial_encoding to table or none")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
         if self.kv_heads % self.head_groups:

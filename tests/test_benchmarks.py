@@ -60,12 +60,13 @@ JOBS = {job.name: job for row in results.ROWS.values() for job in row}
 @pytest.mark.parametrize("name", JOBS)
 def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
     job = JOBS[name]
-    config = load_config(job.config, (*(f"{key}={value}" for key, value in job.overrides.items()), "seed=2"))
-    assert config.seed == 2 and set(job.ablations) <= set(get_args(Ablation))
-    made = {data.out: shlex.split(data.command) for data in job.data}
+    config = load_config(job.config, (*(f"{key}={value}" for key, value in job.changes(2).items()), "seed=2"))
+    assert config.seed == 2 and set(job.after) <= set(JOBS)
+    steps_of = [data for chain in job.data for data in chain]
+    made = {data.out: shlex.split(data.command) for data in steps_of}
     arguments = made[Path(config.data.store)]  # what is trained on is made before
     assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])
-    said = dict(pairwise(shlex.split(" ".join(data.command for data in job.data))))  # --name to its value
+    said = dict(pairwise(shlex.split(" ".join(data.command for data in steps_of))))  # --name to its value
     repeat, trajectories = int(said["--action-repeat"]), getattr(config.agent, "trajectories", 1)
     steps = -(-envs.make_env(config.data.task).time_limit_steps // repeat)
     assert config.data.action_repeat == repeat
@@ -81,7 +82,7 @@ def test_the_agents_of_a_task_are_evaluated_alike(row):
     """The same environments, and the largest of the same number of trials."""
     found = {}
     for job in results.ROWS[row]:
-        config = load_config(job.config, tuple(f"{key}={value}" for key, value in job.overrides.items()))
+        config = load_config(job.config, tuple(f"{key}={value}" for key, value in job.changes(0).items()))
         e = config.evaluation
         assert found.setdefault(config.data.task, (e.trials, e.envs, e.seed)) == (e.trials, e.envs, e.seed)
     assert len({job.name for job in results.ROWS[row]}) == len(results.ROWS[row])  # each has its own run directory
@@ -108,7 +109,8 @@ def test_data_are_made_once_and_what_follows_them_again(tmp_path, monkeypatch):
 
 
 def test_the_data_of_the_evidence_are_of_steps_that_take_its_arguments():
-    for command in {data.command: data for job in JOBS.values() for data in job.data}.values():
+    steps = [data for job in JOBS.values() for chain in job.data for data in chain]
+    for command in {data.command: data for data in steps}.values():
         name, *arguments = shlex.split(command.command)
         step = recipes.load("data", name)
         assert tyro.cli(step.Args, args=[*arguments, "--out", str(command.out)]).out == command.out

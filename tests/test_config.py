@@ -72,6 +72,7 @@ def test_overrides_are_yaml_and_win():
         ("optimizer.accumulation=5", "batch 64 must be a multiple of .* 5"),
         ("model.width=30", "`model`: .*width 30 must be a multiple"),
         ("model={width: 8, heads: 4, kv_heads: 4, trial_encoding: rotary}", "`model`: .*heads of 4 features or more"),
+        ("model={position_encoding: none}", "`model`: .*leaves nothing to rotate"),
         ("model.kv_heads=3", "`model`: .*heads 2 must be a multiple of kv_heads 3"),
     ],
 )

@@ -39,6 +39,7 @@ class QKVProjection(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         linear = _linear(config, rngs)
         self.head_dim, self.rope_base = config.width // config.heads, config.rope_base or rope_base_for(0)
+        self.rotated = config.position_encoding == "rotary"
         self.norm = nnx.RMSNorm(config.width, dtype=jnp.dtype(config.compute_dtype), rngs=rngs)
         self.query = linear(config.width, config.heads * self.head_dim)
         self.key = linear(config.width, config.kv_heads * self.head_dim)
@@ -47,9 +48,11 @@ class QKVProjection(nnx.Module):
     def __call__(
         self, x: jax.Array, positions: jax.Array, trials: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated q [B, S, H, D] and k, and v [B, S, K, D], of the local heads."""
+        """q [B, S, H, D] and k, rotated if positions are encoded, and v [B, S, K, D], of the local heads."""
         x = self.norm(x)
         q, k, v = (f(x).reshape(*x.shape[:2], -1, self.head_dim) for f in (self.query, self.key, self.value))
+        if not self.rotated:
+            return q, k, v
         angle = token_angles(positions, trials, self.head_dim // 2, self.rope_base)
         return rotate(q, angle), rotate(k, angle), v
 

@@ -12,7 +12,7 @@ from ringrl.training.processes import from_first
 
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
 _SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
-_POSITIONS = ("rope_base", "trial_encoding")
+_POSITIONS = ("rope_base", "position_encoding", "trial_encoding")
 _FIXED = (("data", "action_repeat"), *(("model", field) for field in _SHAPE + _POSITIONS))
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringrl.config import MeshConfig, ModelConfig
+from ringrl.config import MeshConfig, ModelConfig, change_section
 from ringrl.model.cached_decoder import CachedDecoder
 from ringrl.model.output_heads import TanhMSE
 from ringrl.model.token_blocks import blockwise
@@ -22,6 +22,7 @@ SIZES = {"observation": 3, "action": 2}
 SHAPE = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "feed_forward_block": 8, "max_steps": 16, "max_trials": 4}
 CONFIG = ModelConfig(**SHAPE, trial_encoding="rotary")
 TABLES = ModelConfig(**SHAPE, trial_encoding="table")
+SETS = ModelConfig(**SHAPE, position_encoding="none", trial_encoding="none")
 LAYOUTS = [TokenLayout(ORDER), TokenLayout(("return_to_go", "observation", "action")), TokenLayout(ORDER, fused=True)]
 
 
@@ -85,7 +86,7 @@ def test_a_prediction_depends_on_the_past_of_its_segment_alone(layout):
             assert (reach[start:seen] > 0).all(), name
 
 
-@pytest.mark.parametrize("config", [CONFIG, TABLES], ids=["rotary", "tables"])
+@pytest.mark.parametrize("config", [CONFIG, TABLES, SETS], ids=["rotary", "tables", "sets"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("ring", [1, 2, 4])
 def test_decoding_step_by_step_equals_the_full_forward(ring, layout, config):
@@ -119,6 +120,17 @@ def test_by_rotation_only_how_many_trials_ago_counts(layout):
     apart = model(steps | {"trial": 2 * steps["trial"]}, ATTEND)
     np.testing.assert_allclose(apart[:, :4], outputs[:, :4], atol=2e-5)
     assert (np.abs(apart - outputs)[:, 4:] > 1e-4).any(axis=(2, 3)).all()
+
+
+def test_without_positions_the_order_of_earlier_steps_is_nothing():
+    """Of one layer: in the next, what an earlier step has read would tell which steps were before it."""
+    model = make_model(LAYOUTS[2], change_section(SETS, {"layers": 1}, "test"))
+    steps = make_steps([[1] * 12])
+    order = np.append(np.random.default_rng(0).permutation(11), 11)
+    mixed = {name: x[:, order] for name, x in steps.items()} | {"position": steps["position"]}
+    np.testing.assert_allclose(model(mixed, ATTEND)[:, -1], model(steps, ATTEND)[:, -1], atol=2e-5)
+    rotated = make_model(LAYOUTS[2], change_section(CONFIG, {"layers": 1}, "test"))
+    assert np.abs(rotated(mixed, ATTEND)[:, -1] - rotated(steps, ATTEND)[:, -1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("length", [24, 27, 8, 6])
