@@ -1,6 +1,6 @@
 """Line retrieval: documents of lines "key value", and of keys asked for again, whose values are to be recalled.
 
-    ringrl data line_retrieval --out datasets/lines.npy      # to train on: 1,024 documents of 32,832 tokens
+    ringrl data line_retrieval --out datasets/lines.npy      # to train on: 2,048 documents of 32,832 tokens
     ringrl data line_retrieval --out datasets/lines_32k.npy --lines 10666 --queries 256 --blocks 1 --documents 4
 
 The task by which Ring Attention measures recall (Liu et al. 2023, arXiv 2310.01889, section 5.4; LongChat's lines), in
@@ -36,9 +36,9 @@ class Args:
     """Of a document."""
     queries: int = 3648
     """Of a document; each asks for another line."""
-    blocks: int = 456
+    blocks: int = 3648
     """Of a document; both numbers are multiples of it."""
-    documents: int = 1024
+    documents: int = 2048
     """How many."""
     words: int = 256
     """Words W that each half of a key is drawn from."""
@@ -92,15 +92,18 @@ def write_document(
 def _order(rng: np.random.Generator, args: Args) -> tuple[Int64[np.ndarray, " triples"], Bool[np.ndarray, " triples"]]:
     """The line that each triple of a document is, and whether it is written again: a query."""
     new, asked = args.lines // args.blocks, args.queries // args.blocks
-    never, written = np.empty(0, np.int64), []
-    for block in range(args.blocks):
-        lines = np.arange(block * new, (block + 1) * new)
-        never = np.concatenate([never, lines])  # lines that were not asked for
-        chosen = rng.choice(len(never), asked, replace=False)
-        written += [lines, never[chosen]]
-        never = np.delete(never, chosen)
+    never: list[int] = []  # lines that were not asked for
+    written: list[int] = []
+    for block, draws in enumerate(rng.random((args.blocks, asked))):
+        lines = range(block * new, (block + 1) * new)
+        never += lines
+        written += lines
+        for draw in draws:
+            chosen = int(draw * len(never))
+            never[chosen], never[-1] = never[-1], never[chosen]
+            written.append(never.pop())
     again = np.tile(np.repeat([False, True], [new, asked]), args.blocks)
-    return np.concatenate(written), again
+    return np.array(written, np.int64), again
 
 
 def _check(args: Args) -> None:

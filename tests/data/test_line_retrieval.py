@@ -18,9 +18,9 @@ SMALL = lines.Args(out=Path("lines.npy"), lines=4, queries=2, blocks=2, document
 
 def test_a_document_by_hand():
     """Two blocks of two lines and a query about a line before it. Keys are (0 to 2, 3 to 5), values 6 to 10."""
-    ids, answers = lines.write_document(np.random.default_rng(1), SMALL)
-    first = [[2, 3, 10], [1, 3, 7], [2, 3, 10]]  # key (2, 3) is asked for
-    second = [[2, 5, 7], [0, 5, 10], [1, 3, 7]]  # and (1, 3), a line of the first block
+    ids, answers = lines.write_document(np.random.default_rng(2), SMALL)
+    first = [[0, 5, 6], [1, 5, 7], [0, 5, 6]]  # key (0, 5) is asked for
+    second = [[0, 3, 9], [0, 4, 10], [1, 5, 7]]  # and (1, 5), a line of the first block
     assert ids.reshape(-1, 3).tolist() == first + second
     assert np.flatnonzero(answers).tolist() == [8, 17]
 
