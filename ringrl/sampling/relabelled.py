@@ -53,13 +53,21 @@ class RelabelledEpisodes:
 
     @cached_property
     def drawn(self) -> Float32[np.ndarray, "episodes parameters"]:
-        """The member that was drawn for each episode."""
-        return self.draw(np.random.default_rng(0), np.arange(self.store.episodes))
+        """The member that was drawn for each episode, half of them by hindsight.
+
+        So what a run measures of its data does not depend on `hindsight_share`, which may change when it continues.
+        """
+        return self._draw(np.random.default_rng(0), np.arange(self.store.episodes), share=0.5)
 
     def draw(self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n parameters"]:
         """A member for each episode: a share of them pay at one of its states, the rest are drawn as tasks are."""
+        return self._draw(rng, episodes, self.hindsight_share)
+
+    def _draw(
+        self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"], share: float
+    ) -> Float32[np.ndarray, "n parameters"]:
         drawn = self.family.members(rng, len(episodes))
-        some = rng.random(len(episodes)) < self.hindsight_share
+        some = rng.random(len(episodes)) < share
         drawn[some] = self.hindsight(rng, episodes[some])
         return drawn
 

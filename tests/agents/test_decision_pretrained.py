@@ -117,7 +117,9 @@ def test_a_run_names_its_teacher_and_needs_it_no_more(folder, tmp_path):
     (tmp_path / "teacher").rename(tmp_path / "gone")
     session = ringrl.load_agent(run).start(trial_steps=4)
     assert np.abs(session.act(np.zeros(4, np.float32))).max() <= 1
-    ringrl.train(None, "training.steps=6", f"agent.teacher={tmp_path / 'gone'}", resume=run)
+    # It may go on with longer rows and other members, but not with another teacher.
+    longer = ("agent.trajectories=4", "training.row_steps=28", "data.hindsight=0.9", "training.steps=6")
+    ringrl.train(None, *longer, f"agent.teacher={tmp_path / 'gone'}", resume=run)
     with pytest.raises(UserError, match="teacher: not a run directory"):
         ringrl.train(None, "training.steps=7", f"agent.teacher={tmp_path / 'teacher'}", resume=run)
 
