@@ -108,6 +108,8 @@ class EvaluateVerb:
     """How many demonstrations; several numbers in turn: writes evaluation/demonstrations.csv instead of returns.csv."""
     order: TrajectoryOrder = "ascending"
     """Of the demonstrations in a context: as they are drawn, or ascending by return."""
+    apart: bool = False
+    """Draw demonstrations for each environment by itself, also where all have one task: intervals then cover the draw."""
     seed: int | None = None
     """Seed of the environments, the drawn actions and the drawn demonstrations."""
     when_full: WhenFull | None = None
@@ -146,7 +148,7 @@ class EvaluateVerb:
         names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         settings["mesh"] = _parse_mesh(self.mesh)
-        shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order}
+        shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order, "apart": self.apart}
         if self._repeats:
             shown["trajectories"] = self.trajectories
             return repeat(self.run_directory, self.targets, self.ablation, **shown, **settings)

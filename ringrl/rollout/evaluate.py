@@ -53,6 +53,7 @@ def evaluate(
     demonstrations: Path | str | None = None,
     trajectories: int = 0,
     order: TrajectoryOrder = "ascending",
+    apart: bool = False,
     mesh: Mapping[str, int] | None = None,
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
@@ -70,7 +71,7 @@ def evaluate(
     With `mesh`, devices along mesh axes such as `{"seq": 4}`, contexts are spread over them; by default over the run's
     mesh where there are as many devices. With `demonstrations`, a store, the agent's contexts begin with `trajectories`
     of it, relabelled to the task and in `order`: as they are drawn by the evaluation's seed, or ascending by return
-    (`ringrl.rollout.demonstrations`).
+    (`ringrl.rollout.demonstrations`); `apart`: drawn for each environment by itself.
 
     Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; for a given
     target or context of an agent that has none; and for demonstrations that the agent cannot be shown.
@@ -87,7 +88,7 @@ def evaluate(
     if video is not None and jax.process_count() > 1:
         raise UserError("--video: is made by one process; leave it out, or roll out with --processes 1")
     trained = load_evaluated(run, checkpoint, given, task)
-    starts, about = demonstrated(trained, demonstrations, [trajectories], order)
+    starts, about = demonstrated(trained, demonstrations, [trajectories], order, apart)
     start = starts[trajectories]
     others = trained.references() if reference and is_first() else {}
     with progress_bar() as progress:
@@ -101,7 +102,7 @@ def evaluate(
 
 
 def demonstrated(
-    trained: "Evaluated", store: Path | str | None, numbers: Sequence[int], order: TrajectoryOrder
+    trained: "Evaluated", store: Path | str | None, numbers: Sequence[int], order: TrajectoryOrder, apart: bool = False
 ) -> tuple[dict[int, Start], dict[str, object]]:
     """Who acts after each number of trajectories of a store, and what a JSON says of these; 0: an empty context.
 
@@ -115,10 +116,15 @@ def demonstrated(
     check_demonstrations(agent.name, across_trials=agent.description.across_trials)
     if min(numbers) < 0:
         raise UserError(f"--trajectories {min(numbers)}: give whole numbers from 0 on")
-    about: dict[str, object] = {"demonstrations": str(store), "trajectories": list(numbers), "order": order}
+    about: dict[str, object] = {
+        "demonstrations": str(store),
+        "trajectories": list(numbers),
+        "order": order,
+        "apart": apart,
+    }
     shown: dict[int, Demonstrations] = {}
     if any(numbers):
-        draw = ContextDraw(max(numbers), setting.envs, setting.seed, order)
+        draw = ContextDraw(max(numbers), setting.envs, setting.seed, order, apart)
         drawn = StoredTrajectories(open_store(store), trained.task, agent.form(), draw)
         check_room(drawn.steps, agent.spec.context_steps, trained.agent.trial_steps())
         shown = {number: drawn.first(number) for number in numbers if number}

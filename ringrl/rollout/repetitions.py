@@ -24,6 +24,7 @@ def repeat(
     demonstrations: Path | str | None = None,
     trajectories: Sequence[int] = (),
     order: TrajectoryOrder = "ascending",
+    apart: bool = False,
     checkpoint: str = "latest",
     **given: int | float | str | None,
 ) -> list[Path]:
@@ -43,6 +44,7 @@ def repeat(
         demonstrations: a store, or its URL.
         trajectories: how many of it a context begins with.
         order: of them in a context (`ringrl.rollout.demonstrations`).
+        apart: as `evaluate`'s.
         checkpoint: as `evaluate`'s.
         given: `evaluate`'s trials, envs, context, target, seed and so on; None: the run's own.
 
@@ -57,7 +59,7 @@ def repeat(
     trained = load_evaluated(Path(run), checkpoint, given, task)
     tables = [_for_targets(trained, targets)] if targets else []
     if trajectories:
-        starts, about = demonstrated(trained, demonstrations, trajectories, order)
+        starts, about = demonstrated(trained, demonstrations, trajectories, order, apart)
         named = {f"{number} demonstrations": start for number, start in starts.items()}
         tables.append(_Repetition(DEMONSTRATIONS, named, about))
     tables += [_for_ablation(trained, ablation) for ablation in dict.fromkeys(ablations)]

@@ -2,7 +2,7 @@
 
 | task | trajectories | rewards |
 |---|---|---|
-| any with one reward | the same for all environments | the store's, or from physics states |
+| any with one reward | the same for all, or drawn for each (`apart`) | the store's, or from physics states |
 | hidden, of data of other hidden tasks | the same for all environments | of each one's task, from physics states |
 | of a family of rewards, on data of its domain | drawn for each environment | of its member, from features |
 
@@ -37,12 +37,24 @@ class ContextDraw:
         environments: of the rollout; environment i has seed `seed` + i.
         seed: of the draw, and of environment 0.
         order: of the trajectories in a context: as they were drawn, or `ascending` by return.
+        apart: for each environment by itself, also where all have the same task.
     """
 
     count: int
     environments: int
     seed: int
     order: TrajectoryOrder
+    apart: bool = False
+
+    @property
+    def seeds(self) -> range:
+        """Of the environments."""
+        return range(self.seed, self.seed + self.environments)
+
+    def of(self, episodes: int, seed: int) -> Int64[np.ndarray, " trajectories"]:
+        """What is drawn of so many episodes for the environment of a seed alone."""
+        rng = np.random.default_rng((seed, _STREAM))
+        return rng.permutation(episodes)[: self.count].astype(np.int64)
 
 
 class StoredTrajectories:
@@ -69,7 +81,7 @@ class StoredTrajectories:
         count = draw.count
         if not 1 <= count <= store.episodes:
             raise UserError(f"--trajectories {count}: {store.path} has {store.episodes}; give 1 to {store.episodes}")
-        self._form, self._task, self._drawing = form, task, draw
+        self._form, self._task, self._draw = form, task, draw
         family = family_of(task)
         if family is not None and store.domain != split_task(task)[0]:
             self._contexts = self._of_members(RelabelledEpisodes(store, family, visible=is_visible(task)))
@@ -81,16 +93,14 @@ class StoredTrajectories:
     def first(self, count: int) -> Demonstrations:
         """The first `count` of those drawn, 1 or more: of two numbers, the fewer are among the more."""
         fewer = [replace(each, episodes=each.episodes[:count], returns=each.returns[:count]) for each in self._contexts]
-        return self._form.demonstrate(fewer, self._task, self._drawing.order)
+        return self._form.demonstrate(fewer, self._task, self._draw.order)
 
     def _of_members(self, reader: RelabelledEpisodes) -> list[Given]:
         """Of each environment's member, drawn for each."""
         self._form.check_widths(str(reader.store.path), reader.sizes)
-        draw, contexts = self._drawing, []
-        for seed in range(draw.seed, draw.seed + draw.environments):
-            rng = np.random.default_rng((seed, _STREAM))
-            episodes = rng.permutation(reader.store.episodes)[: draw.count].astype(np.int64)
-            member = reader.family.member(seed)
+        draw, contexts = self._draw, []
+        for seed in draw.seeds:
+            episodes, member = draw.of(reader.store.episodes, seed), reader.family.member(seed)
             returns = reader.returns_under(episodes, np.tile(member, (len(episodes), 1)))
             contexts.append(Given(reader, episodes, returns, member))
         return contexts
@@ -98,15 +108,22 @@ class StoredTrajectories:
     def _of_tasks(self, store: Store) -> list[Given]:
         """The same trajectories, under the task or, where each environment has its own, under each."""
         self._form.check_widths(str(store.path), store.sizes)
-        draw, task = self._drawing, self._task
-        drawn = np.random.default_rng(draw.seed).permutation(store.episodes)[: draw.count].astype(np.int64)
+        draw, task = self._draw, self._task
         if task in store.tasks and not is_hidden(task):
-            return [Given(store, drawn, store.returns(task)[drawn])]
+            returns = store.returns(task)
+            drawn = [draw.of(store.episodes, seed) for seed in draw.seeds] if draw.apart else [_together(store, draw)]
+            return [Given(store, episodes, returns[episodes]) for episodes in drawn]
+        if draw.apart:
+            raise UserError(f"--apart: {store.path} has no rewards of {task}; build it with them, or leave it out")
         _check_relabelling(store, task)
-        hidden = range(draw.seed, draw.seed + draw.environments) if is_hidden(task) else [None]
-        episodes = [store.episode(index, store.tasks[0]) for index in drawn.tolist()]
+        hidden = draw.seeds if is_hidden(task) else [None]
+        episodes = [store.episode(index, store.tasks[0]) for index in _together(store, draw).tolist()]
         readers = [EpisodeList(_relabelled(episodes, task, seed)) for seed in hidden]
         return [Given(reader, np.arange(draw.count), reader.returns(task)) for reader in readers]
+
+
+def _together(store: Store, draw: ContextDraw) -> Int64[np.ndarray, " trajectories"]:
+    return np.random.default_rng(draw.seed).permutation(store.episodes)[: draw.count].astype(np.int64)
 
 
 def _check_relabelling(store: Store, task: str) -> None:

@@ -94,6 +94,21 @@ def test_environments_are_shown_different_trajectories_and_fewer_are_among_more(
     np.testing.assert_array_equal(alone.first(8).returns, many.returns[2:4])  # an environment's draw is its seed's
 
 
+def test_one_task_may_be_shown_apart_or_together(store):
+    """Of the domain's own task: the same trajectories for all, or those that a member of each seed would be shown."""
+    scales, task = form(), "point_mass_easy"
+    together = StoredTrajectories(store, task, scales, ContextDraw(3, 4, HELD_OUT, "random")).first(3)
+    assert together.returns.shape == (1, 3)
+    apart = StoredTrajectories(store, task, scales, ContextDraw(3, 4, HELD_OUT, "random", apart=True))
+    members = drawn(store, 3, envs=4)
+    for each, other in zip(apart._contexts, members._contexts, strict=True):
+        np.testing.assert_array_equal(each.episodes, other.episodes)
+        np.testing.assert_array_equal(each.returns, store.returns(task)[each.episodes])
+    assert len(apart.first(3).of(1, 2)) == 2
+    with pytest.raises(UserError, match="--apart: .* has no rewards of point_mass_hard"):
+        StoredTrajectories(store, "point_mass_hard", scales, ContextDraw(3, 4, HELD_OUT, "random", apart=True))
+
+
 def test_steps_are_those_of_each_context(store):
     shown = drawn(store, 5, envs=2)
     assert shown.steps.tolist() == [[6] * 5] * 2  # 22 environment steps, 4 in each agent step
