@@ -109,7 +109,7 @@ class EvaluateVerb:
     order: TrajectoryOrder = "ascending"
     """Of the demonstrations in a context: as they are drawn, or ascending by return."""
     apart: bool = False
-    """Draw demonstrations for each environment by itself, also where all have one task: intervals then cover the draw."""
+    """Draw demonstrations for each environment by itself, also where all have one task."""
     seed: int | None = None
     """Seed of the environments, the drawn actions and the drawn demonstrations."""
     when_full: WhenFull | None = None
