@@ -23,7 +23,7 @@ SIZES = {
     "point_mass_goal_10mm": (4, 2, 2, 2, 1.0),
     "point_mass_goal_15mm": (4, 2, 2, 2, 1.0),
     "point_mass_goal_30mm": (4, 2, 2, 2, 1.0),
-    "point_mass_field": (4, 2, 2, 48, 0.3),
+    "point_mass_field": (4, 2, 2, 48, 1.0),
     "point_mass_maze_goal_15mm": (4, 2, 3, 2, 0.8),
     "reacher_arm_goal_15mm": (6, 2, 2, 2, 1.0),
     "reacher_arm_goal_50mm": (6, 2, 2, 2, 1.0),
@@ -262,6 +262,23 @@ def test_of_the_maze_members_pay_what_exorls_tasks_pay_around_their_goals(task):
 def test_of_the_maze_the_action_costs_a_fifth():
     family = FAMILIES["point_mass_maze_goal_15mm"]
     assert family.reward(np.float32([0.1, 0.2, 0.0]), np.float32([0.1, 0.2])) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("task", FAMILIES["reacher_arm_goal_15mm"].canonical)
+def test_of_the_arm_members_pay_what_the_tasks_pay_around_their_goals(task):
+    family, env, rng = FAMILIES["reacher_arm_goal_15mm"], envs.make_env(task), np.random.default_rng(0)
+    env.reset()
+    goal = np.float32(family.canonical[task])
+    bend = 2 * np.arccos(np.linalg.norm(goal) / 0.24)  # of two links of 0.12 m
+    joints, paid = np.array([np.arctan2(goal[1], goal[0]) - bend / 2, bend]), []
+    for _ in range(20):
+        env.set_state(np.concatenate([joints + rng.normal(0, 0.15, 2), np.zeros(2)]), np.zeros(2, np.float32))
+        features = np.array(family.read(env.physics), np.float32)
+        np.testing.assert_array_equal(env.parts()["finger"], features)
+        paid.append((family.reward(features, goal), env.task.get_reward(env.physics)))
+    ours, theirs = np.array(paid).T
+    np.testing.assert_array_equal(ours, theirs)
+    assert 0.2 < theirs.mean() < 0.95
 
 
 def test_targets_of_the_arm_pay_where_the_finger_touches_them():

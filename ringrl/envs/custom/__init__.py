@@ -1,7 +1,8 @@
-"""ExoRL's tasks that dm_control's suite does not have (Yarats et al. 2022; URLB, Laskin et al. 2021).
+"""ExoRL's tasks that dm_control's suite does not have (Yarats et al. 2022; URLB, Laskin et al. 2021), and families.
 
-Each module gives `TASKS`: a task's name -> a function that makes its environment from the seed of its initial states.
-All are dm_control's own `Environment`, `Physics` and `Task`, and each reward is a function of state and action alone.
+Each module of tasks gives `TASKS`: a task's name -> a function that makes its environment from the seed of its initial
+states. All are dm_control's own `Environment`, `Physics` and `Task`, and each reward is a function of state and action
+alone.
 """
 
 from collections.abc import Callable
