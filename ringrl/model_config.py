@@ -36,8 +36,8 @@ class ModelConfig(ConfigSection):
     # attention's output; full: a layer's input; offload: a layer's input, in host memory.
     remat: Literal["none", "block", "full", "offload"] = "block"
     head_groups: int = Field(default=1, ge=1)  # attention for so many groups of heads in turn: less memory at once
-    # Whether scores depend on how far apart tokens are. none: a context is a set of steps, as where trajectories are in no
-    # order; longer contexts than trained on then look no different.
+    # Whether scores depend on how far apart tokens are. none: a context is a set of steps, as where trajectories are in
+    # no order; longer contexts than trained on then look no different.
     position_encoding: Literal["rotary", "none"] = "rotary"
     # How a token says of which trial of its context it is: by rotary embedding (`ringrl.model.rotary.token_angles`), by
     # the row of a learned table, of which later trials share the last, or not at all.

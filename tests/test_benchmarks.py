@@ -9,14 +9,13 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import tyro
 
 from benchmarks import results
 from ringrl import envs, recipes
-from ringrl.config import Ablation, load_config
+from ringrl.config import load_config
 
 ROOT = Path(__file__).parents[1]
 
