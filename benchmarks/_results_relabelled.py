@@ -1,6 +1,6 @@
-"""Row 1 of docs/results.md as data: hidden goals made by relabelling, and return against trajectories in the context."""
+"""Hidden goals made by relabelling, as data: return against trajectories in the context (docs/results.md)."""
 
-from benchmarks._results_jobs import DATA, Data, Job
+from benchmarks._results_jobs import DATA, Data
 
 NAME = "point_mass_goal_10mm"
 NUMBERS = "0 1 2 4 8 16 32 64 128"
