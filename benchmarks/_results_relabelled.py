@@ -1,21 +1,42 @@
 """Hidden goals made by relabelling, as data: return against trajectories in the context (docs/results.md)."""
 
-from benchmarks._results_jobs import DATA, Data
+from benchmarks._results_jobs import DATA, RUNS, Data, Job
 
 NAME = "point_mass_goal_10mm"
 NUMBERS = "0 1 2 4 8 16 32 64 128"
-_COLLECT = "collect --task point_mass_easy --policy correlated --action-repeat 10"
+_COLLECT = "collect --task point_mass_easy --policy correlated --action-repeat 4 --time-limit 400"
 _STORE = f"--tasks point_mass_easy --families {NAME}"
 
 
-def _episodes(name: str, episodes: int, seed: int) -> tuple[Data, ...]:
+def _episodes(files: str, episodes: int, seed: int) -> tuple[Data, ...]:
     """Reward-free data of the point mass, and their store."""
-    files, store = DATA / f"point_mass_{name}", DATA / f"point_mass_{name}.store"
+    folder, store = DATA / files, DATA / f"{files}.store"
     collect = f"{_COLLECT} --episodes {episodes} --seed {seed}"
-    return Data(files, collect), Data(store, f"build_store {files} {_STORE}")
+    return Data(folder, collect), Data(store, f"build_store {folder} {_STORE}")
 
 
-TRAIN, TEST = _episodes("train", 2000, 1), _episodes("test", 1000, 2)
-SHOWN = f"--demonstrations {TEST[-1].out} --trajectories {NUMBERS}"
+TRAIN, TEST = _episodes("point_mass", 2000, 1), _episodes("point_mass_test", 1000, 2)
+_SHOWN = f"--demonstrations {TEST[-1].out} --trajectories {NUMBERS} --order random"
+_HIDDEN = f"--task hidden_{NAME} --seed 1000000 --trials 1 --envs 128"
 
-ROWS = {"small": (), "relabelled": ()}
+TEACHER = Job(
+    "relabelled_teacher",
+    "relabelled_teacher",
+    (TRAIN, TEST),
+    evaluations=("", _HIDDEN, f"{_HIDDEN} {_SHOWN}"),
+)
+STUDENT = Job(
+    "relabelled_dpt",
+    "relabelled_dpt",
+    (TRAIN, TEST),
+    {"agent.teacher": f"{RUNS}/relabelled_teacher-seed{{seed}}"},
+    longer=(
+        {"agent.trajectories": 32, "data.hindsight": 0.5, "training.steps": 2400},
+        {"agent.trajectories": 128, "training.steps": 3000},
+    ),
+    evaluations=("--no-reference", _SHOWN),
+    after=("relabelled_teacher",),
+)
+FB = Job("relabelled_fb", "relabelled_fb", (TRAIN, TEST), evaluations=("--no-reference", _SHOWN))
+
+ROWS = {"small": (TEACHER, STUDENT), "relabelled": (TEACHER, STUDENT, FB)}
