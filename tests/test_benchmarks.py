@@ -15,6 +15,7 @@ import tyro
 
 from benchmarks import results
 from ringrl import envs, recipes
+from ringrl.agent import make_agent
 from ringrl.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -64,14 +65,17 @@ def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
     steps_of = [data for chain in job.data for data in chain]
     made = {data.out: shlex.split(data.command) for data in steps_of}
     arguments = made[Path(config.data.store)]  # what is trained on is made before
-    assert config.data.task in arguments and config.data.task in envs.tasks(envs.split_task(config.data.task)[0])
     said = dict(pairwise(shlex.split(" ".join(data.command for data in steps_of))))  # --name to its value
+    task, family = config.data.task, envs.family_of(config.data.task)
+    assert task in envs.tasks(envs.split_task(task)[0]) and (task if family is None else family.name) in arguments
     repeat, trajectories = int(said["--action-repeat"]), getattr(config.agent, "trajectories", 1)
-    steps = -(-envs.make_env(config.data.task).time_limit_steps // repeat)
-    assert config.data.action_repeat == repeat
-    if config.agent.name != "td3":
-        assert steps <= config.model.max_steps and trajectories <= config.model.max_trials
-        assert config.training.row_steps == trajectories * steps or hasattr(config.agent, "window")
+    assert config.data.action_repeat % repeat == 0 if family else config.data.action_repeat == repeat
+    steps = -(-envs.make_env(task).time_limit_steps // config.data.action_repeat)
+    if make_agent(config.agent).decoder is not None:
+        assert steps <= config.model.max_steps
+        assert trajectories <= config.model.max_trials or config.model.trial_encoding != "table"
+        filled = config.training.packing and config.training.row_steps % (trajectories * steps) == 0
+        assert filled or config.training.row_steps == trajectories * steps or hasattr(config.agent, "window")
     if arguments[0] == "collect_histories":
         assert config.evaluation.seed >= envs.HELD_OUT and trajectories <= int(said["--trials"])
 
