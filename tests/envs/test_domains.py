@@ -29,6 +29,7 @@ DOMAINS = {
     "jaco": ("jaco_reach_top_left", Dims(42, 9, 1, 18), 250),
     "point_mass_maze": ("point_mass_maze_reach_top_left", Dims(4, 2, 4, 4), 1000),
     "quadruped": ("quadruped_jump", Dims(78, 12, 1, 57), 1000),
+    "reacher_arm": ("reacher_arm_reach_bottom_left", Dims(6, 2, 1, 4), 1000),
     "walker": ("walker_flip", Dims(24, 6, 1, 18), 1000),
 }
 # Tasks whose files are of other widths than their domain's.
@@ -54,7 +55,9 @@ def cut(monkeypatch):
 def collect_files(task, folder, dims, steps, action_repeat):
     """(tasks of the reward columns, two episodes), read from files that are what they should be."""
     domain = envs.split_task(task)[0]
-    collect.main(collect.Args(task=task, policy="random", episodes=2, out=folder, action_repeat=action_repeat))
+    limit = CUT if steps == CUT else None  # collect gives its own limit, also none, to make_env
+    settings = {"policy": "random", "episodes": 2, "action_repeat": action_repeat, "time_limit": limit}
+    collect.main(collect.Args(task=task, out=folder, **settings))
     reader, description = read_folder(folder), describe_folder(folder)
     assert reader.dims == dims
     assert (description.domain, description.source.task) == (domain, task)
