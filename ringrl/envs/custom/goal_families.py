@@ -78,6 +78,16 @@ def _in_arena(rng: np.random.Generator, count: int) -> Rows:
     return rng.uniform(-_ARENA, _ARENA, (count, 2))
 
 
+def _goals_at(rng: np.random.Generator, features: Rows, radius: float) -> Rows:
+    """Goals in the arena that pay at x, y; drawn where none pays a hundredth, as under correlated actions at the walls.
+
+    There the nearest goal is at the arena's edge: most goals of such data would be, and few of those that are drawn.
+    """
+    place = features[:, :2]
+    nearest = np.clip(place, -_ARENA, _ARENA)
+    return np.where((near_place(place, nearest, radius) < 0.01)[:, None], _in_arena(rng, len(place)), nearest)
+
+
 def _point_mass_goal(millimetres: int) -> RewardFamily:
     radius = millimetres / 1000
     return RewardFamily(
@@ -89,7 +99,7 @@ def _point_mass_goal(millimetres: int) -> RewardFamily:
         read=_position,
         pay=lambda features, parameter: near_place(features, parameter, radius),
         draw=_in_arena,
-        fit=lambda rng, features: np.clip(features[:, :2], -_ARENA, _ARENA),
+        fit=lambda rng, features: _goals_at(rng, features, radius),
     )
 
 
@@ -115,7 +125,7 @@ def _draw_field(rng: np.random.Generator, count: int) -> Rows:
 def _fit_field(rng: np.random.Generator, features: Rows) -> Rows:
     """A field whose highest bump is there."""
     found = _draw_field(rng, len(features))
-    found[:, :2] = np.clip(features[:, :2], -_ARENA, _ARENA)
+    found[:, :2] = _goals_at(rng, features, _BUMP_RADIUS)
     return found
 
 
@@ -157,7 +167,7 @@ _MAZE = RewardFamily(
         near_place(features[..., :2], parameter, _MAZE_RADIUS) * ((features[..., 2] + 4.0) / 5.0)
     ),
     draw=lambda rng, count: redrawn(lambda more: _in_arena(rng, more), _in_wall, count),
-    fit=lambda rng, features: np.clip(features[:, :2], -_ARENA, _ARENA),
+    fit=lambda rng, features: _goals_at(rng, features, _MAZE_RADIUS),
     canonical={f"point_mass_maze_{name}": goal[:2] for name, goal in point_mass_maze.GOALS.items()},
     near=within(_MAZE_APART),
 )

@@ -47,8 +47,8 @@ class RewardFamily:
             `ringrl.relabelling`, and to the same bit: so without powers, of which NumPy's and Python's differ.
         pay: features [..., F] and parameters [..., P], float64 -> rewards [...]; elementwise along leading axes.
         draw: a random generator and n -> n members, [n, P].
-        fit: a random generator and features [n, F] -> for each, a member that pays there, [n, P]; where no member may
-            pay, as where no goal lies, the nearest one.
+        fit: a random generator and features [n, F] -> for each, a member that pays there, [n, P]; where none pays, as
+            away from all goals, any.
         canonical: tasks of the domain that are members, and their parameters.
         near: members [n, P] and a canonical one [P] -> whether each lies in its neighbourhood, [n].
     """
