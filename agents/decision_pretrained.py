@@ -2,13 +2,15 @@
 
 - context: n whole trajectories of one hidden task in no order, of any quality; each context is of another task
 - tokens: observation, previous action and reward, one token a step; no returns
-- labels: at every step the action that a teacher, which sees the task, would take there; what was done is context alone
+- labels: at every step the action that a teacher or demonstrator, who sees the task, would take; what was done is
+  context alone
 - loss: the head's, of the labels, at every step of the context, so that each number of trajectories is trained at once
 - acts: on k given trajectories or its own trials in one context, with no weight update; the mode of the head
 
 The paper (arXiv:2306.14892, sections 3 and 4) has an optimal policy label one query state a context. Here the teacher
 may be an agent that learned from the same data (`ringrl train` of `td3` on the task's visible twin), and then nobody
-has to know the task's solution; the labels of a store's `demonstrator` column do as well.
+has to know the task's solution. Without a teacher the labels are the actions of a demonstrator that the store has
+(`ringrl data collect_histories --demonstrator`).
 """
 
 from pathlib import Path
@@ -19,13 +21,12 @@ from pydantic import Field, model_validator
 
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig, RunConfig
-from ringrl.errors import UserError
 from ringrl.model.tokens import TokenLayout
 from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.sequence_agent import LabelledSequenceAgent
-from ringrl.training.teacher import Labels, teacher_labels
+from ringrl.training.teacher import Labels, demonstrator_labels, teacher_labels
 
 
 class Config(AgentConfig):
@@ -36,7 +37,8 @@ class Config(AgentConfig):
     # the fewest: each context has a uniform number from here to n (with packing, rows are filled); None: always n
     fewest: int | None = Field(default=None, ge=1)
     within_source: bool = False  # whether a context is of one source only: for stores where a source is a hidden task
-    teacher: str | None = None  # a run of an agent that sees the task, as td3 on its visible twin
+    # a run of an agent that sees the task, as td3 on its visible twin; None: the store's demonstrator
+    teacher: str | None = None
 
     @model_validator(mode="after")
     def _check_fewest(self) -> "Config":
@@ -62,9 +64,9 @@ class Agent(LabelledSequenceAgent[Config]):
         return MemberSampler(whole, store, conditioned=False) if isinstance(store, RelabelledEpisodes) else whole
 
     def labels(self, config: RunConfig, episodes: Episodes) -> Labels:
-        """The teacher's actions. Raises UserError where there is no teacher, or one of another task."""
+        """The teacher's or the demonstrator's actions. Raises UserError where there are none, or of another task."""
         if self.config.teacher is None:
-            raise UserError("agent.teacher: give the run of an agent that sees the task, as td3 on its visible twin")
+            return demonstrator_labels(episodes)
         return teacher_labels(Path(self.config.teacher), config, episodes)
 
     def tokens(self) -> TokenLayout:

@@ -8,6 +8,9 @@ autoregressive process, which explores further than independent draws do; the ac
 as the Gaussian head's has. With `--mix coin`, the paper's way, every action is with probability eps a uniform draw,
 else the expert's. For histories of real learners run `ringrl data collect --policy td3`, a seed a task.
 
+With `--demonstrator` the store also has what the oracle would have done before every step, from which
+`decision_pretrained` learns.
+
 Every history becomes a source of the store, so that no chain crosses from one task into another. Tasks are those of
 the seeds from `--seed` on, all below the held-out ones (`ringrl.envs.custom.hidden`); the seed determines everything.
 """
@@ -51,6 +54,8 @@ class Args:
     """Of the blended noise from one agent step to the next."""
     scale: float = 1.0
     """Standard deviation of the blended noise; less for strong actuators."""
+    demonstrator: bool = False
+    """Keep what the expert would have done before every environment step, too."""
     seed: int = 0
     """Of the first history's task; history i is of seed + i."""
     jobs: int = 0
@@ -69,10 +74,11 @@ def main(args: Args) -> None:
     noise, jobs = Noise(args.anneal, args.mix, args.correlation, args.scale), args.jobs or cpu_count()
     parallel = Parallel(n_jobs=jobs, return_as="generator")
     histories = parallel(
-        delayed(noisy_history)(args.task, seed, args.trials, args.action_repeat, noise)
+        delayed(noisy_history)(args.task, seed, args.trials, args.action_repeat, noise, demonstrator=args.demonstrator)
         for seed in range(args.seed, args.seed + args.histories)
     )
-    settings = {name: value for name, value in asdict(args).items() if name not in ("out", "jobs", "overwrite")}
+    no_settings = ("out", "demonstrator", "jobs", "overwrite")
+    settings = {name: value for name, value in asdict(args).items() if name not in no_settings}
     build(
         args.out,
         _numbered(tracked(histories, "collecting histories", args.histories)),

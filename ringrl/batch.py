@@ -52,6 +52,7 @@ class Chain:
     completion: Float32[np.ndarray, " steps"]  # 1 at the last step of an episode that reached the chain's maximum
     step: Int32[np.ndarray, " steps"]  # index of the agent step within the episode
     trial: Int32[np.ndarray, " steps"]  # index of the trajectory within the chain
+    demonstrator: Float32[np.ndarray, "steps action"] | None = None  # what one would have done; None: not asked for
 
     @property
     def length(self) -> int:
@@ -61,6 +62,9 @@ class Chain:
 
 StepLabels = Callable[[Chain, Float32[np.ndarray, "steps parameters"] | None], Float32[np.ndarray, "steps action"]]
 """(chain, the member that pays each step where members do) -> the action that a policy would take at each step."""
+
+LabelSource = StepLabels | Literal["demonstrator"]
+"""Where the labels of steps come from: a policy that is asked, or the demonstrator's actions in the store."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ ACTION_LIMIT = 1 + 1e-5
 """The largest size of an action: 1, and what float32 arithmetic may add to it."""
 
 _DTYPES = {name: np.dtype(np.float32) for name in ("observation", "action", "reward", "discount")}
-_DTYPES |= {"physics": np.dtype(np.float64)}
+_DTYPES |= {"physics": np.dtype(np.float64), "demonstrator": np.dtype(np.float32)}
 
 
 class Dims(NamedTuple):
@@ -44,10 +44,13 @@ class Episode:
         discount: float32 [T], in [0, 1]; 0 only at the last step, where the episode ended and no time limit cut it.
         physics: float64 [T + 1, S], the simulator's state at every observation (MuJoCo's [qpos, qvel, act]); S may
             be 0.
+        demonstrator: float32 [T, A], in [-1, 1], what a demonstrator of the task would have done in the state before
+            each step, regardless of what was done; None: not known.
 
     Raises:
         UserError: if a dtype, a number of axes or a length is not that; if T is 0; if a number is NaN or infinite, an
-            action outside [-1, 1], a discount outside [0, 1], or 0 before the last step. The message names no file.
+            action outside [-1, 1], a discount outside [0, 1], or 0 before the last step; if a demonstrator's actions
+            are wider or narrower than the actions. The message names no file.
 
     Example:
         >>> import numpy as np
@@ -63,32 +66,41 @@ class Episode:
     reward: Float32[np.ndarray, "_steps _tasks"]
     discount: Float32[np.ndarray, " _steps"]
     physics: Float64[np.ndarray, "_steps_and_one _state"]
+    demonstrator: Float32[np.ndarray, "_steps _action"] | None = None
 
     def __post_init__(self):
         """Check the arrays."""
-        for name, dtype in _DTYPES.items():
-            values, shape = getattr(self, name), "[steps]" if name == "discount" else "[steps, width]"
+        known = {name: getattr(self, name) for name in _DTYPES if getattr(self, name) is not None}
+        for name, values in known.items():
+            dtype, shape = _DTYPES[name], "[steps]" if name == "discount" else "[steps, width]"
             if values.dtype != dtype:
                 raise UserError(f"{name} is {values.dtype}, not {dtype}; Episode.from_arrays converts it")
             if values.ndim != shape.count(",") + 1:
                 raise UserError(f"{name} has shape {values.shape}: give it as {shape}")
         self._check_lengths()
-        for name in _DTYPES:
-            values = getattr(self, name)
+        for name, values in known.items():
             if not np.isfinite(values).all():
                 raise UserError(f"{name} is NaN or infinite in step {int(np.argwhere(~np.isfinite(values))[0, 0])}")
-        largest = float(np.abs(self.action).max(initial=0.0))
-        if largest > ACTION_LIMIT:
-            raise UserError(f"an action is {largest:g}, outside [-1, 1]; clip the actions, or scale them")
+        self._check_actions()
         self._check_discount()
 
     def _check_lengths(self) -> None:
         steps = len(self.action)
         wanted = {"observation": steps + 1, "reward": steps, "discount": steps, "physics": steps + 1}
+        wanted |= {} if self.demonstrator is None else {"demonstrator": steps}
         found = {name: len(getattr(self, name)) for name in wanted}
         wrong = [f"{found[name]} of {name} for {n}" for name, n in wanted.items() if found[name] != n]
         if wrong or not steps:
             raise UserError(f"an episode of {steps} actions has {', '.join(wrong) or 'no steps'}")
+
+    def _check_actions(self) -> None:
+        shown = self.demonstrator
+        for what, actions in {"an action": self.action, "a demonstrator's action": shown}.items():
+            largest = 0.0 if actions is None else float(np.abs(actions).max(initial=0.0))
+            if largest > ACTION_LIMIT:
+                raise UserError(f"{what} is {largest:g}, outside [-1, 1]; clip the actions, or scale them")
+        if shown is not None and shown.shape != self.action.shape:
+            raise UserError(f"demonstrator is {shown.shape[1]} wide, and the actions are {self.action.shape[1]} wide")
 
     def _check_discount(self) -> None:
         outside = np.flatnonzero((self.discount < 0) | (self.discount > 1))
@@ -109,6 +121,7 @@ class Episode:
         *,
         terminated: Shaped[np.ndarray, "*_steps"] | np.bool_ | int,
         physics: Shaped[np.ndarray, "_steps_and_one state"] | None = None,
+        demonstrator: Shaped[np.ndarray, "_steps action"] | None = None,
     ) -> "Episode":
         """An episode of T steps from arrays of any real dtype.
 
@@ -120,6 +133,7 @@ class Episode:
             terminated: [T], truth values or numbers that mean them: where the episode ended by the environment's own
                 rules, not at a time limit; a single value is that of the last step.
             physics: [T + 1, S], the simulator's state at every observation, if it is known.
+            demonstrator: [T, A], what a demonstrator would have done, if it is known; clipped as the actions are.
 
         Raises:
             UserError: as `Episode`; if a number is infinite in float32.
@@ -132,15 +146,16 @@ class Episode:
         if len(ends) != steps:
             raise UserError(f"an episode of {steps} actions has {len(ends)} of terminated for {steps}")
         with np.errstate(over="ignore"):  # a number beyond float32 is reported as infinite
-            observed, taken, paid = (np.asarray(each).astype(np.float32) for each in (observation, action, reward))
-        if np.abs(taken).max(initial=0.0) <= ACTION_LIMIT:
-            taken = np.clip(taken, -1.0, 1.0)
+            observed, paid = (np.asarray(each).astype(np.float32) for each in (observation, reward))
+            taken, shown = (None if each is None else _rounded_off(each) for each in (action, demonstrator))
+        assert taken is not None
         return cls(
             observation=np.concatenate([observed, observed[-1:]]) if len(observed) == steps else observed,
             action=taken,
             reward=paid[:, None] if paid.ndim == 1 else paid,
             discount=np.where(ends, np.float32(0), np.float32(1)),
             physics=np.zeros((steps + 1, 0)) if physics is None else np.asarray(physics).astype(np.float64),
+            demonstrator=shown,
         )
 
     @property
@@ -159,6 +174,12 @@ class Episode:
         return self.reward.sum(axis=0, dtype=np.float64)
 
 
+def _rounded_off(action: Shaped[np.ndarray, "steps action"]) -> Float32[np.ndarray, "steps action"]:
+    """Actions as float32; within [-1, 1] where no more than rounding went beyond, else as they are."""
+    taken = np.asarray(action).astype(np.float32)
+    return np.clip(taken, -1.0, 1.0) if np.abs(taken).max(initial=0.0) <= ACTION_LIMIT else taken
+
+
 @dataclass(frozen=True)
 class StepSpan:
     """n consecutive environment steps of one episode, `start` to `start + n`, with the rewards of one task.
@@ -169,6 +190,7 @@ class StepSpan:
         reward: float32 [n].
         discount: float32 [n].
         earlier: float32 [start], the rewards of the episode's steps before these.
+        demonstrator: float32 [n, A], what a demonstrator would have done; None: not asked for.
     """
 
     observation: Float32[np.ndarray, "steps_and_one observation"]
@@ -176,3 +198,4 @@ class StepSpan:
     reward: Float32[np.ndarray, " steps"]
     discount: Float32[np.ndarray, " steps"]
     earlier: Float32[np.ndarray, " start"]
+    demonstrator: Float32[np.ndarray, "steps action"] | None = None

@@ -92,9 +92,10 @@ def test_arrays_of_any_dtype_become_an_episode():
         discount=np.array([1, 0], np.float32),
         physics=physics,
     )
+    assert episode.demonstrator is None
     for name, value in vars(expected).items():
         np.testing.assert_array_equal(getattr(episode, name), value)
-        assert getattr(episode, name).dtype == value.dtype
+        assert value is None or getattr(episode, name).dtype == value.dtype
     assert (episode.length, episode.dims, episode.returns.tolist()) == (2, Dims(2, 1, 1, 2), [3.0])
     assert episode.returns.dtype == np.float64 and str(episode.dims) == "observation 2, action 1, reward 1, physics 2"
     without_last = Episode.from_arrays(observation[:2], action, np.ones((2, 3)), terminated=np.array([False, True]))
@@ -103,6 +104,9 @@ def test_arrays_of_any_dtype_become_an_episode():
     assert without_last.reward.shape == (2, 3) and without_last.physics.shape == (3, 0)
     beyond = Episode.from_arrays(observation, action * (1 + 1e-6), reward, terminated=False).action
     np.testing.assert_array_equal(beyond, np.float32([[0.5 * (1 + 1e-6)], [-1]]))
+    shown = Episode.from_arrays(observation, action, reward, terminated=False, demonstrator=-action * (1 + 1e-6))
+    np.testing.assert_array_equal(shown.demonstrator, np.float32([[-0.5 * (1 + 1e-6)], [1]]))
+    assert shown.demonstrator is not None and shown.demonstrator.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -130,6 +134,9 @@ def test_an_end_may_be_given_as_numpy_gives_it(end):
         ({"action": np.full((3, 1), -1.5)}, r"an action is 1.5, outside \[-1, 1\]"),
         ({"observation": np.array([[0], [np.nan], [0]])}, "observation is NaN or infinite in step 1"),
         ({"reward": np.array([0, 0, 1e300])}, "reward is NaN or infinite in step 2"),
+        ({"demonstrator": np.zeros((4, 1))}, "of 3 actions has 4 of demonstrator for 3"),
+        ({"demonstrator": np.array([[0], [1.5], [0]])}, r"a demonstrator's action is 1.5, outside \[-1, 1\]"),
+        ({"demonstrator": np.array([[0], [0], [np.nan]])}, "demonstrator is NaN or infinite in step 2"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changes, message):
@@ -150,6 +157,8 @@ def test_what_cannot_be_trained_on_is_refused(changes, message):
         ({"discount": np.float32([1, 1, 1.5])}, r"discount is 1.5 in step 2, outside \[0, 1\]"),
         ({"discount": np.float32([1, -0.5, 1])}, r"discount is -0.5 in step 1, outside \[0, 1\]"),
         ({"discount": np.float32([1, 0, 1])}, "discount is 0 in step 1 of 3"),
+        ({"demonstrator": np.zeros((3, 1))}, "demonstrator is float64, not float32"),
+        ({"demonstrator": np.zeros((3, 2), np.float32)}, "demonstrator is 2 wide, and the actions are 1 wide"),
     ],
 )
 def test_arrays_are_checked_whichever_way_an_episode_is_made(changes, message, monkeypatch):

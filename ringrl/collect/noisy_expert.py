@@ -4,7 +4,7 @@ Emergence of In-Context Reinforcement Learning from Noise Distillation (Zisman e
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,7 +34,9 @@ class Noise:
     scale: float = 1.0
 
 
-def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: Noise) -> list[Episode]:
+def noisy_history(
+    task: str, seed: int, trials: int, action_repeat: int, noise: Noise, *, demonstrator: bool = False
+) -> list[Episode]:
     """The learning history of the hidden task of `seed`: `trials` episodes in order, the first all noise.
 
     In trial k of n the share of noise is eps_k = max(0, 1 - k / (anneal n)) (Zisman et al. 2023, section 3.1).
@@ -45,6 +47,7 @@ def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: 
         trials: episodes.
         action_repeat: environment steps per agent step.
         noise: how it fades.
+        demonstrator: whether the episodes shall have the expert's own actions, for every environment step.
     """
     env = make_env(task, seed=seed, action_repeat=action_repeat)
     rng = np.random.default_rng([seed, 1])
@@ -52,7 +55,16 @@ def noisy_history(task: str, seed: int, trials: int, action_repeat: int, noise: 
     for trial in range(trials):
         noisy = _Noisy(env, noise, max(0.0, 1.0 - trial / (noise.anneal * trials)), rng)
         episodes.append(record_episode(env, noisy.act)[0])
-    return episodes
+    return [_demonstrated(env, episode) for episode in episodes] if demonstrator else episodes
+
+
+def _demonstrated(env: DMControlEnv, episode: Episode) -> Episode:
+    """The episode with what the expert would have done in the state before each environment step."""
+    shown, before = np.empty_like(episode.action), np.zeros_like(episode.action[0])
+    for step, state in enumerate(episode.physics[:-1]):
+        env.set_state(state, episode.action[step - 1] if step else before)
+        shown[step] = env.task.expert(env.physics)
+    return replace(episode, demonstrator=shown)
 
 
 class _Noisy:

@@ -1,10 +1,11 @@
 """ExoRL's episode files, read strictly and written atomically. Nothing is ever unpickled.
 
 A file is an npz archive of arrays with T + 1 rows: float32 `observation`, `action`, `reward` [rows, tasks] and
-`discount` [rows, 1], float64 `physics`. Other keys are ignored. Row i >= 1 says what the i-th action was and what came
-of it: (observation[i - 1], action[i], reward[i], discount[i], observation[i]) (ExoRL, replay_buffer.py). Row 0 of
-actions, rewards and discounts, the dummy row, means nothing: action 0, reward 0, discount 1. It is dropped when a file
-is read and added when one is written, and nothing else in ringrl knows of it.
+`discount` [rows, 1], float64 `physics`. Row i >= 1 says what the i-th action was and what came of it: (observation[i -
+1], action[i], reward[i], discount[i], observation[i]) (ExoRL, replay_buffer.py). Row 0 of actions, rewards and
+discounts, the dummy row, means nothing: action 0, reward 0, discount 1. It is dropped when a file is read and added
+when one is written, and nothing else in ringrl knows of it. A key of ringrl's own, which a file may lack, is float32
+`demonstrator`, with the rows of `action`: what a demonstrator would have done. Other keys are ignored.
 
 A file's name is `episode_{index:06d}_{T}.npz` (ExoRL, Yarats et al. 2022) or `{timestamp}_{index}_{T}.npz` (URLB,
 Laskin et al. 2021). The files are in a folder, or in a zip archive that is read as it is.
@@ -17,7 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -34,7 +35,8 @@ EpisodeFile = Path | Member
 QUARANTINE = "quarantine"
 
 _NAME = re.compile(r"(?P<prefix>episode|\d{8}T\d{6})_(?P<index>\d+)_(?P<length>\d+)\.npz")
-_DTYPES = {name: np.float32 for name in ("observation", "action", "reward", "discount")} | {"physics": np.float64}
+_NEEDED = ("observation", "action", "reward", "discount", "physics")
+_DTYPES = {name: np.float32 for name in (*_NEEDED, "demonstrator")} | {"physics": np.float64}
 # A folder's files are judged by the widths that most of the first ones have, lest an odd first file condemn the rest.
 _FILES_FOR_DIMS = 5
 
@@ -81,8 +83,9 @@ def read_with_dummy_row(path: EpisodeFile | str, *, dims: Dims | None = None) ->
     if arrays["discount"].shape[1] != 1:
         raise _bad(path, f"discount has shape {arrays['discount'].shape}, not ({rows}, 1)")
     action, reward, discount = arrays["action"], arrays["reward"], arrays["discount"][:, 0]
+    shown = arrays["demonstrator"][1:] if "demonstrator" in arrays else None
     try:
-        episode = Episode(arrays["observation"], action[1:], reward[1:], discount[1:], arrays["physics"])
+        episode = Episode(arrays["observation"], action[1:], reward[1:], discount[1:], arrays["physics"], shown)
     except UserError as error:
         raise _bad(path, str(error)) from error
     if dims is not None and episode.dims != dims:
@@ -95,12 +98,13 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
         # Files are small: one read of the whole costs less than many of its parts.
         with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            missing = [name for name in _DTYPES if name not in members]
+            missing = [name for name in _NEEDED if name not in members]
             if missing:
                 raise _bad(path, f"it has no {', '.join(missing)}; it has {', '.join(members) or 'nothing'}")
-            if sum(members[name].file_size for name in _DTYPES) > MAX_BYTES:
+            names = [name for name in _DTYPES if name in members]
+            if sum(members[name].file_size for name in names) > MAX_BYTES:
                 raise _bad(path, f"its arrays unpack to more than {MAX_BYTES} bytes")
-            return {name: _check_array(path, name, parse_npy(archive.read(members[name]))) for name in _DTYPES}
+            return {name: _check_array(path, name, parse_npy(archive.read(members[name]))) for name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: no such episode file") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
@@ -153,6 +157,9 @@ def write_episode(folder: Path | str, index: int, episode: Episode) -> Path:
 
 def write_file(path: Path, episode: Episode, *, staging: Path | None = None) -> None:
     """Write an episode to `path` as `atomic_file` does; its name must give the length, as for `read_episode`."""
+    shown: dict[str, Any] = (
+        {} if episode.demonstrator is None else {"demonstrator": _after_dummy(episode.demonstrator, 0.0)}
+    )
     with atomic_file(path, staging=staging) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -161,6 +168,7 @@ def write_file(path: Path, episode: Episode, *, staging: Path | None = None) -> 
             reward=_after_dummy(episode.reward, 0.0),
             discount=_after_dummy(episode.discount[:, None], 1.0),
             physics=episode.physics,
+            **shown,
         )
 
 

@@ -13,6 +13,7 @@ from ringrl.batch import Chain, ContextPlan
 from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.sampling.relabelled import RelabelledEpisodes
+from ringrl.store.episode_store import Store
 
 
 @runtime_checkable
@@ -33,7 +34,9 @@ class EpisodeReader(Protocol):
         ...
 
 
-def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_repeat: int = 1) -> Chain:
+def build_chain(
+    store: EpisodeReader, plan: ContextPlan, task: str, *, action_repeat: int = 1, demonstrator: bool = False
+) -> Chain:
     """Reads a plan's pieces, concurrently, and joins them into one chain of agent steps.
 
     With R the target of an episode and r_i its rewards, the return-to-go of step t is R_t = R - sum_{i < t} r_i, which
@@ -47,12 +50,14 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
         task: whose rewards.
         action_repeat: environment steps in an agent step: the observation of the first, the mean of their actions (the
             action itself where it was repeated) and the sum of their rewards. An episode's last may have fewer.
+        demonstrator: whether the chain shall have a demonstrator's actions: what it would have done before the first
+            environment step of each agent step.
 
     Returns:
         The chain. `completion` is 1 at the last step of a completed episode if the piece reaches it.
 
     Raises:
-        UserError: a piece that does not start at an agent step.
+        UserError: a piece that does not start at an agent step; episodes without a demonstrator, if it is asked for.
     """
     if (plan.start % action_repeat).any():
         raise UserError(f"starts {plan.start.tolist()} must be multiples of action_repeat={action_repeat}")
@@ -61,7 +66,7 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
     ahead = 0 if plan.horizon is None else plan.horizon * action_repeat
     stop = np.minimum(plan.stop + ahead, length)
     spans = zip(plan.episode.tolist(), plan.start.tolist(), stop.tolist(), strict=True)
-    steps = _read(store, list(spans), plan, task)
+    steps = _read(store, list(spans), plan, task, demonstrator)
     taken = [[x[:n] for x in by_agent_step(each, action_repeat)] for each, n in zip(steps, count, strict=True)]
     rewards = [rewards_by_agent_step(each, action_repeat) for each in steps]
     completion = np.zeros(int(count.sum()), np.float32)
@@ -82,10 +87,24 @@ def build_chain(store: EpisodeReader, plan: ContextPlan, task: str, *, action_re
         completion=completion,
         step=number.astype(np.int32),
         trial=trial,
+        demonstrator=np.concatenate([_shown(each, action_repeat)[:n] for each, n in zip(steps, count, strict=True)])
+        if demonstrator
+        else None,
     )
 
 
-def _read(store: EpisodeReader, spans: list[tuple[int, int, int]], plan: ContextPlan, task: str) -> Sequence[StepSpan]:
+def _shown(steps: StepSpan, repeat: int) -> Float32[np.ndarray, "n action"]:
+    assert steps.demonstrator is not None, "it was asked for"
+    return steps.demonstrator[::repeat]
+
+
+def _read(
+    store: EpisodeReader, spans: list[tuple[int, int, int]], plan: ContextPlan, task: str, demonstrator: bool
+) -> Sequence[StepSpan]:
+    if demonstrator:
+        if not isinstance(store, Store):
+            raise UserError("a demonstrator's actions are of a store's own task, and these rewards are drawn members'")
+        return store.read_many(spans, task, demonstrator=True)
     if plan.parameter is None:
         return store.read_many(spans, task)
     if not isinstance(store, RelabelledEpisodes):

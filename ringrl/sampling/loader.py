@@ -10,9 +10,9 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
-from ringrl.batch import Batch, ContextPlan, StepLabels
+from ringrl.batch import Batch, Chain, ContextPlan, LabelSource
 from ringrl.errors import UserError
 from ringrl.sampling.batches import LocalPositions, StepPlacement, assemble
 from ringrl.sampling.chains import EpisodeReader, agent_steps, build_chain
@@ -38,7 +38,7 @@ def make_loader(
     packing: bool = False,
     rows: Int64[np.ndarray, " rows"] | None = None,
     positions: Int64[np.ndarray, " positions"] | None = None,
-    labels: StepLabels | None = None,
+    labels: LabelSource | None = None,
     threads: int = 2,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
@@ -60,7 +60,8 @@ def make_loader(
         positions: positions of the row that are wanted here, in the order wanted; None: all. Only these steps are read,
             and the one before each; short gaps between them are read too, and with a horizon the steps within it.
         labels: the action of another policy at each step; batches are then `ringrl.batch.LabelledBatch`. It is called
-            with the steps that are read here, whose observations are not normalised, by several threads.
+            with the steps that are read here, whose observations are not normalised, by several threads. Or
+            "demonstrator": the store's.
         threads: batches made at the same time.
         prefetch: batches kept ready.
 
@@ -173,11 +174,12 @@ class _BatchReader:
     rows: int
     draw: _BatchSampler
     local: LocalPositions
-    labels: StepLabels | None
+    labels: LabelSource | None
 
     def __call__(self, step: int) -> Batch:
         pieces = self._needed(self.draw(int(step)))
-        chain = build_chain(self.store, pieces.plan, self.task, action_repeat=self.action_repeat)
+        shown = self.labels == "demonstrator"
+        chain = build_chain(self.store, pieces.plan, self.task, action_repeat=self.action_repeat, demonstrator=shown)
         count = agent_steps(pieces.plan, self.action_repeat)
         inside = np.arange(chain.length) - np.repeat(np.cumsum(count) - count, count)
         to = StepPlacement(
@@ -187,9 +189,13 @@ class _BatchReader:
             segment_first=pieces.segment_first[chain.trial],
             trial=pieces.trial[chain.trial],
         )
-        parameter = None if pieces.plan.parameter is None else pieces.plan.parameter[chain.trial]
-        label = None if self.labels is None else self.labels(chain, parameter)
+        label = self._label(chain, pieces.plan)
         return assemble(chain, to, self.rows, self.local, self.normalizer, label)
+
+    def _label(self, chain: Chain, plan: ContextPlan) -> Float32[np.ndarray, "steps action"] | None:
+        if self.labels is None or self.labels == "demonstrator":
+            return chain.demonstrator
+        return self.labels(chain, None if plan.parameter is None else plan.parameter[chain.trial])
 
     def _needed(self, pieces: _PlacedPieces) -> _PlacedPieces:
         """The parts of the pieces that are needed here, each piece cut at long gaps."""

@@ -1,5 +1,6 @@
 """Episodes -> a store, whole or not at all."""
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def build(
 ) -> Path:
     """Write a store from episodes that come one at a time. Memory is bounded by some 100 MB an array.
 
-    All is written into `OUT.partial-HOST-PID`, which is renamed at the end and removed on any exception.
+    All is written into `OUT.partial-HOST-PID`, which is renamed at the end and removed on any exception. The actions of
+    a demonstrator are kept where all episodes have them.
 
     Args:
         out: the store's folder.
@@ -93,6 +95,7 @@ def build(
             domain=domain,
             tasks=rows.tasks,
             families=rows.families,
+            demonstrator=rows.demonstrator,
             lengths=lengths,
             source=source,
             dims=rows.dims,
@@ -121,11 +124,13 @@ class RowWriter:
         lengths: steps of every episode so far.
         returns: float64 [tasks], the undiscounted returns of every episode so far.
         families: widths of the features, by the name of the family.
+        demonstrator: whether all episodes so far have the actions of a demonstrator.
     """
 
     def __init__(self, folder: Path, domain: str, tasks: Sequence[str] | None, features: Mapping[str, Features]):
         """Write into `folder`, one `reward/TASK` for every task; the other arguments are those of `build`."""
         self.families: dict[str, int] = {}
+        self.demonstrator = False
         self._features = features
         self.dims: Dims | None = None
         self.tasks: tuple[str, ...] = tuple(tasks or ())
@@ -151,10 +156,11 @@ class RowWriter:
                 "a store holds one domain, and one reward column a task"
             )
         if self.dims is None:
-            self.dims = dims
+            self.dims, self.demonstrator = dims, episode.demonstrator is not None
             self._writers = self._open_writers(dims, chunk_rows(len(episode.observation)))
         for name, read in self._features.items():
             self._append_features(name, read(episode))
+        self._append_demonstrator(episode)
         together = (episode.observation, _with_padding(episode.action), _with_padding(episode.discount[:, None]))
         self._writers["transition"].append(np.concatenate(together, axis=1))
         if dims.physics:
@@ -163,6 +169,14 @@ class RowWriter:
             self._writers[f"reward/{task}"].append(_with_padding(episode.reward[:, column]))
         self.lengths.append(episode.length)
         self.returns.append(episode.returns)
+
+    def _append_demonstrator(self, episode: Episode) -> None:
+        if episode.demonstrator is not None and self.demonstrator:
+            self._writers["demonstrator"].append(_with_padding(episode.demonstrator))
+        elif self.demonstrator:
+            self.demonstrator = False
+            del self._writers["demonstrator"]
+            shutil.rmtree(self._folder / "demonstrator")
 
     def _append_features(self, name: str, values: Float32[np.ndarray, "rows features"]) -> None:
         if name not in self.families:
@@ -182,6 +196,8 @@ class RowWriter:
 
         writers = {f"reward/{task}": read(f"reward/{task}") for task in self.tasks}
         writers["transition"] = read("transition", dims.observation + dims.action + 1)
+        if self.demonstrator:
+            writers["demonstrator"] = read("demonstrator", dims.action)
         if dims.physics:
             path, shape = self._folder / "physics", (dims.physics,)
             writers["physics"] = ColumnWriter(path, shape, np.float64, chunk_rows=chunk, compressed=True)

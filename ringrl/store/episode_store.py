@@ -3,7 +3,8 @@
 `NAME/store.json` says what is inside. Episodes are stored one after another, T + 1 rows each: row t of an episode is
 its step t, and its last row has its last observation, with zeros in place of an action, a discount and a reward. The
 arrays of rows are `transition` float32 [rows, observation + action + 1], whose last column is the discount;
-`reward/TASK` float32 [rows], one array a task; `physics` float64 [rows, state], where there are states; and
+`reward/TASK` float32 [rows], one array a task; `physics` float64 [rows, state], where there are states; `demonstrator`
+float32 [rows, action], where all episodes have it: what a demonstrator would have done before each step; and
 `feature/FAMILY` float32 [rows, features], what the rewards of a family read: row t + 1 of an episode follows its step
 t. Per episode there are `offsets` int64 [episodes + 1] (first rows), `source` int32 [episodes] (index into the sources)
 and `return/TASK` float64 [episodes]. Any Zarr v3 reader can open them. What training reads together is stored together,
@@ -47,6 +48,7 @@ class Store:
         domain: such as `walker`.
         tasks: the task ids that it has rewards of.
         families: names of the families of rewards that it has the features of, and the number of these.
+        demonstrator: whether it has the actions of a demonstrator.
         episodes: their number.
         lengths: int64 [episodes], environment steps of each.
         source: int32 [episodes], index into `sources`.
@@ -64,6 +66,7 @@ class Store:
             self.domain: str = metadata["domain"]
             self.tasks: tuple[str, ...] = tuple(metadata["tasks"])
             self.families: dict[str, int] = metadata.get("families", {})
+            self.demonstrator = bool(metadata.get("demonstrator", False))
             self.episodes: int = metadata["episodes"]
             self.dims = Dims(**metadata["dims"])
             self.sources = tuple(DataSource(**source) for source in metadata["sources"])
@@ -71,6 +74,7 @@ class Store:
             self._rows: int = metadata["steps"] + self.episodes
             shapes = array_shapes(self.dims, self.tasks, self.episodes, self._rows)
             shapes |= {f"feature/{name}": (self._rows, int(width)) for name, width in self.families.items()}
+            shapes |= {"demonstrator": (self._rows, self.dims.action)} if self.demonstrator else {}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise unreadable(path, error) from error
         self._arrays = StoredArrays(path, shapes, context, memory_limit)
@@ -115,20 +119,30 @@ class Store:
         """Steps `start:stop` of one episode, with the rewards of one task; errors as `read_many`."""
         return self.read_many([(episode, start, stop)], task)[0]
 
-    def read_many(self, spans: Sequence[tuple[int, int, int]], task: str) -> list[StepSpan]:
+    def read_many(
+        self, spans: Sequence[tuple[int, int, int]], task: str, *, demonstrator: bool = False
+    ) -> list[StepSpan]:
         """Steps `start:stop` of each (episode, start, stop), all read at the same time. The arrays are views.
 
+        Args:
+            spans: of the steps.
+            task: whose rewards.
+            demonstrator: whether the spans shall have the demonstrator's actions.
+
         Raises:
-            UserError: if the store has no such task, or a file of it is lost or damaged.
+            UserError: if the store has no such task or no demonstrator, or a file of it is lost or damaged.
             IndexError: if a span is empty or beyond its episode.
         """
         self._check_task(task)
+        if demonstrator and not self.demonstrator:
+            raise UserError(f"{self.path} has no actions of a demonstrator: not all its episodes were built with them")
         name = f"reward/{task}"
-        found = self._read({"transition": 1, name: 0}, spans)
+        found = self._read({"transition": 1, name: 0} | ({"demonstrator": 1} if demonstrator else {}), spans)
+        shown = [rows[:-1] for rows in found["demonstrator"]] if demonstrator else [None] * len(spans)
         return [
-            StepSpan(observation, action, reward[start:], discount, reward[:start])
-            for (observation, action, discount), reward, (_, start, _) in zip(
-                map(self._parted, found["transition"]), found[name], spans, strict=True
+            StepSpan(observation, action, reward[start:], discount, reward[:start], would)
+            for (observation, action, discount), reward, (_, start, _), would in zip(
+                map(self._parted, found["transition"]), found[name], spans, shown, strict=True
             )
         ]
 
@@ -182,17 +196,18 @@ class Store:
         return self._offsets[:-1]
 
     def episode(self, index: int, task: str) -> Episode:
-        """One whole episode, with the rewards of one task and the physics states, if there are any.
+        """One whole episode, with the rewards of one task, and the physics states and a demonstrator, if there are any.
 
         Raises:
             UserError: as `read_many`.
             IndexError: if there is no such episode.
         """
         self._check_span(index, 0, 1)
-        steps = self.read(index, 0, int(self.lengths[index]), task)
+        (steps,) = self.read_many([(index, 0, int(self.lengths[index]))], task, demonstrator=self.demonstrator)
         states = self.physics(index) if self.dims.physics else np.zeros((len(steps.observation), 0))
         try:
-            return Episode(steps.observation, steps.action, steps.reward[:, None], steps.discount, states)
+            paid = steps.reward[:, None]
+            return Episode(steps.observation, steps.action, paid, steps.discount, states, steps.demonstrator)
         except UserError as error:
             raise UserError(f"{self.path}: episode {index}: {error}") from error
 

@@ -11,7 +11,7 @@ import tensorstore as ts
 from ringrl.store.metadata import unreadable
 from ringrl.store.zarr import open_array
 
-_LARGE = ("transition", "reward/")  # the arrays with a number for every step
+_LARGE = ("transition", "reward/", "demonstrator")  # the arrays with a number for every step
 
 
 class StoredArrays:

@@ -1,4 +1,6 @@
-"""A teacher: a trained agent that sees what another has to find out, and labels its steps with the actions to take."""
+"""What the steps of a student are labelled with: the actions of a teacher, a trained agent that sees what the student
+has to find out, or those of a demonstrator that a store has.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ringrl.agent import make_agent
-from ringrl.batch import Chain, StepLabels
+from ringrl.batch import Chain, LabelSource
 from ringrl.config import RunConfig
 from ringrl.envs import family_of, is_task, is_visible
 from ringrl.errors import UserError
@@ -24,11 +26,11 @@ class Labels:
     """What a run's steps are labelled with.
 
     Attributes:
-        of: chains -> their labels.
+        of: where they come from.
         about: what dataset.json says of them; a run continues with the same alone.
     """
 
-    of: StepLabels
+    of: LabelSource
     about: dict
 
 
@@ -68,6 +70,21 @@ def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
         return act_in_blocks(policy, seen)
 
     return Labels(labels, {"teacher": directory.label(), "task": own.data.task, "step": trained.step})
+
+
+def demonstrator_labels(episodes: Episodes) -> Labels:
+    """The actions of a store's demonstrator. Raises UserError where it has none, or members of a family pay."""
+    if isinstance(episodes, RelabelledEpisodes):
+        raise UserError(
+            f"agent.teacher: give the run of an agent that sees the members of {episodes.family.name}, as td3 on "
+            f"visible_{episodes.family.name}; a store's demonstrator does not"
+        )
+    if not episodes.demonstrator:
+        raise UserError(
+            f"{episodes.path} has no actions of a demonstrator to learn from; collect it anew with `ringrl data "
+            "collect_histories --demonstrator`, or give agent.teacher, the run of an agent that sees the task"
+        )
+    return Labels("demonstrator", {"teacher": "demonstrator"})
 
 
 def act_in_blocks(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ringrl
+from ringrl import recipes
 from ringrl.agent import make_agent
 from ringrl.batch import LABELLED_BATCH_SCHEMA
 from ringrl.envs import family_of, make_env
@@ -135,7 +136,11 @@ def test_it_learns_what_the_teacher_would_do(folder):
 @pytest.mark.parametrize(
     "sections, message",
     [
-        ({"agent": {"teacher": None}}, "agent.teacher: give the run"),
+        ({"agent": {"teacher": None}}, "agent.teacher: give the run .* as td3 on visible_point_mass_goal_30mm"),
+        (
+            {"agent": {"teacher": None}, "data": {"task": "point_mass_easy"}},
+            "pm.store has no actions of a demonstrator",
+        ),
         ({"agent": {"teacher": "nowhere"}}, "nowhere: not a run directory"),
         ({"data": {"task": "hidden_point_mass_goal_15mm"}}, "labelled by one of visible_point_mass_goal_15mm"),
         ({"data": {"task": "point_mass_easy"}}, "labelled by one of point_mass_easy"),
@@ -143,12 +148,34 @@ def test_it_learns_what_the_teacher_would_do(folder):
         ({"agent": {"trajectories": 6}}, "cannot be drawn from 5 episodes"),
         ({"agent": {"trajectories": 2, "fewest": 3}}, "fewest is 3, more than trajectories 2"),
     ],
-    ids=["none", "nowhere", "family", "task", "action repeat", "trajectories", "fewest"],
+    ids=["none", "no demonstrator", "nowhere", "family", "task", "action repeat", "trajectories", "fewest"],
 )
 def test_what_does_not_fit_is_refused_in_a_line(sections, message, folder):
     with pytest.raises(UserError, match=message) as caught:
         batch_of(config_of(folder, **sections))
     assert "\n" not in str(caught.value)
+
+
+def test_a_demonstrator_of_the_store_labels_histories_of_hidden_tasks(tmp_path):
+    """What the expert of each history's goal would do; every context is of one history."""
+    task, repeat, histories = "hidden_point_mass_goal", 10, recipes.load("data", "collect_histories")
+    small = {"histories": 3, "trials": 3, "action_repeat": repeat, "jobs": 1, "demonstrator": True}
+    histories.main(histories.Args(out=tmp_path / "goals.store", task=task, **small))
+    config = make_config(
+        TINY | {"data": {"store": str(tmp_path / "goals.store"), "task": task, "action_repeat": repeat}},
+        agent={"name": "decision_pretrained", "trajectories": 2, "within_source": True},
+        training={"batch": 4, "row_steps": 50},
+        model={"max_steps": 25},
+    )
+    batch, data = batch_of(config), make_agent(config.agent).make_trainer(config).data
+    sampler, store = data._sample_contexts(data.episodes, task, repeat), data.episodes
+    for row in range(4):
+        drawn = sampler.sample(np.random.default_rng(np.random.SeedSequence([config.seed, 0, row]))).episode
+        assert len(set(store.source[drawn])) == 1
+        expected = [store.episode(int(each), task).demonstrator[::repeat] for each in drawn]
+        np.testing.assert_array_equal(batch["label"][row], np.concatenate(expected))
+    run = ringrl.train(config, "training.steps=2", out=tmp_path / "run")
+    assert RunDirectory(run).dataset()["labels"] == {"teacher": "demonstrator"}
 
 
 def test_a_student_is_no_teacher(folder, tmp_path):

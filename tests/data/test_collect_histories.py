@@ -100,6 +100,28 @@ def test_the_seed_determines_the_store_and_the_processes_do_not(path, tmp_path):
     np.testing.assert_array_equal(later.returns(GOAL), first.returns(GOAL)[TRIALS:])
 
 
+def test_a_demonstrator_is_the_expert_before_every_environment_step(path, tmp_path):
+    """And the rest of the store is what it is without."""
+    out = tmp_path / "shown.store"
+    step.main(args(out, demonstrator=True))
+    assert {name.parts[0] for name in set(files(out)) - set(files(path))} == {"demonstrator"}
+    for name in files(path):
+        one, two = ((folder / name).read_text("latin-1") for folder in (path, out))
+        assert re.sub(CREATED, "", one) == re.sub(CREATED, "", two).replace('  "demonstrator": true,\n', "")
+    store = open_store(out)
+    assert store.demonstrator and not open_store(path).demonstrator
+    for trial in (0, 2, TRIALS - 1):
+        episode = store.episode(2 * TRIALS + trial, GOAL)
+        env = envs.make_env(GOAL, seed=2)
+        env.reset()
+        for state, shown in zip(episode.physics, episode.demonstrator, strict=False):
+            env.set_state(state, np.zeros(2, np.float32))
+            np.testing.assert_array_equal(shown, env.task.expert(env.physics).astype(np.float32))
+    last = store.episode(TRIALS - 1, GOAL)  # all the expert's, which acts once in an agent step
+    np.testing.assert_array_equal(last.action[::REPEAT], last.demonstrator[::REPEAT])
+    assert (last.action != last.demonstrator).any()
+
+
 @pytest.mark.parametrize("mix", ["blend", "coin"])
 @pytest.mark.parametrize("task", [GOAL, "hidden_reacher_target"])
 def test_noise_fades_from_all_to_nothing(mix, task, monkeypatch):

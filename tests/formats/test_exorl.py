@@ -37,7 +37,7 @@ def equal(left, right):
     for name, array in dataclasses.asdict(left).items():
         other = getattr(right, name)
         np.testing.assert_array_equal(array, other)
-        assert array.dtype == other.dtype
+        assert array is other is None or array.dtype == other.dtype
 
 
 floats = st.floats(-1e6, 1e6, width=32)
@@ -47,9 +47,11 @@ floats = st.floats(-1e6, 1e6, width=32)
 def episodes(draw):
     steps = draw(st.integers(1, 8))
     wide = lambda dtype, rows, elements: hnp.arrays(dtype, (rows, draw(st.integers(1, 4))), elements=elements)  # noqa: E731
+    action = draw(wide(np.float32, steps, st.floats(-1, 1, width=32)))
     return Episode(
         observation=draw(wide(np.float32, steps + 1, floats)),
-        action=draw(wide(np.float32, steps, st.floats(-1, 1, width=32))),
+        action=action,
+        demonstrator=draw(st.sampled_from([None, -action[::-1]])),
         reward=draw(wide(np.float32, steps, floats)),
         discount=np.array([1.0] * (steps - 1) + [draw(st.sampled_from([0.0, 1.0]))], np.float32),
         physics=draw(wide(np.float64, steps + 1, st.floats(-1e9, 1e9))),
@@ -79,6 +81,16 @@ def test_written_layout_is_exorls(tmp_path):
         "discount": ((7, 1), "float32"),
         "physics": ((7, 5), "float64"),
     }
+
+
+def test_a_demonstrators_actions_are_as_the_actions(tmp_path):
+    episode = make_episode()
+    shown = dataclasses.replace(episode, demonstrator=-episode.action)
+    path = exorl.write_episode(tmp_path, 0, shown)
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file["demonstrator"], -file["action"])
+        assert file["demonstrator"].dtype == np.float32 and not file["demonstrator"][0].any()
+    equal(exorl.read_episode(path), shown)
 
 
 def test_any_dummy_row_is_dropped(tmp_path):
@@ -122,6 +134,9 @@ def with_value(name, value):
         (lambda a: a | {"discount": np.ones((7, 2), np.float32)}, r"discount has shape \(7, 2\), not \(7, 1\)"),
         (lambda a: {name: a[name] for name in a if name != "physics"}, "it has no physics; it has observation, action"),
         (lambda a: a | {"reward": np.array([{}] * 7, object)}, "pickled objects, which are never loaded"),
+        (lambda a: a | {"demonstrator": a["action"].astype(np.float64)}, "demonstrator is float64, not float32"),
+        (lambda a: a | {"demonstrator": a["action"][1:]}, "demonstrator has 6 rows, but the name says 6 transitions"),
+        (lambda a: a | {"demonstrator": a["action"] + 2}, "a demonstrator's action is"),
     ],
 )
 def test_bad_contents_are_named(tmp_path, change, message):

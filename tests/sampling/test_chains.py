@@ -10,6 +10,7 @@ from ringrl.errors import UserError
 from ringrl.sampling.chains import agent_steps, build_chain
 from ringrl.sampling.samplers import WindowSampler
 from ringrl.store.episode_store import DataSource, build, open_store
+from tests.sampling.families import toy_episodes
 from tests.sampling.stores import NumberedStore, plan
 
 
@@ -118,3 +119,22 @@ def test_a_chain_from_a_store_on_disk(tmp_path):
     inside = build_chain(store, plan([0], [2], [4], [10], [True]), "any_task")
     assert inside.return_to_go.tolist() == [7, 4]
     assert inside.completion.tolist() == [0, 1]
+
+
+def test_a_chain_has_what_a_demonstrator_would_have_done_first_in_each_agent_step(tmp_path):
+    def episode(first: int, steps: int) -> Episode:
+        shown = np.arange(first, first + steps)[:, None] / 10
+        zeros = np.zeros((steps + 1, 1))
+        return Episode.from_arrays(zeros, zeros[1:], zeros[1:], terminated=False, demonstrator=shown)
+
+    store = open_store(build(tmp_path / "s", [episode(0, 5), episode(5, 4)], domain="any"))
+    pieces = plan([1, 0], [0, 2], [4, 5], [0, 0], [False, False])
+    chain = build_chain(store, pieces, "any", action_repeat=2, demonstrator=True)
+    np.testing.assert_allclose(chain.demonstrator.ravel(), [0.5, 0.7, 0.2, 0.4])  # of 0.5 to 0.8, and 0.2 to 0.4
+    ahead = plan([0], [0], [2], [0], [False], horizon=3)  # reads more than is in the chain
+    chain = build_chain(store, ahead, "any", demonstrator=True)
+    np.testing.assert_allclose(chain.demonstrator.ravel(), [0, 0.1])
+    assert build_chain(store, pieces, "any", action_repeat=2).demonstrator is None
+    paid_by_members = toy_episodes(tmp_path / "toy", [[0, 1, 2]])
+    with pytest.raises(UserError, match="of a store's own task, and these rewards are drawn members'"):
+        build_chain(paid_by_members, plan([0], [0], [2], [0], [False]), "hidden_toy_place", demonstrator=True)
