@@ -15,6 +15,7 @@ from ringrl.envs.custom import jaco, point_mass_maze, reacher_arm
 from ringrl.envs.custom.reward_family import RewardFamily
 
 Rows = Float64[np.ndarray, "n _columns"]
+Draw = Callable[[np.random.Generator, int], Rows]
 
 _ARENA = 0.26  # m, half the side of the square in which goals lie; a point mass moves within 0.29
 _TRIAL = 8.0  # s; a point mass crosses the arena in 6
@@ -58,14 +59,6 @@ def within(metres: float) -> Callable[[Rows, np.ndarray], Bool[np.ndarray, " n"]
     return lambda goals, canonical: distance(goals, canonical[None]) < metres
 
 
-def redrawn(draw: Callable[[int], Rows], bad: Callable[[Rows], Bool[np.ndarray, " n"]], count: int) -> Rows:
-    """Rows of `draw`, those that are bad drawn again."""
-    found = draw(count)
-    while (again := bad(found)).any():
-        found[again] = draw(int(again.sum()))
-    return found
-
-
 def _point_mass(seed: int) -> Environment:
     return suite.load("point_mass", "easy", task_kwargs={"random": seed, "time_limit": _TRIAL})
 
@@ -78,14 +71,14 @@ def _in_arena(rng: np.random.Generator, count: int) -> Rows:
     return rng.uniform(-_ARENA, _ARENA, (count, 2))
 
 
-def _goals_at(rng: np.random.Generator, features: Rows, radius: float) -> Rows:
+def _goals_at(rng: np.random.Generator, features: Rows, radius: float, draw: Draw = _in_arena) -> Rows:
     """Goals in the arena that pay at x, y; drawn where none pays a hundredth, as under correlated actions at the walls.
 
     There the nearest goal is at the arena's edge: most goals of such data would be, and few of those that are drawn.
     """
     place = features[:, :2]
     nearest = np.clip(place, -_ARENA, _ARENA)
-    return np.where((near_place(place, nearest, radius) < 0.01)[:, None], _in_arena(rng, len(place)), nearest)
+    return np.where((near_place(place, nearest, radius) < 0.01)[:, None], draw(rng, len(place)), nearest)
 
 
 def _point_mass_goal(millimetres: int) -> RewardFamily:
@@ -156,6 +149,13 @@ def _in_wall(goals: Rows) -> Bool[np.ndarray, " n"]:
     return (off.min(-1) < _WALL) & (off.max(-1) < _WALL_END)
 
 
+def _in_maze(rng: np.random.Generator, count: int) -> Rows:
+    goals = _in_arena(rng, count)
+    while (bad := _in_wall(goals)).any():
+        goals[bad] = _in_arena(rng, int(bad.sum()))
+    return goals
+
+
 _MAZE = RewardFamily(
     name="point_mass_maze_goal_15mm",
     domain="point_mass_maze",
@@ -166,8 +166,8 @@ _MAZE = RewardFamily(
     pay=lambda features, parameter: (
         near_place(features[..., :2], parameter, _MAZE_RADIUS) * ((features[..., 2] + 4.0) / 5.0)
     ),
-    draw=lambda rng, count: redrawn(lambda more: _in_arena(rng, more), _in_wall, count),
-    fit=lambda rng, features: _goals_at(rng, features, _MAZE_RADIUS),
+    draw=_in_maze,
+    fit=lambda rng, features: _goals_at(rng, features, _MAZE_RADIUS, _in_maze),
     canonical={f"point_mass_maze_{name}": goal[:2] for name, goal in point_mass_maze.GOALS.items()},
     near=within(_MAZE_APART),
 )
