@@ -1,6 +1,6 @@
 """A rollout shows the agent what training showed it: recorded and read as training reads, it predicts what was done."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -118,12 +118,13 @@ def read(store, episodes: list[int], target: float) -> Chain:
 
 
 def window(chain: Chain, start: int, stop: int) -> Chain:
-    return Chain(**{name: value[start:stop] for name, value in vars(chain).items()})
+    return Chain(**{name: value[start:stop] for name, value in vars(chain).items() if value is not None})
 
 
 def one_chain_a_row(chains: list[Chain]) -> Batch:
     """A batch as training reads it, padded to ROWS steps."""
-    joined = Chain(**{f.name: np.concatenate([getattr(each, f.name) for each in chains]) for f in fields(Chain)})
+    there = [name for name, values in vars(chains[0]).items() if values is not None]
+    joined = Chain(**{name: np.concatenate([getattr(each, name) for each in chains]) for name in there})
     lengths = [each.length for each in chains]
     row = np.repeat(np.arange(len(chains)), lengths)
     position = np.concatenate([np.arange(n) for n in lengths])

@@ -1,7 +1,5 @@
 """The arrays of a batch, from chains whose numbers a reader can check."""
 
-from dataclasses import fields
-
 import numpy as np
 
 from ringrl.batch import Batch, Chain
@@ -32,7 +30,8 @@ def batch_of(chains: list[Chain], length: int, normalizer: Normalizer, packing: 
     """Chains as rows of one length: as `packing` says, or one a row."""
     counts = [each.length for each in chains]
     packing = packing or one_a_row(counts, length)
-    joined = Chain(**{f.name: np.concatenate([getattr(each, f.name) for each in chains]) for f in fields(Chain)})
+    there = [name for name, values in vars(chains[0]).items() if values is not None]
+    joined = Chain(**{name: np.concatenate([getattr(each, name) for each in chains]) for name in there})
     to = StepPlacement(
         row=np.repeat(packing.row, counts),
         position=np.concatenate([np.arange(n) + first for n, first in zip(counts, packing.first, strict=True)]),
