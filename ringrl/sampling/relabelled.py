@@ -15,6 +15,10 @@ Span = tuple[int, int, int]
 """(episode, start, stop): environment steps `start:stop` of an episode."""
 
 
+_STATES = 8  # of an episode, looked at for one in which a member pays
+_PAID = 0.01  # the least reward that counts as paid
+
+
 class RelabelledEpisodes:
     """A `ringrl.sampling.chains.EpisodeReader` of reward-free episodes, each paid by whichever member is asked for.
 
@@ -74,9 +78,20 @@ class RelabelledEpisodes:
     def hindsight(
         self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n parameters"]:
-        """For each episode a member that pays at one of its states, drawn uniformly from those after a step."""
-        after = 1 + rng.integers(self.lengths[episodes])
-        return self.family.hindsight(rng, self._features[self.store.first_rows[episodes] + after])
+        """For each episode a member that pays at one of its states, drawn uniformly from those after a step.
+
+        Where no member pays in that state, as beyond all goals, another state is drawn, some times; then any member is.
+        """
+        members = np.empty((len(episodes), len(self.family.parameters)), np.float32)
+        left = np.arange(len(episodes))
+        for _ in range(_STATES):
+            of = episodes[left]
+            seen = self._features[self.store.first_rows[of] + 1 + rng.integers(self.lengths[of])]
+            members[left] = self.family.hindsight(rng, seen)
+            left = left[self.family.reward(seen, members[left]) < _PAID]
+            if not len(left):
+                break
+        return members
 
     def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
         """Undiscounted return of every episode under the member drawn for it; `task` is the family's."""
