@@ -54,6 +54,16 @@ def test_rollout():
     assert step["torch"]["error"] < 1e-4 and 0 < step["ringrl_bfloat16"]["error"] < step["ringrl_int8"]["error"] < 0.1
 
 
+@pytest.mark.slow
+def test_relabelled_loader():
+    printed, figures = run(*"benchmarks.relabelled_loader --quick".split())
+    added = {"members", "labelled", "at_members"}
+    assert set(figures) == {"relabelling_share_of_step", "shares", "ms", "step_ms", "tokens", "device"}
+    assert set(figures["shares"]) == added and set(figures["ms"]) == added | {"recorded", "at_recorded"}
+    assert figures["relabelling_share_of_step"] == max(figures["shares"].values())
+    assert figures["tokens"] == 20 and min(figures["ms"].values()) > 0 and "members and labels" in printed
+
+
 JOBS = {job.name: job for row in results.ROWS.values() for job in row}
 
 
