@@ -174,6 +174,9 @@ def test_a_demonstrator_of_the_store_labels_histories_of_hidden_tasks(tmp_path):
         assert len(set(store.source[drawn])) == 1
         expected = [store.episode(int(each), task).demonstrator[::repeat] for each in drawn]
         np.testing.assert_array_equal(batch["label"][row], np.concatenate(expected))
+    rows, columns = np.array([1, 3]), np.array([0, 1, 26, 27, 49])
+    part = batch_of(config, LocalShard(rows, columns, (4, 50)))  # as of a process that has a part of the ring
+    np.testing.assert_array_equal(part["label"], batch["label"][rows][:, columns])
     run = ringrl.train(config, "training.steps=2", out=tmp_path / "run")
     assert RunDirectory(run).dataset()["labels"] == {"teacher": "demonstrator"}
 
