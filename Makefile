@@ -13,7 +13,8 @@ help:
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     every benchmark against its peer"
-	@echo "make results-small  an agent that learns in context, one seed, in 15 minutes; make results: docs/results.md, 6 hours"
+	@echo "make results-small  return against trajectories in the context, one seed, in 30 minutes"
+	@echo "make results   all rows of docs/results.md, three seeds, in 8 hours"
 
 demo: $(READY)
 	$(BIN)/ringrl demo
@@ -34,10 +35,10 @@ bench: $(READY)
 	@set -e; for script in $(filter-out benchmarks/results.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
 results-small: $(READY)
-	$(BIN)/python -m benchmarks.results small
+	$(BIN)/python -m benchmarks.results small --jobs 2
 
 results: $(READY)
-	@set -e; for row in hidden exorl context; do $(BIN)/python -m benchmarks.results $$row --jobs 2; done
+	@set -e; for row in relabelled hidden exorl context; do $(BIN)/python -m benchmarks.results $$row --jobs 2; done
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -17,6 +17,7 @@ def _episodes(files: str, episodes: int, seed: int) -> tuple[Data, ...]:
 
 TRAIN, TEST = _episodes("point_mass", 2000, 1), _episodes("point_mass_test", 1000, 2)
 _SHOWN = f"--demonstrations {TEST[-1].out} --trajectories {NUMBERS} --order random"
+_ROOM = "--context 12900"  # 128 trajectories of 100 steps, of a token each, and a trial of its own
 _HIDDEN = f"--task hidden_{NAME} --seed 1000000 --trials 1 --envs 128"
 
 TEACHER = Job(
@@ -34,7 +35,7 @@ STUDENT = Job(
         {"agent.trajectories": 32, "data.hindsight": 0.5, "training.steps": 2400},
         {"agent.trajectories": 128, "training.steps": 3000},
     ),
-    evaluations=("--no-reference", _SHOWN),
+    evaluations=("--no-reference", f"{_SHOWN} {_ROOM}"),
     after=("relabelled_teacher",),
 )
 FB = Job("relabelled_fb", "relabelled_fb", (TRAIN, TEST), evaluations=("--no-reference", _SHOWN))

@@ -10,8 +10,8 @@ Times are of 2 cores with `--jobs 2`, which trains two at once, each on its shar
 runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
 starts over. The report is written to runs/results/ROW-report; its page, summary.json and the figures that
 docs/results.md shows are copied to docs/results/ROW, but for `small`. The last line is one JSON object: for every task
-and agent the mean return of the first and the last trial and, where there is an expert or a data set to measure by, the
-same normalised.
+and agent the mean return of the first and the last trial; where there is an expert or a data set to measure by, the
+same normalised; and where contexts began with trajectories of a store, the first trial's after each number of them.
 """
 
 import json
@@ -27,12 +27,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Queue
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from benchmarks._results_jobs import ROWS as EARLIER
 from benchmarks._results_jobs import RUNS, Data, Job
+from benchmarks._results_relabelled import NAME as FAMILY
 from benchmarks._results_relabelled import ROWS as RELABELLED
 from ringrl.config import load_config
 from ringrl.run import RunDirectory
@@ -40,7 +41,7 @@ from ringrl.run import RunDirectory
 ROWS = RELABELLED | EARLIER
 OUT = Path("docs/results")
 FIGURES = {
-    "relabelled": ("trajectories.png",),
+    "relabelled": (f"demonstrations-hidden_{FAMILY}.png",),
     "hidden": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
@@ -171,8 +172,11 @@ def _written(changes: Mapping[str, object]) -> str:
 def _publish(report: Path, out: Path, figures: tuple[str, ...]) -> None:
     """Copy a report's page and numbers to `out`, with those figures; the page itself has all of them."""
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("index.html", "summary.json", *figures):
+    there = [name for name in ("index.html", "summary.json", *figures) if (report / name).is_file()]
+    for name in there:
         shutil.copyfile(report / name, out / name)
+    if missing := [name for name in figures if name not in there]:
+        sys.exit(f"{report} has no {', '.join(missing)}, which docs/results.md shows; the rest is in {out}")
 
 
 def _ringrl(command: str, cores: set[int] | None = None) -> None:
@@ -183,19 +187,23 @@ def _ringrl(command: str, cores: set[int] | None = None) -> None:
         sys.exit(f"`ringrl {command}` failed with status {done.returncode}")
 
 
-def _last_line(out: Path) -> dict[str, dict[str, dict[str, float | None]]]:
+def _last_line(out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     tasks = json.loads((out / "summary.json").read_text())["tasks"]
     return {
-        task: {
-            label: {trial: agent[trial]["value"] for trial in ("first", "last")}
-            | {
-                f"{trial}_normalised": (agent["normalised"] or {}).get(trial, {}).get("value")
-                for trial in ("first", "last")
-            }
-            for label, agent in of["agents"].items()
-        }
+        task: {label: _in_short(agent, of["demonstrations"].get(label)) for label, agent in of["agents"].items()}
         for task, of in tasks.items()
     }
+
+
+def _in_short(agent: Mapping[str, Any], shown: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of an agent in a summary.json: its trials' returns, and its first trial's after each number of trajectories."""
+    ends, scaled = ("first", "last"), agent["normalised"] or {}
+    found = {trial: agent[trial]["value"] for trial in ends}
+    found |= {f"{trial}_normalised": scaled.get(trial, {}).get("value") for trial in ends}
+    if shown is None:
+        return found
+    points = [point["value"] for point in shown["first"]["points"]]
+    return found | {"after_trajectories": dict(zip(map(str, shown["numbers"]), points, strict=True))}
 
 
 if __name__ == "__main__":

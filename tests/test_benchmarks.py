@@ -16,7 +16,9 @@ import tyro
 from benchmarks import results
 from ringrl import envs, recipes
 from ringrl.agent import make_agent
+from ringrl.cli.run_verbs import EvaluateVerb
 from ringrl.config import load_config
+from ringrl.model.tokens import TokenLayout
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +90,50 @@ def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
         assert filled or config.training.row_steps == trajectories * steps or hasattr(config.agent, "window")
     if arguments[0] == "collect_histories":
         assert config.evaluation.seed >= envs.HELD_OUT and trajectories <= int(said["--trials"])
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if "--trajectories" in " ".join(JOBS[name].evaluations)])
+def test_contexts_have_room_for_all_trajectories_and_a_trial(name):
+    job = JOBS[name]
+    changes = {key: value for each in (job.changes(0), *job.longer) for key, value in each.items()}
+    config = load_config(job.config, tuple(f"{key}={value}" for key, value in changes.items()))
+    decoder = make_agent(config.agent).decoder
+    for command in [shlex.split(each) for each in job.evaluations if "--trajectories" in each]:
+        verb = tyro.cli(EvaluateVerb, args=["RUN", *command])
+        if decoder is None:
+            assert verb.context is None  # refused
+            continue
+        assert isinstance(decoder.tokens, TokenLayout)
+        room = (verb.context or 0) // decoder.tokens.tokens_per_step or config.training.row_steps
+        steps = -(-envs.make_env(config.data.task).time_limit_steps // config.data.action_repeat)
+        assert (max(verb.trajectories) + 1) * steps <= room
+
+
+def test_a_report_is_published_as_far_as_it_goes(tmp_path):
+    report, out = tmp_path / "report", tmp_path / "out"
+    report.mkdir()
+    for name in ("index.html", "summary.json", "demonstrations-a.png"):
+        (report / name).write_text(name)
+    results._publish(report, out, ("demonstrations-a.png",))
+    assert {file.name for file in out.iterdir()} == {"index.html", "summary.json", "demonstrations-a.png"}
+    with pytest.raises(SystemExit, match=r"has no trajectories.png, .*; the rest is in "):
+        results._publish(report, out, ("trajectories.png",))
+
+
+def test_the_last_line_says_what_is_earned_after_each_number_of_trajectories(tmp_path):
+    def estimate(value):
+        return {"value": value, "low": value, "high": value}
+
+    student = {"first": estimate(3.0), "last": estimate(3.0), "normalised": {"first": estimate(0.5)}}
+    teacher = {"first": estimate(90.0), "last": estimate(91.0), "normalised": None}
+    shown = {"numbers": [0, 1, 128], "first": {"points": [estimate(3.0), estimate(9.0), estimate(60.0)]}}
+    task = {"agents": {"DPT": student, "TD3": teacher}, "demonstrations": {"DPT": shown}}
+    (tmp_path / "summary.json").write_text(json.dumps({"tasks": {"hidden": task}}))
+    line = results._last_line(tmp_path)["hidden"]
+    assert line["DPT"] == {"first": 3.0, "last": 3.0, "first_normalised": 0.5, "last_normalised": None} | {
+        "after_trajectories": {"0": 3.0, "1": 9.0, "128": 60.0}
+    }
+    assert line["TD3"] == {"first": 90.0, "last": 91.0, "first_normalised": None, "last_normalised": None}
 
 
 @pytest.mark.parametrize("row", results.ROWS)
