@@ -111,6 +111,13 @@ class LabelledBatch(Batch):
 
 
 @dataclass(frozen=True)
+class MemberBatch(LabelledBatch):
+    """A `LabelledBatch` that also says which member of a family of rewards pays each step: for the loss, not seen."""
+
+    parameter: Float32[np.ndarray, "batch steps parameter"]
+
+
+@dataclass(frozen=True)
 class TokenBatch(_Arrays):
     """What a training step of a language model reads: rows of token ids."""
 
@@ -156,6 +163,7 @@ def _schema(batch: type) -> dict[str, BatchField]:
 
 BATCH_SCHEMA = _schema(Batch)
 LABELLED_BATCH_SCHEMA = _schema(LabelledBatch)
+MEMBER_BATCH_SCHEMA = _schema(MemberBatch)
 TOKEN_BATCH_SCHEMA = _schema(TokenBatch)
 PREVIOUS = {each.previous_of: name for name, each in BATCH_SCHEMA.items() if each.previous_of}
 """Field -> the field with its value at the step before: action -> previous_action, and so on."""

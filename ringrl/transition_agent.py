@@ -71,11 +71,15 @@ class ReplayAgent(ABC, Generic[ConfigT, StateT]):
 
     def load_policy(self, run: Path, config: RunConfig, sizes: Widths, checkpoint: str) -> TrainedPolicy:
         """See `ringrl.agent.PolicySource`."""
+        state, step = self.load_state(run, config, sizes, checkpoint)
+        return self.make_policy(state, RunDirectory(run).normalizer(), step)
+
+    def load_state(self, run: Path, config: RunConfig, sizes: Widths, checkpoint: str) -> tuple[StateT, int]:
+        """The state of a run's checkpoint and its gradient steps; arguments and errors are those of `load_policy`."""
         like = self.init(sizes["observation"], sizes["action"], config.seed)
         with Checkpoints(run, read_only=True) as checkpoints:
             packed, about = checkpoints.restore(pack(like), checkpoint)
-        state = jax.device_put(unpack(packed, like))
-        return self.make_policy(state, RunDirectory(run).normalizer(), about["step"])
+        return jax.device_put(unpack(packed, like)), about["step"]
 
 
 class TransitionAgent(ReplayAgent[ConfigT, StateT]):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from ringrl.batch import Batch, Chain, LabelledBatch, link_previous
+from ringrl.batch import Batch, Chain, LabelledBatch, MemberBatch, link_previous
 from ringrl.sampling.normalizer import Normalizer
 
 _NEAR = 250
@@ -75,10 +75,11 @@ def assemble(
     local: LocalPositions,
     normalizer: Normalizer,
     label: Float32[np.ndarray, "steps action"] | None = None,
+    parameter: Float32[np.ndarray, "steps parameters"] | None = None,
 ) -> Batch:
     """The batch of `rows` rows and the wanted positions: each step of `chain` where `to` says, 0 elsewhere.
 
-    With a `label` for each step of the chain it is a `LabelledBatch`.
+    With a `label` for each step of the chain it is a `LabelledBatch`, with a `parameter` too a `MemberBatch`.
     """
     width = len(local.needed)
     slot = np.searchsorted(local.needed, to.position)
@@ -103,9 +104,10 @@ def assemble(
         "weight": np.ones(len(to.row), np.float32),
     }
     arrays = link_previous({name: spread(values) for name, values in steps.items()})
-    if label is None:
-        return Batch(**{name: array[:, local.order] for name, array in arrays.items()})
-    return LabelledBatch(**{name: array[:, local.order] for name, array in (arrays | {"label": spread(label)}).items()})
+    more = {name: x for name, x in (("label", label), ("parameter", parameter)) if x is not None}
+    arrays |= {name: spread(values) for name, values in more.items()}
+    kind = (Batch, LabelledBatch, MemberBatch)[len(more)]
+    return kind(**{name: array[:, local.order] for name, array in arrays.items()})
 
 
 def _as_slice(index: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"] | slice:

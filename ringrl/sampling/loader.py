@@ -39,6 +39,7 @@ def make_loader(
     rows: Int64[np.ndarray, " rows"] | None = None,
     positions: Int64[np.ndarray, " positions"] | None = None,
     labels: LabelSource | None = None,
+    members: bool = False,
     threads: int = 2,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
@@ -62,6 +63,8 @@ def make_loader(
         labels: the action of another policy at each step; batches are then `ringrl.batch.LabelledBatch`. It is called
             with the steps that are read here, whose observations are not normalised, by several threads. Or
             "demonstrator": the store's.
+        members: whether the labelled batches are `ringrl.batch.MemberBatch`, with the member that pays each step; where
+            none does, with 0 parameters.
         threads: batches made at the same time.
         prefetch: batches kept ready.
 
@@ -72,7 +75,7 @@ def make_loader(
     rows = np.arange(batch, dtype=np.int64) if rows is None else rows
     local = LocalPositions(np.arange(steps, dtype=np.int64) if positions is None else positions)
     draw = _BatchSampler(sampler, seed, batch, steps, action_repeat, packing, rows)
-    read = _BatchReader(store, task, normalizer, action_repeat, len(rows), draw, local, labels)
+    read = _BatchReader(store, task, normalizer, action_repeat, len(rows), draw, local, labels, members)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return closing_at_end(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))
 
@@ -175,6 +178,7 @@ class _BatchReader:
     draw: _BatchSampler
     local: LocalPositions
     labels: LabelSource | None
+    members: bool
 
     def __call__(self, step: int) -> Batch:
         pieces = self._needed(self.draw(int(step)))
@@ -189,8 +193,11 @@ class _BatchReader:
             segment_first=pieces.segment_first[chain.trial],
             trial=pieces.trial[chain.trial],
         )
-        label = self._label(chain, pieces.plan)
-        return assemble(chain, to, self.rows, self.local, self.normalizer, label)
+        label, parameter = self._label(chain, pieces.plan), None
+        if self.members:
+            paid = pieces.plan.parameter
+            parameter = np.zeros((chain.length, 0), np.float32) if paid is None else paid[chain.trial]
+        return assemble(chain, to, self.rows, self.local, self.normalizer, label, parameter)
 
     def _label(self, chain: Chain, plan: ContextPlan) -> Float32[np.ndarray, "steps action"] | None:
         if self.labels is None or self.labels == "demonstrator":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from ringrl.agent import make_agent
+from ringrl.agent import Agent, PolicySource, make_agent
 from ringrl.batch import Chain, LabelSource
 from ringrl.config import RunConfig
 from ringrl.envs import family_of, is_task, is_visible
@@ -34,8 +34,37 @@ class Labels:
     about: dict
 
 
-def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
-    """The actions of a trained agent that sees one observation and, of a family's task, the member.
+@dataclass(frozen=True)
+class Teacher:
+    """A trained agent that sees one observation and, of a family's task, the member.
+
+    Attributes:
+        run: its run directory; the newest checkpoint is read.
+        agent: what was trained, which has no sequence model.
+        config: its run's.
+        sizes: widths of what it sees, and of its action.
+        sees_member: whether the parameter of the member comes after the student's observation.
+    """
+
+    run: RunDirectory
+    agent: Agent
+    config: RunConfig
+    sizes: dict[str, int]
+    sees_member: bool
+
+    @property
+    def policy(self) -> PolicySource:
+        """How it acts."""
+        assert self.agent.policy is not None
+        return self.agent.policy
+
+    def about(self, step: int) -> dict:
+        """What the student's dataset.json says of it; `step`: of its checkpoint."""
+        return {"teacher": self.run.label(), "task": self.config.data.task, "step": step}
+
+
+def find_teacher(run: Path, config: RunConfig, episodes: Episodes) -> Teacher:
+    """The teacher of a student.
 
     Args:
         run: its run directory, of the student's task or of its visible twin; the newest checkpoint is read.
@@ -56,20 +85,27 @@ def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
     expected = {"observation": sizes["observation"] + more, "action": sizes["action"]}
     if dataset["sizes"] != expected:
         raise UserError(f"{run}: a teacher of widths {dataset['sizes']}, and these episodes need one of {expected}")
-    trained = agent.policy.load_policy(run, own, dataset["sizes"], "latest")
-    spec = agent.policy.rollout_spec(1, np.asarray(dataset["returns"], np.float64))
+    return Teacher(directory, agent, own, dataset["sizes"], twin)
+
+
+def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
+    """The actions of a teacher; arguments and errors are those of `find_teacher`."""
+    teacher = find_teacher(run, config, episodes)
+    trained = teacher.policy.load_policy(run, teacher.config, teacher.sizes, "latest")
+    returns = np.asarray(teacher.run.dataset()["returns"], np.float64)
+    spec = teacher.policy.rollout_spec(1, returns)
     policy = trained.start(spec, RolloutSetting(environments=ROWS, trial_steps=1, trials=1))
 
     def labels(
         chain: Chain, parameter: Float32[np.ndarray, "steps parameters"] | None
     ) -> Float32[np.ndarray, "steps action"]:
         seen = chain.observation
-        if twin:
+        if teacher.sees_member:
             assert parameter is not None, "contexts of a family's task say which member pays"
             seen = np.concatenate([seen, parameter], axis=1)
         return act_in_blocks(policy, seen)
 
-    return Labels(labels, {"teacher": directory.label(), "task": own.data.task, "step": trained.step})
+    return Labels(labels, teacher.about(trained.step))
 
 
 def demonstrator_labels(episodes: Episodes) -> Labels:

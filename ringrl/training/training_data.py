@@ -87,10 +87,19 @@ class EpisodeData:
 class ContextData(EpisodeData):
     """Contexts that an agent draws from the episodes of a store, normalised."""
 
-    def __init__(self, config: RunConfig, sample_contexts: SampleContexts, label: LabelContexts | None = None):
-        """Open the store; its steps are read when batches are. With `label`, all of them are labelled then."""
+    def __init__(
+        self,
+        config: RunConfig,
+        sample_contexts: SampleContexts,
+        label: LabelContexts | None = None,
+        members: bool = False,
+    ):
+        """Open the store; its steps are read when batches are.
+
+        With `label`, all of them are labelled then; with `members`, batches also say which member pays each.
+        """
         super().__init__(config)
-        self._sample_contexts = sample_contexts
+        self._sample_contexts, self._members = sample_contexts, members
         self._labels = None if label is None else label(config, self.episodes)
         if self._labels is not None:
             self.card |= {"labels": self._labels.about}
@@ -114,6 +123,7 @@ class ContextData(EpisodeData):
             rows=shard.rows,
             positions=local_positions(config, shard),
             labels=None if self._labels is None else self._labels.of,
+            members=self._members,
             prefetch=data.prefetch,
         )
         return (batch.asdict() for batch in loader)

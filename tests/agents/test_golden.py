@@ -26,6 +26,7 @@ AGENTS = {
     "at": {"name": "agentic_transformer", "trajectories": 3},
     "ad": {"name": "algorithm_distillation", "trajectories": 3, "fused": True},
     "dpt": {"name": "decision_pretrained", "trajectories": 3, "fewest": 2, "within_source": True, "teacher": "TEACHER"},
+    "ictd3": {"name": "in_context_td3", "trajectories": 3, "fewest": 2, "clone_weight": 0.1, "teacher": "TEACHER"},
     "td3": {"name": "td3", "hidden": [8, 8], "batch": 16, "n_step": 3, "tau": 0.3, "actor_lr": 1e-2},
     "fb": {"name": "forward_backward", "dimension": 6, "hidden": 8, "backward_hidden": [8], "batch": 16, "lr": 1e-2},
 }
@@ -37,6 +38,7 @@ GOLDEN = {
     "at": [0.938374, 0.907073, 0.684006, 0.792362],
     "ad": [55.499123, 32.660427, 6.204181, 4.497471],
     "dpt": [0.297458, 0.176127, 0.135144, 0.118691],
+    "ictd3": [0.546922, -0.504712, -0.414434, -1.532373],
     "td3": [28.054558, 36.659435, 31.523285, 56.795860],
     "fb": [5.965914, 4.042488, 6.429033, 3.490203],
 }
@@ -70,7 +72,7 @@ def losses(agent: str, store: Path) -> list[float]:
     """The losses of the first training steps."""
     data, settings = {"store": str(store), "task": "toy_walk"}, dict(AGENTS[agent])
     if "teacher" in settings:
-        settings["teacher"] = str(make_teacher(data, store.with_name("teacher")))
+        settings["teacher"] = str(make_teacher(data, store.with_name(f"teacher_{agent}")))
     values = {"data": data, "agent": settings, "training": {"steps": STEPS}}
     if agent not in ("td3", "fb"):
         values["training"] |= {"batch": 2, "row_steps": 36}
