@@ -1,7 +1,9 @@
 """Agentic Transformer (Liu & Abbeel 2023, "chain of hindsight"): trials in one context, each better than the last.
 
 - context: n whole trajectories in ascending order of return, all conditioned on the best one's return
-- tokens: return-to-go, observation, action, reward, and a completion token that is 1 where a trial reached the target
+- tokens: return-to-go, observation, action, reward, and a completion token that is 1 where a trial reached the target;
+  fused, each step sees the action and reward before it in its trial: neither a trial's last reward nor its completion,
+  which comes there alone, so that there is no completion then
 - loss: the head's, at every step of every trajectory
 - acts: n trials in one context, each with the same high target return; the context is never cleared between them
 """
@@ -31,7 +33,7 @@ class Config(AgentConfig):
     draw: Literal["uniform", "stratified"] = "uniform"
     target_jitter: float = Field(default=0.0, ge=0, lt=1)  # targets in training are scaled by 1 +- this (paper: 0)
     within_source: bool = False  # whether a chain is of one source only: for stores where a source is a hidden task
-    completion: bool = True  # whether a step has a completion token
+    completion: bool = True  # whether a step has a completion token; where fused, none has
 
     @model_validator(mode="after")
     def _check_fraction(self) -> "Config":
@@ -68,8 +70,9 @@ class Agent(SequenceAgent[Config]):
         return MemberSampler(whole, episodes, order="ascending", target_jitter=c.target_jitter)
 
     def tokens(self) -> TokenLayout:
-        """All five modalities; four without the completion token."""
-        extra = ("completion",) if self.config.completion else ()
+        """All five modalities; four without the completion token, as where fused."""
+        # Fused tokens hold the completion of the step before in the same trial, which is never its last: always 0.
+        extra = ("completion",) if self.config.completion and not self.config.fused else ()
         return TokenLayout(("return_to_go", "observation", "action", "reward", *extra), fused=self.config.fused)
 
     def rollout_spec(self, row_steps: int, returns: Float64[np.ndarray, " episodes"]) -> RolloutSpec:

@@ -1,7 +1,8 @@
 """Algorithm Distillation (Laskin et al. 2022): imitate not an expert but the *learning* of one.
 
 - context: n episodes from one source learner's history, every k-th, in the order of learning; never across sources
-- tokens: observation, action, reward; no returns
+- tokens: observation, action, reward; no returns. Fused, each step sees the action and reward before it in its trial,
+  so a trial's last reward is not seen
 - loss: the head's, at every step (the paper: negative log-likelihood)
 - acts: n trials in one context with sampled actions and no weight update; improvement must come from the context
 """

@@ -1,7 +1,8 @@
 """Decision-Pretrained Transformer (Lee et al. 2023): tell from trajectories of a task what its expert would do here.
 
 - context: n whole trajectories of one hidden task in no order, of any quality; each context is of another task
-- tokens: observation, previous action and reward, one token a step; no returns
+- tokens: observation, and the action and reward before it in its trial, one token a step; no returns. So no step sees a
+  trial's last reward: where trials end as they are paid, set `fused: false`
 - labels: at every step the action that a teacher or demonstrator, who sees the task, would take; what was done is
   context alone
 - loss: the head's, of the labels, at every step of the context, so that each number of trajectories is trained at once

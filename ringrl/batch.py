@@ -165,6 +165,10 @@ BATCH_SCHEMA = _schema(Batch)
 LABELLED_BATCH_SCHEMA = _schema(LabelledBatch)
 MEMBER_BATCH_SCHEMA = _schema(MemberBatch)
 TOKEN_BATCH_SCHEMA = _schema(TokenBatch)
+TOKENS = 1
+"""Version of what fused tokens hold: since 1 all `previous_*` are 0 at a trial's first step; runs and exports before it
+have none.
+"""
 PREVIOUS = {each.previous_of: name for name, each in BATCH_SCHEMA.items() if each.previous_of}
 """Field -> the field with its value at the step before: action -> previous_action, and so on."""
 

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -202,3 +202,23 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def record_paths(given: str, folder: Path) -> dict[str, str | None]:
+    """A path as given, absolute, and relative to the folder that keeps it; of a URL only as given."""
+    if "://" in given:
+        return {"given": given, "absolute": None, "relative": None}
+    absolute = Path(given).expanduser().resolve()
+    return {"given": given, "absolute": str(absolute), "relative": os.path.relpath(absolute, folder.resolve())}
+
+
+def find_recorded(recorded: Mapping[str, str | None], folder: Path) -> str:
+    """The first of the recorded paths that exists: absolute, relative to the folder, as given; else as given.
+
+    The path as given is meant from the directory where it was recorded, and elsewhere may name something else.
+    """
+    given, absolute, relative = (recorded[key] for key in ("given", "absolute", "relative"))
+    assert given is not None
+    candidates = [] if absolute is None or relative is None else [Path(absolute), folder.resolve() / relative]
+    found = next((os.path.normpath(path) for path in candidates if path.exists()), given)
+    return given if Path(given).expanduser().resolve() == Path(found).resolve() else found

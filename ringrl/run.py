@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | config.yaml | the resolved configuration; written last: a folder that has it is a run |
-| run.json | schema version, ringrl's version, the agent (`AgentRecord`), and where the store is |
+| run.json | schema version, ringrl's version, the version of fused tokens (`ringrl.batch.TOKENS`), the agent (`AgentRecord`), and where the store is |
 | agent.py | the agent's source; the run is resumed, evaluated and exported with this copy |
 | normalizer.json | `ringrl.sampling.normalizer.Normalizer`; not for a language model |
 | dataset.json | a summary of the data set: sizes, sources, returns |
@@ -20,7 +20,6 @@ A run without run.json, schema 0, names its agent in config.yaml, and calls an a
 """  # noqa: E501  # a table
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -31,9 +30,10 @@ import yaml
 
 from ringrl import recipes
 from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_source
+from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
-from ringrl.files import write_bytes, write_text
+from ringrl.files import find_recorded, record_paths, write_bytes, write_text
 from ringrl.model_config import read_earlier
 from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
 from ringrl.sampling.normalizer import Normalizer
@@ -105,13 +105,14 @@ class RunDirectory:
             agent = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source))
         else:
             agent = self._agent_of(known)
-        store = _store_paths(config.data.store, self.path)
+        store = record_paths(config.data.store, self.path)
         if known and known["store"]["absolute"] == store["absolute"]:
             store["given"] = known["store"]["given"]
         if normalizer is not None:
             normalizer.save(self.normalizer_file)
         write_text(self.dataset_file, json.dumps(dataset))
-        record = {"schema": SCHEMA, "ringrl": version("ringrl"), "agent": asdict(agent), "store": store}
+        record = {"schema": SCHEMA, "ringrl": version("ringrl"), "tokens": TOKENS}
+        record |= {"agent": asdict(agent), "store": store}
         write_text(self.record_file, json.dumps(record, indent=1) + "\n")
         own = config.agent.model_copy(update={"name": agent.name})
         data = config.data.model_copy(update={"store": store["given"]})
@@ -139,7 +140,7 @@ class RunDirectory:
         values, record = self.settings(), self._record()
         if record is not None and isinstance(values.get("agent"), dict) and isinstance(values.get("data"), dict):
             values["agent"]["name"] = str(verify_source(self.agent_file, self._agent_of(record)))
-            values["data"]["store"] = _find_store(record["store"], self.path)
+            values["data"]["store"] = find_recorded(record["store"], self.path)
         return parse_config(values, str(self.config_file))
 
     def with_own_agent(self, config: RunConfig) -> RunConfig:
@@ -161,6 +162,11 @@ class RunDirectory:
         return parse_config(values, str(self.path))
 
     # What a run says
+
+    @property
+    def tokens(self) -> int:
+        """The version of fused tokens (`ringrl.batch.TOKENS`) that it was trained on; 0 where it does not say."""
+        return (self._record() or {}).get("tokens", 0)
 
     def agent(self) -> AgentRecord | None:
         """The run's agent; None where neither run.json nor config.yaml names one."""
@@ -277,23 +283,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value
-
-
-def _store_paths(given: str, run: Path) -> dict[str, str | None]:
-    """A store's path as given, absolute, and relative to the run; of a URL only as given."""
-    if "://" in given:
-        return {"given": given, "absolute": None, "relative": None}
-    absolute = Path(given).expanduser().resolve()
-    return {"given": given, "absolute": str(absolute), "relative": os.path.relpath(absolute, run.resolve())}
-
-
-def _find_store(recorded: Mapping[str, str | None], run: Path) -> str:
-    """The first of the recorded paths that exists: absolute, relative to the run, as given; else as given.
-
-    The path as given is meant from the directory where the run began, and elsewhere may name another store.
-    """
-    given, absolute, relative = (recorded[key] for key in ("given", "absolute", "relative"))
-    assert given is not None
-    candidates = [] if absolute is None or relative is None else [Path(absolute), run.resolve() / relative]
-    found = next((os.path.normpath(path) for path in candidates if path.exists()), given)
-    return given if Path(given).expanduser().resolve() == Path(found).resolve() else found

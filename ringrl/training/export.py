@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import make_decoder
 from ringrl.agent_record import AgentRecord, verify_source
+from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
@@ -22,6 +23,7 @@ from ringrl.model_config import read_earlier
 from ringrl.run import RunDirectory, read_json
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
+from ringrl.training.trained_model import refuse_earlier_tokens
 
 WEIGHTS, ABOUT, AGENT = "model.safetensors", "config.json", "agent.py"
 FORMAT = "ringrl export"
@@ -32,8 +34,8 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
 
     `model.safetensors` holds the parameters, float32, named by their path in the model, such as
     `layers.before.query.kernel`; those of layers are stacked along the first axis. `config.json` holds the resolved
-    `config`, `step` (optimiser steps done), `versions`, the run's `agent`, and its `normalizer` and `dataset` where it
-    has them. `agent.py` is the run's copy of the agent's source.
+    `config`, `step` (optimiser steps done), `tokens` (`ringrl.batch.TOKENS`), `versions`, the run's
+    `agent`, and its `normalizer` and `dataset` where it has them. `agent.py` is the run's copy of the agent's source.
 
     Args:
         model: what the run trained.
@@ -50,6 +52,7 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     about: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
+        "tokens": TOKENS,
         "agent": asdict(agent) if agent else None,
         "config": config.model_dump(mode="json"),
         "versions": {name: version(name) for name in ("ringrl", "jax", "flax", "safetensors")},
@@ -76,7 +79,8 @@ def is_export(path: Path) -> bool:
 def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
     """The model on one device, its run's configuration, and all that config.json says.
 
-    Raises UserError where there is no whole export, or the agent's file makes another model now.
+    Raises UserError where there is no whole export, the agent's file makes another model now, or its fused tokens are
+    of an earlier ringrl.
     """
     try:
         about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
@@ -91,7 +95,9 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: not a whole export ({error}); make one with `ringrl export RUN`") from error
     alone = config.model_copy(update={"mesh": type(config.mesh)()})
-    graph, state = abstract_state(alone, make_decoder(config.agent), sizes, make_mesh(alone.mesh))
+    decoder = make_decoder(config.agent)
+    refuse_earlier_tokens(decoder, about.get("tokens", 0), path)
+    graph, state = abstract_state(alone, decoder, sizes, make_mesh(alone.mesh))
     expected = {name: x.shape for name, x in _named(state.params).items()}
     if expected != {name: x.shape for name, x in arrays.items()}:
         raise UserError(f"{path}: its parameters are not those of the model that its {ABOUT} describes; export again")

@@ -9,6 +9,7 @@ from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.processes import is_first, wait_for_all
 from ringrl.training.state import set_rope_base
 from ringrl.training.tracker import NoTracker, Tracker, check_finite
+from ringrl.training.trained_model import refuse_earlier_tokens
 
 
 def run_training(config: RunConfig, run: Path) -> None:
@@ -18,13 +19,15 @@ def run_training(config: RunConfig, run: Path) -> None:
     report need nothing else. With many processes (`ringrl.training.processes`) all of them call this; each reads the
     shard of every batch that is its devices', and process 0 alone prints and writes what is not sharded.
 
-    Raises UserError when the data are no longer those that the run began with, and FloatingPointError, naming the
-    step, when the loss or its gradient is not finite.
+    Raises UserError when the data or the tokens are no longer those that the run began with, and FloatingPointError,
+    naming the step, when the loss or its gradient is not finite.
     """
     directory = RunDirectory(run)
     config = directory.with_own_agent(config)
     t, agent = config.training, make_agent(config.agent)
     config = set_rope_base(config, agent.decoder)
+    if directory.exists and agent.decoder is not None:
+        refuse_earlier_tokens(agent.decoder, directory.tokens, run)
     trainer = agent.make_trainer(config)
     trainer.data.prepare(run)
     wait_for_all("data")  # where one has none, nothing is made

@@ -149,3 +149,9 @@ def test_how_each_is_rolled_out(tiny_config):
 def test_the_completion_token_can_be_left_out(tiny_config):
     config = tiny_config({"name": "agentic_transformer", "completion": False})
     assert make_agent(config.agent).decoder.tokens.tokens_per_step == 4
+
+
+def test_fused_tokens_have_no_completion_for_it_would_always_be_0(tiny_config):
+    config = tiny_config({"name": "agentic_transformer", "fused": True})
+    seen = make_agent(config.agent).decoder.tokens.modalities
+    assert seen == ("return_to_go", "observation", "action", "reward")

@@ -1,6 +1,7 @@
 """Exports: the same model again, to the bit, and nothing half-written."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,12 +14,14 @@ from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.rollout.sequence_policy import SequencePolicy
+from ringrl.rollout.trained_agent import load_trained
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.export import export, load_export
 from ringrl.training.mesh import make_mesh
+from ringrl.training.start import train
 from ringrl.training.state import init_state, split_model
-from ringrl.training.trained_model import load_model
+from ringrl.training.trained_model import load_model, refuse_earlier_tokens
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,30 @@ def test_an_export_is_the_same_model(run, exported):
     assert about["normalizer"] == json.loads((run / "normalizer.json").read_text())
     arrays = load_file(path / "model.safetensors")
     assert {x.dtype for x in arrays.values()} == {np.dtype(np.float32)} and "layers.before.query.kernel" in arrays
+
+
+def test_what_was_trained_on_fused_tokens_of_an_earlier_ringrl_is_refused(run, exported, tmp_path):
+    _, path = exported
+    about = json.loads((path / "config.json").read_text())
+    assert about.pop("tokens") == RunDirectory(run).tokens == 1
+    (path / "config.json").write_text(json.dumps(about))
+    words = "its fused tokens are of version 0, and this ringrl's of 1"
+    with pytest.raises(UserError, match=words):
+        load_export(path)
+    earlier = RunDirectory(shutil.copytree(run, tmp_path / "earlier"))
+    record = json.loads(earlier.record_file.read_text())
+    del record["tokens"]
+    earlier.record_file.write_text(json.dumps(record))
+    assert earlier.tokens == 0
+    for use in (lambda: load_trained(earlier.path, "latest", {}), lambda: train(resume=earlier.path)):
+        with pytest.raises(UserError, match=words) as refused:
+            use()
+        assert "\n" not in str(refused.value)
+
+
+def test_interleaved_tokens_hold_what_they_held(tiny_config, tmp_path):
+    decoder = make_agent(tiny_config({"name": "decision_transformer", "window": 4}).agent).decoder
+    refuse_earlier_tokens(decoder, 0, tmp_path)
 
 
 def test_an_export_is_not_overwritten_unasked(run, exported, tmp_path):
