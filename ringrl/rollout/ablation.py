@@ -18,7 +18,7 @@ from ringrl.batch import PREVIOUS, link_previous
 from ringrl.config import Ablation, EvaluationConfig
 from ringrl.errors import UserError
 from ringrl.model.cached_decoder import CachedDecoder
-from ringrl.policy import RolloutSetting, RolloutSpec, StepFields
+from ringrl.policy import UNBOUNDED, RolloutSetting, RolloutSpec, StepFields
 from ringrl.rollout.context import CachedContext
 
 # The fewest trials in a context with which an ablation changes something: to shuffle takes two earlier ones.
@@ -45,12 +45,15 @@ def check_ablation(
         across_trials: as in `ringrl.agent.AgentDescription`.
 
     Raises:
-        UserError: the context never contains earlier trials, or too few of them, or there is one environment only.
+        UserError: the context never contains earlier trials, or too few of them; it is a sum, which has no order; or
+            there is one environment only.
     """
     if not across_trials:
         raise UserError(
             f"--ablation: {agent}'s context is the present trial alone; there are no earlier ones to ablate"
         )
+    if ablation == "shuffled" and spec.context_steps == UNBOUNDED:
+        raise UserError(f"--ablation shuffled: {agent}'s context is a sum over its steps, in no order; leave it out")
     if ablation == "foreign" and setting.envs < 2:
         raise UserError("--ablation foreign: takes the trials of another environment; give --envs 2 or more")
     least = _LEAST_TRIALS[ablation]

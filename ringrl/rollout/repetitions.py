@@ -52,9 +52,9 @@ def repeat(
         The tables' paths.
 
     Raises:
-        UserError: as `evaluate`; for targets of an agent that is not conditioned on one; for ablations of one whose
-            context is the present trial alone; and for trials or a context too few to contain what an ablation would
-            change.
+        UserError: as `evaluate`; for targets of an agent that is not conditioned on one; for ablations of retrieval,
+            and of an agent whose context is the present trial alone; and for trials or a context too few to contain
+            what an ablation would change.
     """
     trained = load_evaluated(Path(run), checkpoint, given, task)
     tables = [_for_targets(trained, targets)] if targets else []
@@ -97,6 +97,11 @@ def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:
 
 def _for_ablation(trained: Evaluated, ablation: Ablation) -> _Repetition:
     agent = trained.agent
+    if trained.expert is not None:
+        raise UserError(
+            f"--ablation: {agent.name} keeps one state of its demonstrations and learns nothing in its trials, so "
+            "there are no earlier ones to ablate; leave it out"
+        )
     across, steps = agent.description.across_trials, trained.agent.trial_steps()
     check_ablation(ablation, agent.name, agent.spec, trained.setting, steps, across_trials=across)
     groups = 1 if ablation == "foreign" else 2  # where trials are exchanged within a group

@@ -1,14 +1,17 @@
-"""Retrieval: an agent that sees what is hidden, sent to the best-paid state of its context. A bound, not an agent.
+"""Retrieval: an agent that sees what is hidden, sent to the best-paid state of its context. A reference, not an agent.
 
 An agent of `visible_NAME` sees which member of a family of rewards pays. Rolled out in `hidden_NAME`, it is given a
 guess in its place: what is known to a learner that keeps the one best state of its context and acts as this agent does.
+It bounds nothing: an agent that reads several rewards together may know more, as of goals three distances tell where.
 
 | the context | the guess |
 |---|---|
-| has trajectories that were paid | a member that pays in the best-paid state (`RewardFamily.hindsight`) |
-| is empty, or nothing was paid | a member drawn as tasks are, by the environment's seed, another than its own |
+| was paid | a member that pays in the best-paid state in which one does (`RewardFamily.hindsight`) |
+| was not, or where no member pays | a member drawn as tasks are, by the environment's seed, not its own |
 
-Rewards and states are those of environment steps. Its own trials teach it nothing, for a rollout has no features.
+States beyond the arena in which goals lie may be paid a little, and no goal can lie there: then the next best counts.
+Rewards and states are those of environment steps, and rewards of any size are read, also those that a model which
+sees them beside numbers of order 1 does not. Its own trials teach it nothing, for a rollout has no features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +36,8 @@ from ringrl.sampling.relabelled import RelabelledEpisodes
 
 NAME = "retrieval"
 _GUESS, _HINDSIGHT = 12, 13  # streams of an environment's seed
+_PAID = 0.01  # the least reward of a guess in the state that it is made of, as of members made in hindsight in training
+_AT_ONCE = 64  # states for which guesses are made together
 
 
 def is_retrieval(own: str, task: str) -> bool:
@@ -47,7 +52,7 @@ def as_retrieval(run: Path, agent: TrainedAgent, task: str, *, knows: bool = Fal
         run: its directory.
         agent: of the family's visible task, with one observation as its context.
         task: `is_retrieval`; of the agent's domain, with members of as many numbers.
-        knows: it is given the environments' own members instead: the bound on what a guess can earn.
+        knows: it is given the environments' own members instead, of which a guess falls short.
 
     Raises:
         UserError: an agent with a context of its own, or a task of other widths.
@@ -141,14 +146,14 @@ class RetrievalPolicy:
         return self._family.members(np.random.default_rng((seed, _GUESS)), 1)[0]
 
     def demonstrate(self, steps: StepFields | Sequence[StepFields]) -> None:
-        """Take the best-paid state of each context, where one was paid. `steps` are of `FeatureForm`."""
+        """Take the best-paid state of each context in which a member pays, if any. `steps` are of `FeatureForm`."""
         rows = [steps] * len(self._seeds) if isinstance(steps, Mapping) else steps
         for env, row in enumerate(rows):
             self.demonstrations = max(self.demonstrations, int(row["trial"].max(initial=-1)) + 1)
-            best = int(row["reward"].argmax())
-            if row["reward"][best] > 0:
-                rng = np.random.default_rng((self._seeds[env], _HINDSIGHT))
-                self.parameter[env] = self._family.hindsight(rng, row["feature"][best : best + 1])[0]
+            rng = np.random.default_rng((self._seeds[env], _HINDSIGHT))
+            found = _best_paid(self._family, rng, row["reward"], row["feature"])
+            if found is not None:
+                self.parameter[env] = found
 
     def begin_trial(self, which: Bool[np.ndarray, " envs"]) -> None:
         """Nothing to remember."""
@@ -182,3 +187,21 @@ class RetrievalPolicy:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
         self.parameter, self.demonstrations = state["parameter"].copy(), int(state["demonstrations"])
+
+
+def _best_paid(
+    family: RewardFamily,
+    rng: np.random.Generator,
+    reward: Float32[np.ndarray, " steps"],
+    feature: Float32[np.ndarray, "steps features"],
+) -> Float32[np.ndarray, " parameters"] | None:
+    """A member that pays in the best-paid state in which one does; None where there is no such state."""
+    paid = np.flatnonzero(reward > 0)
+    best = paid[np.argsort(-reward[paid], kind="stable")]
+    for first in range(0, len(best), _AT_ONCE):
+        seen = feature[best[first : first + _AT_ONCE]]
+        guess = family.hindsight(rng, seen)
+        pays = family.reward(seen, guess) >= _PAID
+        if pays.any():
+            return guess[pays.argmax()]
+    return None

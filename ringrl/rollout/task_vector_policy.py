@@ -144,7 +144,7 @@ class TaskVectorPolicy:
         """See `ringrl.policy.ContextPolicy`."""
         self._earlier[which], self._present[which], self._pending[which] = 0.0, 0.0, False
         if which.all():
-            self.demonstrations = 0
+            self.demonstrations, self._begun = 0, False
 
     retire = forget
 

@@ -78,6 +78,21 @@ def test_the_best_paid_state_is_where_it_goes():
     assert acts.demonstrations == 0
 
 
+def test_states_in_which_no_member_pays_are_passed_over():
+    """A goal at the arena's edge, 0.26, pays 0.1 in 0.32; no goal of 30 mm pays a hundredth in 0.36."""
+    acts, unpaid = policy(), policy().parameter
+    beyond = context([0.2, 0.1, 0.3]) | {"feature": np.float32([[0.36, 0.0], [0.1, 0.1], [0.4, 0.0]])}
+    nowhere = context([0.2, 0.0, 0.3]) | {"feature": beyond["feature"]}
+    acts.demonstrate([beyond, nowhere])
+    np.testing.assert_array_equal(acts.parameter[0], np.float32([0.1, 0.1]))
+    np.testing.assert_array_equal(acts.parameter[1], unpaid[1])
+    many = {"trial": np.zeros(200, np.int32), "reward": np.linspace(1, 0.5, 200, dtype=np.float32)}
+    feature = np.full((200, 2), 0.4, np.float32)
+    feature[150:] = np.linspace(0, 0.2, 50, dtype=np.float32)[:, None]
+    acts.demonstrate(many | {"feature": feature})
+    np.testing.assert_array_equal(acts.parameter, np.zeros((2, 2), np.float32))
+
+
 def test_a_guess_is_another_member_than_the_environments_and_the_expert_knows_that():
     guess, known = policy().parameter, policy(knows=True).parameter
     np.testing.assert_array_equal(known, [GOALS.member(HELD_OUT + 4), GOALS.member(HELD_OUT + 5)])
@@ -123,6 +138,9 @@ def test_what_is_no_retrieval_is_refused(teacher):
     assert not is_retrieval(HIDDEN, VISIBLE) and not is_retrieval(VISIBLE, "point_mass_easy")
     with pytest.raises(UserError, match="observation has 4 numbers, the agent .* was trained on 6"):
         evaluate(teacher, task="point_mass_easy")
+    with pytest.raises(UserError, match="--ablation: retrieval keeps one state of its demonstrations") as refused:
+        EvaluateVerb(teacher, task=HIDDEN, ablation=("blind",)).run()
+    assert "\n" not in str(refused.value)
     agent = load_agent(teacher)
     with pytest.raises(UserError, match="has a context of its own"):
         as_retrieval(teacher, load_evaluated(teacher, "latest", {}, HIDDEN).agent, HIDDEN)

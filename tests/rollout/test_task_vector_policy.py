@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from ringrl.config import EvaluationConfig
 from ringrl.errors import UserError
 from ringrl.policy import UNBOUNDED, ContextPolicy, RolloutSetting, RolloutSpec, TrainedPolicy
 from ringrl.rollout import task_vector_policy
+from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.task_vector_policy import TrainedTaskVectorPolicy
 from ringrl.sampling.normalizer import Normalizer
 
@@ -108,6 +110,8 @@ def test_what_is_forgotten_is_forgotten_and_a_saved_state_goes_on():
     assert policy.demonstrations == 1 and not np.allclose(policy.task_vectors()[0], z[0])
     policy.forget(ENVS)
     assert policy.demonstrations == 0
+    policy.demonstrate(trial([[9, 9], [1, 0]], [1, 0]))  # as at the start
+    assert policy.demonstrations == 1
 
 
 def test_ablations_change_the_earlier_trials_or_hide_rewards():
@@ -117,7 +121,10 @@ def test_ablations_change_the_earlier_trials_or_hide_rewards():
         step(policy, [[1, 1]] * 2, [4, 4])
         return step(policy, [[3, 3], [3, 3]], [0, 0])
 
-    np.testing.assert_allclose(after("shuffled"), on_sphere([2, 1], [1, 2]), rtol=1e-6)
     np.testing.assert_allclose(after("foreign"), on_sphere([1, 2], [2, 1]), rtol=1e-6)
     np.testing.assert_allclose(after("truncated"), on_sphere([1, 1], [1, 1]), rtol=1e-6)
     np.testing.assert_array_equal(after("blind"), start().task_vectors())
+    with pytest.raises(UserError, match="forward_backward's context is a sum over its steps, in no order"):
+        check_ablation(
+            "shuffled", "forward_backward", RolloutSpec(UNBOUNDED), EvaluationConfig(), 3, across_trials=True
+        )
