@@ -89,7 +89,7 @@ def test_what_was_trained_on_fused_tokens_of_an_earlier_ringrl_is_refused(run, e
         assert "\n" not in str(refused.value)
 
 
-def test_interleaved_tokens_hold_what_they_held(tiny_config, tmp_path):
+def test_interleaved_tokens_are_what_they_were(tiny_config, tmp_path):
     decoder = make_agent(tiny_config({"name": "decision_transformer", "window": 4}).agent).decoder
     refuse_earlier_tokens(decoder, 0, tmp_path)
 
