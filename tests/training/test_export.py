@@ -91,6 +91,7 @@ def test_what_was_trained_on_fused_tokens_of_an_earlier_ringrl_is_refused(run, e
 
 def test_interleaved_tokens_are_what_they_were(tiny_config, tmp_path):
     decoder = make_agent(tiny_config({"name": "decision_transformer", "window": 4}).agent).decoder
+    assert decoder is not None
     refuse_earlier_tokens(decoder, 0, tmp_path)
 
 
