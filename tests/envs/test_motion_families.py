@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ringrl.envs.custom import FAMILIES
+from ringrl.envs.custom.canonical_states import paid_by_doing
 from ringrl.envs.custom.motion_terms import NOTHING, Quantity, alike, at_least, at_most, counting, linear
 
 WALKER, CHEETAH, QUADRUPED = (FAMILIES[f"{domain}_motion"] for domain in ("walker", "cheetah", "quadruped"))
@@ -129,9 +130,43 @@ def test_near_walker_stand_are_members_that_ask_for_a_high_and_upright_torso_at_
     outside = [
         member(WALKER, height_low=0.6, height_high=0.6, height_fall=3, height_weight=1),
         member(WALKER, posture_sine=1, posture_cosine=0, posture_slope=1, posture_weight=1),
-        member(WALKER, **high, height_weight=1, speed_low=3, speed_high=3, speed_rise=0.3, speed_weight=1),
+        member(WALKER, **high, height_weight=1, speed_low=-3, speed_high=-3, speed_fall=0.3, speed_weight=1),
     ]
     assert WALKER.held_out(np.stack(inside)).all() and not WALKER.held_out(np.stack(outside)).any()
+
+
+def test_near_a_canonical_task_is_what_who_does_it_is_paid_for():
+    """To be still and upright solves what asks for a speed of about 0, and running at 8 what asks for 6 or 10."""
+    upright = {"posture_sine": 0, "posture_cosine": 1, "posture_slope": 1, "posture_weight": 1}
+
+    def asks(low, high, rise, fall):
+        return member(
+            WALKER, **upright, speed_low=low, speed_high=high, speed_rise=rise, speed_fall=fall, speed_weight=1
+        )
+
+    near = [asks(-0.3, 0.3, 2, 2), asks(0.8, 0.8, 1.25, 0), asks(5.5, 5.5, 0.2, 0), asks(10, 10, 0.1, 0)]
+    far = [
+        asks(2, 3, 1, 1),
+        asks(-4, -4, 0, 0.3),
+        member(WALKER, height_low=0.5, height_high=0.5, height_fall=4, height_weight=1),
+    ]
+    assert WALKER.held_out(np.stack(near)).all() and not WALKER.held_out(np.stack(far)).any()
+
+
+def test_in_hindsight_of_upright_and_still_no_member_tells_it_from_lying():
+    still, lying = state(WALKER, height=1.25, cosine=1.0), state(WALKER, height=0.3, sine=1.0)
+    members = WALKER.hindsight(np.random.default_rng(0), np.tile(still, (500, 1)))
+    solved = (WALKER.reward(np.stack([still]), members) >= 0.9) & (WALKER.reward(np.stack([lying]), members) <= 0.5)
+    assert solved.mean() < 0.01
+
+
+def test_paid_by_doing_by_hand():
+    """One feature, and members that pay weight * feature + start: of 0, 0.5 and 1."""
+    pay = lambda features, parameter: np.clip(features[..., 0] * parameter[..., 0] + parameter[..., 1], 0, 1)  # noqa: E731
+    members = np.array([[1.0, 0], [0.7, 0], [0.69, 0], [0.4, 0.6], [0.39, 0.6], [-1, 1], [0, 1], [9.0, -8.0]])
+    found = paid_by_doing(pay, members, np.array([1.0, 0.0]), np.array([[0.0], [0.5], [1.0]]))
+    # At least 0.7 at the end, 0.4 more than at the start, and correlated: (0, 0, 1) with (0, 0.5, 1) is 0.87.
+    assert found.tolist() == [True, True, False, True, False, False, False, False]
 
 
 def test_near_quadruped_stand_are_members_that_ask_for_an_upright_torso_alone():

@@ -15,6 +15,7 @@ import numpy as np
 from dm_control import suite
 from dm_control.rl.control import Environment
 
+from ringrl.envs.custom.canonical_states import paid_by_doing
 from ringrl.envs.custom.motion_terms import (
     NOTHING,
     WIDTH,
@@ -37,6 +38,8 @@ _BODY = (
 )
 _BODY_KINDS = (0.3, 0.25, 0.15, 0.3)  # how often nothing, the height, the posture, both are asked of the body
 _TURN = 0.2  # rad: so far off a state's angle is that of a member made in hindsight, at most
+_ON_THE_WAY = np.linspace(0.0, 1.0, 5)  # of a canonical speed or spin
+_LYING = 0.15  # m
 _NEAR_HEIGHT, _NEAR_COSINE = 0.3, 0.7  # m and the cosine of 45 degrees: bodies closer to walker stand ask for the same
 
 
@@ -69,6 +72,7 @@ class _Body:
     speed: Quantity
     spin: Quantity
     height: Quantity
+    tall: float  # m, the height of the torso on its feet
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         angle = rng.uniform(-np.pi, np.pi, count) * np.where(rng.random(count) < 0.5, 0.2, 1.0)  # half nearly upright
@@ -100,6 +104,14 @@ class _Body:
         )
 
 
+def _states(canonical: np.ndarray, height: float) -> np.ndarray:
+    """From lying still to still and upright at a height, and from there to what the task asks of speed and spin."""
+    speed, spin = canonical[0], canonical[WIDTH]
+    way = _ON_THE_WAY if speed or spin else np.zeros(1)
+    lying = [(0.0, 0.0, _LYING, side, 0.0) for side in (1.0, -1.0)]
+    return np.array([*lying, *((speed * part, spin * part, height, 0.0, 1.0) for part in way)])
+
+
 def _near(members: np.ndarray, canonical: np.ndarray) -> np.ndarray:
     """Whether the same motion is asked for, of any body; where none is, the same height and posture, if any."""
     found = alike(members[:, :WIDTH], canonical[:WIDTH]) & alike(members[:, WIDTH:_MOTION], canonical[WIDTH:_MOTION])
@@ -115,6 +127,9 @@ def _family(domain: str, task: str, body: _Body, canonical: dict[str, tuple[floa
     def base(seed: int) -> Environment:
         return suite.load(domain, task, task_kwargs={"random": seed})
 
+    def near(members: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return _near(members, known) | paid_by_doing(_pay, members, known, _states(known, body.tall))
+
     return RewardFamily(
         name=f"{domain}_motion",
         domain=domain,
@@ -126,7 +141,7 @@ def _family(domain: str, task: str, body: _Body, canonical: dict[str, tuple[floa
         draw=body.draw,
         fit=body.fit,
         canonical={f"{domain}_{name}": member for name, member in canonical.items()},
-        near=_near,
+        near=near,
     )
 
 
@@ -142,6 +157,7 @@ WALKER = _family(
         Quantity("speed", (0.5, 10.0), chance=0.6),
         Quantity("spin", (1.0, 8.0), chance=0.25),
         Quantity("height", (0.3, 1.4), chance=1.0, negative=0.0, size=0.5, either_side=True),
+        tall=1.25,
     ),
     {
         "stand": (*NOTHING, *NOTHING, *_UPRIGHT),
@@ -157,6 +173,7 @@ CHEETAH = _family(
         Quantity("speed", (0.5, 14.0), chance=0.6),
         Quantity("spin", (1.0, 8.0), chance=0.25),
         Quantity("height", (0.2, 0.9), chance=1.0, negative=0.0, size=0.3, either_side=True),
+        tall=0.6,
     ),
     {
         "run": (*at_least(10.0, 1 / 10), *NOTHING, *_ANY_BODY),

@@ -10,6 +10,7 @@ import numpy as np
 from dm_control import suite
 from dm_control.rl.control import Environment
 
+from ringrl.envs.custom.canonical_states import paid_by_doing
 from ringrl.envs.custom.motion_terms import NOTHING, WIDTH, Quantity, alike, at_least, counting, linear
 from ringrl.envs.custom.reward_family import RewardFamily
 
@@ -21,6 +22,8 @@ _QUANTITIES = (
     Quantity("upright", (0.5, 1.0), chance=0.7, negative=0.15, size=2.0),
 )
 _UPRIGHT = len(_QUANTITIES) - 1  # the factor of the posture comes last
+_TALL = 0.55  # m, the height of the centre of mass on its feet
+_ON_THE_WAY = np.linspace(0.0, 1.0, 5)  # of what a canonical task asks
 
 
 def _base(seed: int) -> Environment:
@@ -62,7 +65,22 @@ def _fit(rng: np.random.Generator, features: np.ndarray) -> np.ndarray:
     return _members(rng, [quantity.fit(rng, features[:, i]) for i, quantity in enumerate(_QUANTITIES)])
 
 
+def _states(canonical: np.ndarray) -> np.ndarray:
+    """From lying on its back or side to still and upright, and from there to what the task asks."""
+    forward, speed, turn, height = canonical[: WIDTH * _UPRIGHT : WIDTH]
+    moves = canonical[: WIDTH * _UPRIGHT].any()
+    end = np.array([forward, max(abs(forward), speed), turn, height or _TALL, 1.0])
+    still = np.array([0.0, 0.0, 0.0, _TALL, 1.0])
+    lying = [(0.0, 0.0, 0.0, 0.2, -1.0), (0.0, 0.0, 0.0, 0.3, 0.0)]
+    return np.array([*lying, *(still + part * (end - still) for part in (_ON_THE_WAY if moves else np.zeros(1)))])
+
+
 def _near(members: np.ndarray, canonical: np.ndarray) -> np.ndarray:
+    """Whether the same is asked for (`_alike`), or the member is paid by doing the task."""
+    return _alike(members, canonical) | paid_by_doing(_pay, members, canonical, _states(canonical))
+
+
+def _alike(members: np.ndarray, canonical: np.ndarray) -> np.ndarray:
     """Whether the same motion and height are asked for, in any posture; where none is, the same posture."""
     found = np.ones(len(members), bool)
     for quantity in range(_UPRIGHT + (not canonical[: WIDTH * _UPRIGHT].any())):
