@@ -31,7 +31,7 @@ class MemberReplay:
             action_repeat: environment steps in an agent step.
         """
         self._replay, self._family, self._repeat = replay, episodes.family, action_repeat
-        self._share = episodes.hindsight_share
+        self._share, self._hindsight = episodes.hindsight_share, episodes.hindsight_between
         width = len(episodes.family.parameters)
         self._mean, self._std = normalizer.observation_mean[-width:], normalizer.observation_std[-width:]
         self._features = episodes.store.features(episodes.family.name)
@@ -84,8 +84,7 @@ class MemberReplay:
         index = rng.integers(self._replay.size, size=self._replay.batch)
         members = self._family.members(rng, len(index))
         some = rng.random(len(index)) < self._share
-        later = rng.integers(self._first[index], self._last[index] + 1)[some]
-        members[some] = self._family.hindsight(rng, self._features[later])
+        members[some] = self._hindsight(rng, self._first[index[some]], self._last[index[some]])
         return index, members
 
     def _rewards(self, index: np.ndarray, members: np.ndarray) -> Float32[np.ndarray, "*updates batch"]:

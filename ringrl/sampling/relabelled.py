@@ -78,15 +78,21 @@ class RelabelledEpisodes:
     def hindsight(
         self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n parameters"]:
-        """For each episode a member that pays at one of its states, drawn uniformly from those after a step.
+        """For each episode a member that pays at one of its states, those after a step (`hindsight_between`)."""
+        first = self.store.first_rows[episodes]
+        return self.hindsight_between(rng, first + 1, first + self.lengths[episodes])
 
-        Where no member pays in that state, as beyond all goals, another state is drawn, some times; then any member is.
+    def hindsight_between(
+        self, rng: np.random.Generator, first: Int64[np.ndarray, " n"], last: Int64[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n parameters"]:
+        """For each stretch of rows of the features, `last` included, a member that pays in one drawn uniformly from it.
+
+        Where no member pays in that state, as beyond all goals, another row is drawn, some times; then any member is.
         """
-        members = np.empty((len(episodes), len(self.family.parameters)), np.float32)
-        left = np.arange(len(episodes))
+        members = np.empty((len(first), len(self.family.parameters)), np.float32)
+        left = np.arange(len(first))
         for _ in range(_STATES):
-            of = episodes[left]
-            seen = self._features[self.store.first_rows[of] + 1 + rng.integers(self.lengths[of])]
+            seen = self._features[first[left] + rng.integers(last[left] - first[left] + 1)]
             members[left] = self.family.hindsight(rng, seen)
             left = left[self.family.reward(seen, members[left]) < _PAID]
             if not len(left):

@@ -121,3 +121,13 @@ def test_a_share_of_the_members_pay_at_a_later_state_of_the_episode(share, tmp_p
         assert counts[0] == 0 and len(counts) == left + 1  # none of the present, none beyond the episode
         if share == 1.0:
             np.testing.assert_allclose(counts[1:] / counts.sum(), 1 / left, atol=0.06)
+
+
+def test_where_no_goal_pays_in_a_state_another_state_is_taken(tmp_path):
+    """Two of three later places are beyond the arena, where no goal pays: as in contexts, the third one is the goal."""
+    episodes = make_episodes(tmp_path, [line([0.0, 0.5, 0.5, 0.1])], share=1.0)
+    batches = replay_of(episodes).sample_steps(0, 2, seed=0)
+    goals = (np.asarray(batches.observation[..., 4:]) * SCALES.observation_std[4:]).reshape(-1, 2)
+    assert (goals == np.float32([0.1, 0.0])).all(axis=1).mean() > 0.9  # at random it would be a third
+    of_contexts = episodes.hindsight(np.random.default_rng(0), np.zeros(1000, np.int64))
+    assert (of_contexts == np.float32([0.1, 0.0])).all(axis=1).mean() > 0.9
