@@ -161,8 +161,9 @@ def main(args: Args) -> None:
         raise UserError(f"--time-constant {args.time_constant}, --scale {args.scale}: give numbers above 0")
     env = envs.make_env(args.task, seed=args.seed, action_repeat=args.action_repeat, time_limit=args.time_limit)
     env.physics.get_state()  # the files hold it; an environment that gives none says so
-    if envs.is_hidden(args.task) and args.seed >= envs.HELD_OUT:
-        raise UserError(f"--seed {args.seed}: tasks of seeds from {envs.HELD_OUT} on are held out for evaluation")
+    unseen = envs.VALIDATION if envs.family_of(args.task) is not None else envs.HELD_OUT
+    if envs.is_hidden(args.task) and args.seed >= unseen:
+        raise UserError(f"--seed {args.seed}: tasks of seeds from {unseen} on are held out for evaluation")
     out = args.out or Path("datasets") / env.domain / args.policy
     config = replace(args.learner, reward="rnd" if args.policy == "rnd" else "task")
     collector = _make_collector(args, config, env)

@@ -93,7 +93,8 @@ class EvaluationConfig(ConfigSection):
     trials: int = Field(default=4, ge=1)
     envs: int = Field(default=16, ge=1)
     context: int | None = Field(default=None, ge=1)  # tokens the agent may look back on; None: what it was trained on
-    # Environment i has seed + i. Tasks hidden_* and visible_* take 1000000 or more, which no training data are of.
+    # Environment i has seed + i. Tasks hidden_* and visible_* take 1000000 or more, which no training data are of, and
+    # those of families of rewards also 500000 or more, to choose settings by.
     seed: int = Field(default=1000, ge=0)
     target: float | None = None  # return to ask for; None: the best return of the data set
     when_full: WhenFull = "newest"  # what is kept of a full context: the newest or best whole trials; or stop there

@@ -106,8 +106,8 @@ class EvaluateVerb:
     """A store of which trajectories, relabelled to the task, begin every context; with --trajectories."""
     trajectories: tuple[int, ...] = ()
     """How many demonstrations; several numbers in turn: writes evaluation/demonstrations.csv instead of returns.csv."""
-    order: TrajectoryOrder = "ascending"
-    """Of the demonstrations in a context: as they are drawn, or ascending by return."""
+    order: TrajectoryOrder | None = None
+    """Of the demonstrations: as drawn, the default, or ascending by return, the default of the Agentic Transformer."""
     apart: bool = False
     """Draw demonstrations for each environment by itself, also where all have one task."""
     seed: int | None = None

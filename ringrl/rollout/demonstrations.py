@@ -172,6 +172,15 @@ def check_demonstrations(agent: str, *, across_trials: bool) -> None:
         )
 
 
+def usual_order(spec: RolloutSpec) -> TrajectoryOrder:
+    """The order of demonstrations where none is asked for: that of the agent's training.
+
+    A target return for several trials is a chain of hindsight's (Agentic Transformer), which ascends to it. Contexts of
+    other agents are sets of trajectories, or histories whose order returns alone do not tell: as they were drawn.
+    """
+    return "random" if spec.target is None else "ascending"
+
+
 def check_room(steps: Int64[np.ndarray, "contexts trajectories"], context_steps: int, trial_steps: int) -> None:
     """Raise UserError where a context has no room for a trial after the demonstrations; it says how many fit.
 

@@ -1,10 +1,10 @@
-"""What cannot be evaluated, in one line: tasks without an environment, and options that an agent has no use for."""
+"""What cannot be evaluated, in one line: tasks without an environment, training tasks, options without a use."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from ringrl.envs import make_env, split_task
+from ringrl.envs import HELD_OUT, VALIDATION, family_of, is_hidden, make_env, split_task
 from ringrl.errors import UserError
 from ringrl.rollout.trained_agent import TrainedAgent
 
@@ -37,6 +37,33 @@ def check_other_task(run: Path, task: str, sizes: dict[str, int]) -> None:
                 f"--task {task}: its {name} has {width} numbers, the agent of {run} was trained on {sizes[name]}; give "
                 "a task of these widths"
             )
+
+
+def check_seeds(run: Path, task: str, seed: int, environments: int) -> None:
+    """Raise UserError where environments from `seed` on are of a hidden task's training, or of more than one split.
+
+    Of a family of rewards seeds of validation may be evaluated too, to choose settings by: training draws its members
+    by no environment's seed.
+    """
+    if not is_hidden(task):
+        return
+    family = family_of(task) is not None
+    if seed < (VALIDATION if family else HELD_OUT):
+        chosen = f", or --seed {VALIDATION} to choose settings by" if family else ""
+        raise UserError(
+            f"{run}: evaluation.seed={seed} is of {task}'s training tasks; train with "
+            f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}{chosen}"
+        )
+    if seed < HELD_OUT < seed + environments:
+        raise UserError(
+            f"{run}: seeds {seed} to {seed + environments - 1} are of {task}'s validation and its held-out tasks; give "
+            f"--seed {HELD_OUT}, or at most {HELD_OUT - environments}"
+        )
+
+
+def split_of(task: str, seed: int) -> dict[str, str]:
+    """What a table's JSON says of the members that were evaluated, `split`; of tasks that hide nothing, nothing."""
+    return {"split": "validation" if seed < HELD_OUT else "held_out"} if is_hidden(task) else {}
 
 
 def widths_of(task: str) -> dict[str, int]:

@@ -12,13 +12,13 @@ from rich.progress import Progress
 
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
-from ringrl.envs import HELD_OUT, EnvPool, VectorEnv, is_hidden
+from ringrl.envs import EnvPool, VectorEnv
 from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
-from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, check_room
-from ringrl.rollout.evaluable import check_other_task, check_task, refuse_unused
+from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, check_room, usual_order
+from ringrl.rollout.evaluable import check_other_task, check_seeds, check_task, refuse_unused, split_of
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.references import references
 from ringrl.rollout.retrieval import as_retrieval, is_retrieval
@@ -52,7 +52,7 @@ def evaluate(
     cache_dtype: str | None = None,
     demonstrations: Path | str | None = None,
     trajectories: int = 0,
-    order: TrajectoryOrder = "ascending",
+    order: TrajectoryOrder | None = None,
     apart: bool = False,
     mesh: Mapping[str, int] | None = None,
 ) -> Path:
@@ -70,10 +70,10 @@ def evaluate(
     are filmed, in a rollout of their own. Both files, returns.csv and evaluation.json, are replaced whole at the end.
     With `mesh`, devices along mesh axes such as `{"seq": 4}`, contexts are spread over them; by default over the run's
     mesh where there are as many devices. With `demonstrations`, a store, the agent's contexts begin with `trajectories`
-    of it, relabelled to the task and in `order`: as they are drawn by the evaluation's seed, or ascending by return
-    (`ringrl.rollout.demonstrations`); `apart`: drawn for each environment by itself.
+    of it, relabelled to the task and in `order`: as they are drawn by the evaluation's seed, or ascending by return;
+    None: as the agent is trained (`ringrl.rollout.demonstrations.usual_order`). `apart`: drawn for each environment.
 
-    Raises UserError where the run or a setting is wrong; for a seed below `HELD_OUT` of a hidden task; for a given
+    Raises UserError where the run or a setting is wrong; for seeds of training tasks; for a given
     target or context of an agent that has none; and for demonstrations that the agent cannot be shown.
 
     Example:
@@ -102,7 +102,11 @@ def evaluate(
 
 
 def demonstrated(
-    trained: "Evaluated", store: Path | str | None, numbers: Sequence[int], order: TrajectoryOrder, apart: bool = False
+    trained: "Evaluated",
+    store: Path | str | None,
+    numbers: Sequence[int],
+    order: TrajectoryOrder | None,
+    apart: bool = False,
 ) -> tuple[dict[int, Start], dict[str, object]]:
     """Who acts after each number of trajectories of a store, and what a JSON says of these; 0: an empty context.
 
@@ -114,6 +118,7 @@ def demonstrated(
         return {0: trained.session}, {}
     agent, setting = trained.agent, trained.setting
     check_demonstrations(agent.name, across_trials=agent.description.across_trials)
+    order = order or usual_order(agent.spec)
     if min(numbers) < 0:
         raise UserError(f"--trajectories {min(numbers)}: give whole numbers from 0 on")
     about: dict[str, object] = {
@@ -255,9 +260,8 @@ class Evaluated:
         facts = {"seconds": round(time.perf_counter() - began, 2), "checkpoint_step": self.agent.step}
         rows = [list(astuple(each)) for each in dropped]
         columns = [field.name for field in fields(Dropped)]
-        facts |= {"task": self.task, "agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}} | dict(
-            more
-        )
+        facts |= {"task": self.task, "agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}}
+        facts |= split_of(self.task, self.setting.seed) | dict(more)
         path = self.run.write_table(table, results, self.setting.model_dump() | facts)
         wait_for_all(f"written {table}")
         return path
@@ -278,11 +282,7 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
         check_task(path, own, sizes)
     elif not is_retrieval(own, task):
         check_other_task(path, task, sizes)
-    if is_hidden(task) and seed < HELD_OUT:
-        raise UserError(
-            f"{path}: evaluation.seed={seed} is of {task}'s training tasks; train with "
-            f"evaluation.seed={HELD_OUT}, or evaluate with --seed {HELD_OUT}"
-        )
+    check_seeds(path, task, seed, known.get("envs", config.evaluation.envs))
     trained = load_trained(path, checkpoint, known)
     refuse_unused(trained, known)
     run = RunDirectory(path, None if task == own else task)

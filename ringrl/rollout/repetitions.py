@@ -23,7 +23,7 @@ def repeat(
     task: str | None = None,
     demonstrations: Path | str | None = None,
     trajectories: Sequence[int] = (),
-    order: TrajectoryOrder = "ascending",
+    order: TrajectoryOrder | None = None,
     apart: bool = False,
     checkpoint: str = "latest",
     **given: int | float | str | None,
@@ -43,7 +43,7 @@ def repeat(
         task: as `evaluate`'s.
         demonstrations: a store, or its URL.
         trajectories: how many of it a context begins with.
-        order: of them in a context (`ringrl.rollout.demonstrations`).
+        order: of them in a context; None: as the agent is trained.
         apart: as `evaluate`'s.
         checkpoint: as `evaluate`'s.
         given: `evaluate`'s trials, envs, context, target, seed and so on; None: the run's own.

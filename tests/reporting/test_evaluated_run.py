@@ -1,12 +1,13 @@
 """Reading run directories and arranging them: what is tolerated, what is refused, and in which words."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.reporting.statistics.evaluated_run import read_dataset, read_metrics, read_run
+from ringrl.reporting.statistics.evaluated_run import read_dataset, read_metrics, read_run, read_runs
 from ringrl.reporting.statistics.series import arrange
 from ringrl.reporting.statistics.task_statistics import agent_statistics, verdict
 from ringrl.run import RunDirectory
@@ -194,3 +195,17 @@ def test_tasks_become_sections_and_known_agents_come_first(make_run):
     cheetah, walker = arrange(runs)
     assert cheetah.task == "cheetah_run" and [s.label for s in cheetah.series] == ["my_agent"]
     assert [s.label for s in walker.series] == ["Decision Transformer", "Behavior Cloning"]
+
+
+def test_another_tasks_tables_need_its_evaluation(make_run):
+    path = make_run()
+    other = path / "evaluation" / "walker_run"
+    other.mkdir()
+    shutil.copy(path / "evaluation" / "returns.csv", other / "demonstrations.csv")
+    wanted = r"no evaluation/walker_run/returns.csv\): run `ringrl evaluate .* --task walker_run` first"
+    with pytest.raises(UserError, match=wanted):
+        read_runs(path)
+    for table in (path / "evaluation").glob("*.csv"):
+        table.unlink()
+    with pytest.raises(UserError, match=wanted):
+        read_runs(path)

@@ -158,6 +158,8 @@ def test_several_numbers_are_a_table_of_their_own(runs, tiny_store, capsys):
     assert rows_of(runs["ad"] / "evaluation" / "returns.csv") == plain
     (alone,) = repeat(runs["ad"], demonstrations=tiny_store, trajectories=[4], order="random", trials=2)
     assert rows_of(alone) == rows[8:]
+    (usual,) = repeat(runs["ad"], demonstrations=tiny_store, trajectories=[4], trials=2)  # in no order, unlike a chain
+    assert rows_of(usual) == rows[8:]
 
 
 def test_what_the_command_line_cannot_mean_is_refused(runs, tiny_store, tmp_path, tiny_config):

@@ -7,7 +7,7 @@ import pytest
 
 from ringrl.cli.run_verbs import EvaluateVerb
 from ringrl.collect.noisy_expert import Noise, noisy_history
-from ringrl.envs import HELD_OUT
+from ringrl.envs import HELD_OUT, VALIDATION
 from ringrl.errors import UserError
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
@@ -81,3 +81,17 @@ def test_tasks_of_other_widths_and_training_tasks_are_refused(run):
         evaluate(run, task="point_mass_hard_to_find")
     with pytest.raises(UserError, match=f"is of {HIDDEN}'s training tasks"):
         evaluate(run, task=HIDDEN, seed=3)
+    with pytest.raises(UserError, match=f"is of {HIDDEN}'s training tasks.*--seed 500000 to choose settings by"):
+        evaluate(run, task=HIDDEN, seed=VALIDATION - 1)
+    with pytest.raises(UserError, match="seeds 999998 to 1000000 are of .* validation and its held-out tasks"):
+        evaluate(run, task=HIDDEN, seed=HELD_OUT - 2)
+    with pytest.raises(UserError, match=f"is of {GOAL}'s training tasks"):  # its data are of seeds of validation too
+        evaluate(run, seed=VALIDATION)
+
+
+def test_members_of_validation_choose_settings_and_the_table_says_so(run):
+    for seed, split in ((VALIDATION, "validation"), (HELD_OUT, "held_out")):
+        table = evaluate(run, task=HIDDEN, seed=seed, envs=1, trials=1, reference=False)
+        assert json.loads((table.parent / "evaluation.json").read_text())["split"] == split
+    other = evaluate(run, task="point_mass_easy", envs=1, trials=1, reference=False)
+    assert "split" not in json.loads((other.parent / "evaluation.json").read_text())

@@ -96,14 +96,14 @@ class EvaluatedRun:
 
 
 def read_runs(path: Path) -> list[EvaluatedRun]:
-    """The run at `path` in its own task, where it was evaluated in that, and in each other task.
+    """The run at `path` in its own task, where it was evaluated in that, and in each other task that has tables.
 
     Raises:
       UserError: as `read_run`.
     """
     run = RunDirectory(path)
-    others = sorted(table.parent.name for table in run.evaluation.glob(f"*/{RETURNS}.csv"))
-    own = [] if others and not run.table().is_file() else [read_run(path)]
+    others = sorted({table.parent.name for table in run.evaluation.glob("*/*.csv")})
+    own = [] if others and not any(run.evaluation.glob("*.csv")) else [read_run(path)]
     return own + [read_run(path, task) for task in others]
 
 
@@ -117,8 +117,9 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
     if not path.is_dir():
         raise UserError(f"{path} is not a run directory: give the directory that `ringrl train` printed")
     if not run.table().is_file():
+        where, options = ("evaluation", "") if task is None else (f"evaluation/{task}", f" --task {task}")
         raise UserError(
-            f"{path} has not been evaluated (no evaluation/returns.csv): run `ringrl evaluate {path}` first"
+            f"{path} has not been evaluated (no {where}/{RETURNS}.csv): run `ringrl evaluate {path}{options}` first"
         )
     ablations = run.ablation_tables()
     swept = [table for table in (TARGETS, DEMONSTRATIONS) if run.table(table).is_file()]
