@@ -124,7 +124,7 @@ def test_a_share_of_the_members_pay_at_a_later_state_of_the_episode(share, tmp_p
 
 
 def test_where_no_goal_pays_in_a_state_another_state_is_taken(tmp_path):
-    """Two of three later places are beyond the arena, where no goal pays: as in contexts, the third one is the goal."""
+    """Two of three later states are beyond the arena, where no goal pays: as in contexts, the third one is the goal."""
     episodes = make_episodes(tmp_path, [line([0.0, 0.5, 0.5, 0.1])], share=1.0)
     batches = replay_of(episodes).sample_steps(0, 2, seed=0)
     goals = (np.asarray(batches.observation[..., 4:]) * SCALES.observation_std[4:]).reshape(-1, 2)
