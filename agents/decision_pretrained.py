@@ -22,6 +22,8 @@ from pydantic import Field, model_validator
 
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig, RunConfig
+from ringrl.envs import is_hidden, is_task
+from ringrl.errors import UserError
 from ringrl.model.tokens import TokenLayout
 from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
@@ -56,9 +58,16 @@ class Agent(LabelledSequenceAgent[Config]):
     def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
         """Trajectories in no order (the paper's section 3); on tasks of a family all paid by a member drawn for them.
 
-        `data.hindsight` is the share of members that pay at a state of the context.
+        `data.hindsight` is the share of members that pay at a state of the context. Raises UserError where a context
+        would mix the hidden tasks of several sources.
         """
         c = self.config
+        recorded = not isinstance(store, RelabelledEpisodes) and is_task(task) and is_hidden(task)
+        if recorded and not c.within_source and len(store.sources) > 1:
+            raise UserError(
+                f"agent.within_source is false, and contexts of {task} would mix the tasks of {len(store.sources)} "
+                "sources; set agent.within_source=true"
+            )
         whole = TrajectorySampler(
             store.lengths, c.trajectories, c.fewest, source=store.source if c.within_source else None
         )
@@ -67,7 +76,7 @@ class Agent(LabelledSequenceAgent[Config]):
     def labels(self, config: RunConfig, episodes: Episodes) -> Labels:
         """The teacher's or the demonstrator's actions. Raises UserError where there are none, or of another task."""
         if self.config.teacher is None:
-            return demonstrator_labels(episodes)
+            return demonstrator_labels(episodes, config.data.task)
         return teacher_labels(Path(self.config.teacher), config, episodes)
 
     def tokens(self) -> TokenLayout:

@@ -1,5 +1,6 @@
 """The episodes of a store with the rewards of members of a family, computed from stored features as they are read."""
 
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -54,6 +55,10 @@ class RelabelledEpisodes:
     def source(self) -> Int32[np.ndarray, " episodes"]:
         """Index of the source of every episode."""
         return self.store.source
+
+    def checksum(self) -> int:
+        """CRC-32 of the features, to tell data apart; the members that pay are drawn, and are no data."""
+        return zlib.crc32(np.ascontiguousarray(self._features).data)
 
     @cached_property
     def drawn(self) -> Float32[np.ndarray, "episodes parameters"]:

@@ -2,6 +2,7 @@
 has to find out, or those of a demonstrator that a store has.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,13 @@ class Teacher:
         return self.agent.policy
 
     def about(self, step: int) -> dict:
-        """What the student's dataset.json says of it; `step`: of its checkpoint."""
-        return {"teacher": self.run.label(), "task": self.config.data.task, "step": step}
+        """What the student's dataset.json says of it; `step`: of its checkpoint.
+
+        Its seed and a checksum of its scales tell it from others of its label.
+        """
+        named = {"teacher": self.run.label(), "task": self.config.data.task, "step": step}
+        scales = zlib.crc32(self.run.normalizer_file.read_bytes())
+        return named | {"seed": self.config.seed, "scales": scales}
 
 
 def find_teacher(run: Path, config: RunConfig, episodes: Episodes) -> Teacher:
@@ -108,8 +114,16 @@ def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
     return Labels(labels, teacher.about(trained.step))
 
 
-def demonstrator_labels(episodes: Episodes) -> Labels:
-    """The actions of a store's demonstrator. Raises UserError where it has none, or members of a family pay."""
+def demonstrator_labels(episodes: Episodes, task: str) -> Labels:
+    """The actions of a store's demonstrator.
+
+    Args:
+        episodes: whose steps are to be labelled.
+        task: the student's.
+
+    Raises:
+        UserError: the store has no demonstrator, one of another task, or members of a family pay.
+    """
     if isinstance(episodes, RelabelledEpisodes):
         raise UserError(
             f"agent.teacher: give the run of an agent that sees the members of {episodes.family.name}, as td3 on "
@@ -119,6 +133,12 @@ def demonstrator_labels(episodes: Episodes) -> Labels:
         raise UserError(
             f"{episodes.path} has no actions of a demonstrator to learn from; collect it anew with `ringrl data "
             "collect_histories --demonstrator`, or give agent.teacher, the run of an agent that sees the task"
+        )
+    others = {source.task for source in episodes.sources if source.task is not None} - {task}
+    if others:
+        raise UserError(
+            f"{episodes.path}: its demonstrator acts for {', '.join(sorted(others))}, and data.task is {task}; give "
+            "agent.teacher, the run of an agent that sees the task"
         )
     return Labels("demonstrator", {"teacher": "demonstrator"})
 

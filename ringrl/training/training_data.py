@@ -1,15 +1,16 @@
 """Training data: where batches come from, what a run directory keeps of them, and whether they are still the same."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from ringrl.attention.layout import to_ring_order
 from ringrl.config import DataConfig, RunConfig
-from ringrl.envs import family_of, is_task, is_visible
+from ringrl.envs import RewardFamily, family_of, is_task, is_visible
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
 from ringrl.run import RunDirectory
@@ -21,6 +22,9 @@ from ringrl.sampling.token_windows import token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
 from ringrl.training.teacher import Labels
+
+_MEMBERS = 4096  # of a family, of which a visible parameter's scales are measured
+_SINCE = ("features", "seed", "scales")  # entries of dataset.json that earlier runs do not have
 
 SampleContexts = Callable[[Episodes, str, int], ContextSampler]
 """(episodes, task, action repeat) -> the sampler of an agent's contexts."""
@@ -72,8 +76,14 @@ class EpisodeData:
         data = self._config.data
         if not RunDirectory(run).exists:
             once = open_episodes(data, memory_limit=0)  # what it reads does not stay in memory
-            return Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
-        refuse_changed(self.card, run, str(data.store), but=("store",))
+            found = Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
+            if isinstance(once, RelabelledEpisodes) and once.visible:
+                return with_parameter_scales(found, once.family)
+            return found
+        drawn = isinstance(self.episodes, RelabelledEpisodes)
+        refuse_changed(self.card, run, str(data.store), but=("store", "returns") if drawn else ("store",))
+        # Those of the members that the run began with; how members are drawn may change.
+        self.card["returns"] = RunDirectory(run).dataset()["returns"]
         return RunDirectory(run).normalizer()
 
     @property
@@ -174,10 +184,25 @@ def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, "
     return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[shard.columns]
 
 
+def with_parameter_scales(normalizer: Normalizer, family: RewardFamily) -> Normalizer:
+    """Scales whose last dimensions, a member's parameter, are those of many members as tasks are drawn.
+
+    The members that were drawn for episodes are as few as these, and of few a number that is seldom not 0 has no scale.
+    """
+    members = family.members(np.random.default_rng(0), _MEMBERS).astype(np.float64)
+    mean, std = normalizer.observation_mean.copy(), normalizer.observation_std.copy()
+    width, spread = len(family.parameters), members.std(axis=0)
+    mean[-width:], std[-width:] = members.mean(axis=0), np.where(spread > 1e-7, spread + 1e-6, 1.0)
+    return replace(normalizer, observation_mean=mean, observation_std=std)
+
+
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:
-    """Raise UserError where `card` is not what `run` began with, in any entry but those named `but`."""
+    """Raise UserError where `card` is not what `run` began with, in any entry but those named `but`.
+
+    What a run of an earlier ringrl does not say of its features and labels (`_SINCE`) is not compared.
+    """
     known = RunDirectory(run).dataset()
-    changed = [name for name, value in card.items() if name not in but and known.get(name) != value]
+    changed = [name for name, value in card.items() if name not in but and _differs(name, known.get(name), value)]
     if changed:
         raise UserError(
             f"{where}: not the data that {run} began with ({', '.join(changed)} changed); "
@@ -185,9 +210,18 @@ def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ())
         )
 
 
+def _differs(name: str, known: Any, value: Any) -> bool:
+    if name in _SINCE and known is None:
+        return False
+    if name == "labels" and isinstance(known, dict):
+        return known != {key: each for key, each in value.items() if key in known or key not in _SINCE}
+    return known != value
+
+
 def _card(config: RunConfig, episodes: Episodes) -> dict:
     store = episodes.store if isinstance(episodes, RelabelledEpisodes) else episodes
-    return {
+    of_family = {"features": episodes.checksum()} if isinstance(episodes, RelabelledEpisodes) else {}
+    return of_family | {
         "task": config.data.task,
         "domain": store.domain,
         "store": str(config.data.store),

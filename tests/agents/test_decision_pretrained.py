@@ -1,6 +1,8 @@
 """The student of a teacher: what its steps are labelled with, what it may see, and what it needs once it is trained."""
 
+import json
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
@@ -17,8 +19,10 @@ from ringrl.errors import UserError
 from ringrl.model.transformer import make_attend
 from ringrl.run import RunDirectory
 from ringrl.store.builder import build
+from ringrl.store.episode_store import open_store
 from ringrl.training.processes import LocalShard
 from ringrl.training.state import build_model
+from ringrl.training.teacher import demonstrator_labels
 from tests.builders import TINY, make_config, random_episode
 
 HIDDEN, VISIBLE = "hidden_point_mass_goal_30mm", "visible_point_mass_goal_30mm"
@@ -113,7 +117,9 @@ def test_a_run_names_its_teacher_and_needs_it_no_more(folder, tmp_path):
     )
     run = ringrl.train(config, out=tmp_path / "run")
     labels = RunDirectory(run).dataset()["labels"]
-    assert labels == {"teacher": "td3", "task": VISIBLE, "step": 2}
+    scales = labels.pop("scales")
+    assert labels == {"teacher": "td3", "task": VISIBLE, "step": 2, "seed": 0}
+    assert scales == zlib.crc32((tmp_path / "teacher" / "normalizer.json").read_bytes())
     assert RunDirectory(run).config().agent.teacher == str(tmp_path / "teacher")
     (tmp_path / "teacher").rename(tmp_path / "gone")
     session = ringrl.load_agent(run).start(trial_steps=4)
@@ -123,6 +129,33 @@ def test_a_run_names_its_teacher_and_needs_it_no_more(folder, tmp_path):
     ringrl.train(None, *longer, f"agent.teacher={tmp_path / 'gone'}", resume=run)
     with pytest.raises(UserError, match="teacher: not a run directory"):
         ringrl.train(None, "training.steps=7", f"agent.teacher={tmp_path / 'teacher'}", resume=run)
+
+
+def test_a_run_goes_on_by_what_its_data_are_not_by_the_members_that_were_drawn(folder, tmp_path):
+    run = RunDirectory(ringrl.train(config_of(folder, training={"steps": 1}), out=tmp_path / "run"))
+    began = run.dataset()
+
+    def go_on(**changes):
+        run.dataset_file.write_text(json.dumps(began | changes))
+        ringrl.train(None, "training.steps=1", resume=run.path)
+        return run.dataset()
+
+    drawn_otherwise = [value + 1 for value in began["returns"]]
+    assert go_on(returns=drawn_otherwise)["returns"] == drawn_otherwise  # the scales are those of these too
+    with pytest.raises(UserError, match=r"not the data that .* began with \(features changed\)"):
+        go_on(features=began["features"] + 1)
+    with pytest.raises(UserError, match=r"\(labels changed\)"):
+        go_on(labels=began["labels"] | {"seed": 1})
+    earlier = {name: value for name, value in began["labels"].items() if name not in ("seed", "scales")}
+    del began["features"]
+    assert go_on(labels=earlier)["labels"]["seed"] == 0  # a run of before says neither
+
+
+def test_a_visible_parameters_scales_are_those_of_many_members(folder):
+    family, scales = family_of(VISIBLE), RunDirectory(folder / "teacher").normalizer()
+    members = family.members(np.random.default_rng(1), 20_000)
+    np.testing.assert_allclose(scales.observation_std[4:], members.std(axis=0), rtol=0.05)
+    np.testing.assert_allclose(scales.observation_mean[4:], members.mean(axis=0), atol=0.01)
 
 
 def test_it_learns_what_the_teacher_would_do(folder):
@@ -179,6 +212,11 @@ def test_a_demonstrator_of_the_store_labels_histories_of_hidden_tasks(tmp_path):
     np.testing.assert_array_equal(part["label"], batch["label"][rows][:, columns])
     run = ringrl.train(config, "training.steps=2", out=tmp_path / "run")
     assert RunDirectory(run).dataset()["labels"] == {"teacher": "demonstrator"}
+    with pytest.raises(UserError, match="would mix the tasks of 3 sources; set agent.within_source=true"):
+        ringrl.train(config, "agent.within_source=false", out=tmp_path / "mixed")
+    assert not RunDirectory(tmp_path / "mixed").exists
+    with pytest.raises(UserError, match="its demonstrator acts for hidden_point_mass_goal, and data.task is other"):
+        demonstrator_labels(open_store(tmp_path / "goals.store"), "other")
 
 
 def test_a_student_is_no_teacher(folder, tmp_path):

@@ -153,7 +153,8 @@ def test_a_run_resumes_exactly_and_acts_without_its_teacher(folder, tmp_path):
     actions = [ringrl.load_agent(run).start(trial_steps=4).act(observation) for run in (whole, half)]
     assert np.abs(actions[0]).max() <= 1 and actions[0].any()
     np.testing.assert_array_equal(actions[0], actions[1])
-    assert RunDirectory(whole).dataset()["labels"] == {"teacher": "td3", "task": VISIBLE, "step": 20}
+    labels = RunDirectory(whole).dataset()["labels"]
+    assert labels.items() >= {"teacher": "td3", "task": VISIBLE, "step": 20}.items()
 
 
 def test_critics_may_also_be_of_the_task_itself(folder):
