@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from ringrl.envs import DMControlEnv, RewardFamily, make_env
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.relabelling.reward_physics import Needs, Recorder, RowByRow, needs_of
+from ringrl.relabelling.reward_physics import Needs, Recorder, RowByRow, first_rejected, needs_of
 
 
 class FeatureReader:
@@ -45,6 +45,9 @@ class FeatureReader:
                 f"features of {self.family.name}: it has states of width {states} and actions of width {actions}, the "
                 f"episode {episode.dims.physics} and {episode.dims.action}"
             )
+        row = first_rejected(episode.physics, self._environment.physics.model)
+        if row is not None:
+            raise UserError(f"features of {self.family.name}: MuJoCo rejects the state of row {row}")
         controls = self._environment.control(episode.action)
         try:
             return self._read(episode.physics, np.concatenate([np.zeros_like(controls[:1]), controls]))

@@ -49,6 +49,8 @@ _CALLS = ("mj_kinematics", "mj_comPos", "mj_sensorPos", "mj_comVel", "mj_subtree
 _POSITION_CALLS = set(_CALLS[:3])
 # mj_sensorVel computes a subtree's velocity only if mj_step1 has marked the last one as stale: mj_subtreeVel is first.
 _VELOCITY_CALLS = {"mj_kinematics", "mj_comPos", "mj_comVel", "mj_subtreeVel", "mj_sensorVel"}
+# Beyond it mj_checkPos and mj_checkVel call a state bad, and reset it.
+_STATE_LIMIT = mujoco.mjMAXVAL
 # Rows in memory at once: an episode of the suite in one go, one of millions of rows in bounded memory.
 _ROWS_AT_ONCE = 1024
 # A float64 has 29 bits more than a float32; where the two ways differ in the last one, a reward near 0 may amplify it.
@@ -240,6 +242,15 @@ class Recorder:
                     array[row] = field
             recorded |= dict(zip(names, arrays, strict=True))
         return {name: PerRow(values) for name, values in recorded.items()}
+
+
+def first_rejected(states: States, model: Any) -> int | None:
+    """The first row that MuJoCo would call a bad state of `model`, and reset; None: it takes all.
+
+    `Recorder` computes what rewards read of such a state without a word.
+    """
+    good = (np.abs(states[:, : model.nq + model.nv]) <= _STATE_LIMIT).all(axis=1)
+    return None if good.all() else int(np.argmin(good))
 
 
 def _is_certain(rewards: Float64[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float32
 from ringrl.envs import DMControlEnv, family_of, make_env, split_task, tasks
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.relabelling.reward_physics import Mode, Needs, Recorder, RowByRow, needs_of
+from ringrl.relabelling.reward_physics import Mode, Needs, Recorder, RowByRow, first_rejected, needs_of
 
 __all__ = ["Examined", "Mode", "Relabeler", "examine", "relabelable_tasks"]
 
@@ -29,8 +29,6 @@ __all__ = ["Examined", "Mode", "Relabeler", "examine", "relabelable_tasks"]
 _NOT_IN_REWARDS = ("light_", "wrap_prm")
 # Those that are read when things collide, but not for positions and velocities.
 _NOT_IN_KINEMATICS = (*_NOT_IN_REWARDS, "geom_size", "geom_rbound", "geom_aabb", "bvh_")
-# Beyond it mj_checkPos and mj_checkVel call a state bad, and reset it.
-_STATE_LIMIT = mujoco.mjMAXVAL
 
 
 class Relabeler:
@@ -94,7 +92,9 @@ class Relabeler:
         self._check_widths(episode)
         rewards = np.zeros((episode.length, len(self.tasks)), np.float32)
         states = episode.physics[1:]
-        self._check_states(states)
+        row = first_rejected(states, self._environments[0].physics.model)
+        if row is not None:
+            raise UserError(f"cannot relabel an episode of {self.domain}: MuJoCo rejects the state of row {row + 1}")
         try:
             for part, columns in self._parts:
                 controls = self._environments[columns[0]].control(episode.action)
@@ -111,13 +111,6 @@ class Relabeler:
                     f"cannot relabel with {environment.task_id}: it has states of width {states} and actions of width "
                     f"{actions}, the episode {episode.physics.shape[1]} and {episode.action.shape[1]}"
                 )
-
-    def _check_states(self, states: np.ndarray) -> None:
-        model = self._environments[0].physics.model
-        good = np.abs(states[:, : model.nq + model.nv]) <= _STATE_LIMIT
-        if not good.all():
-            row = int(np.argmin(good.all(axis=1))) + 1
-            raise UserError(f"cannot relabel an episode of {self.domain}: MuJoCo rejects the state of row {row}")
 
     def _share_physics(self, columns: list[int], ignored: tuple[str, ...]) -> list[list[int]]:
         """`columns` in groups whose models differ in nothing but `ignored`: each state is computed once a group."""

@@ -60,3 +60,12 @@ def test_an_episode_of_another_domain_is_refused():
     wide = dataclasses.replace(episode, physics=np.zeros((STEPS + 1, 6)))
     with pytest.raises(UserError, match="it has states of width 4 and actions of width 2, the episode 6 and 2"):
         FeatureReader(FAMILIES["point_mass_goal_10mm"])(wide)
+
+
+@pytest.mark.parametrize("name", ["walker_motion", "point_mass_goal_10mm"])
+def test_a_state_that_mujoco_rejects_is_refused_by_its_row(name):
+    episode, _ = live(f"hidden_{name}")
+    physics = episode.physics.copy()
+    physics[5, 1] = 1e12
+    with pytest.raises(UserError, match=f"features of {name}: MuJoCo rejects the state of row 5"):
+        FeatureReader(FAMILIES[name])(dataclasses.replace(episode, physics=physics))

@@ -40,7 +40,7 @@ CUSTOM: dict[str, dict[str, Callable[[int], Environment]]] = {
     "quadruped": quadruped.TASKS,
     "reacher_arm": reacher_arm.TASKS,
     "walker": walker.TASKS,
-    **hidden.DOMAINS,
+    **{domain: dict(tasks) for domain, tasks in hidden.DOMAINS.items()},  # to which those of families are added
 }
 """Domain -> task name -> environment of a seed."""
 

@@ -124,7 +124,9 @@ class MemberTask(base.Task):
 
     def __getattr__(self, name: str) -> Any:
         """What the inner task has and this one has not."""
-        return getattr(self.__dict__["_inner"], name)
+        if "_inner" not in self.__dict__:  # as copies are asked before they are filled
+            raise AttributeError(name)
+        return getattr(self._inner, name)
 
     def initialize_episode(self, physics: Any) -> None:
         """As the inner task."""
