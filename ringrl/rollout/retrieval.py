@@ -10,8 +10,9 @@ It bounds nothing: an agent that reads several rewards together may know more, a
 | was not, or where no member pays | a member drawn as tasks are, by the environment's seed, not its own |
 
 States beyond the arena in which goals lie may be paid a little, and no goal can lie there: then the next best counts.
-Rewards and states are those of environment steps, and rewards of any size are read, also those that a model which
-sees them beside numbers of order 1 does not. Its own trials teach it nothing, for a rollout has no features.
+Rewards and states are those of environment steps, and rewards of any size are read: of goals whose rewards never end
+(maze, jaco) also those that are nothing beside the numbers of order 1 that a model sees. Its own trials teach it
+nothing, for a rollout has no features.
 """
 
 from collections.abc import Mapping, Sequence

@@ -217,27 +217,6 @@ def test_parameters_that_no_member_has(task, parameter, message):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("millimetres", "off", "paid"), [(10, 0.01, 1), (10, 0.02, 0.1), (15, 0.03, 0.1), (30, 0.09, 1e-4)]
-)
-def test_a_goal_pays_1_within_its_radius_a_tenth_at_twice_it(millimetres, off, paid):
-    family = FAMILIES[f"point_mass_goal_{millimetres}mm"]
-    place, goal = np.float32([0.1, 0.05 + off]), np.float32([0.1, 0.05])
-    assert family.reward(place, goal) == pytest.approx(paid, rel=1e-4)
-
-
-def test_a_field_pays_the_best_of_height_times_nearness():
-    family = FAMILIES["point_mass_field"]
-    bumps = np.zeros((16, 3), np.float32)
-    bumps[:2] = [[0.1, 0.1, 1.0], [0.1, 0.12, 0.5]]
-    bumps[2:, :2] = -0.2
-    where = np.float32([[0.1, 0.1], [0.1, 0.12], [0.1, 0.13], [0.1, 0.14], [0.0, 0.0]])
-    # 2 cm from the first a tenth of 1, less than 0.5; 1 cm further, still within the second; a tenth of 0.5; nothing.
-    np.testing.assert_allclose(family.reward(where, bumps.ravel()), [1, 0.5, 0.5, 0.05, 0], rtol=1e-4)
-    heights = family.members(np.random.default_rng(0), 100).reshape(100, 16, 3)[..., 2]
-    assert (heights[:, 0] == 1).all() and (np.diff(heights) <= 0).all() and (heights > 0.01).all()
-
-
 def test_no_goal_of_the_maze_lies_in_a_wall():
     goals = FAMILIES["point_mass_maze_goal_15mm"].members(np.random.default_rng(0), 5000)
     bar = (np.abs(goals[:, 1]) < 0.03) & (np.abs(goals[:, 0]) < 0.2)

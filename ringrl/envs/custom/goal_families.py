@@ -1,6 +1,9 @@
 """Families of goals: a hidden place, paid as ExoRL's maze pays (Yarats et al. 2022), nothing anywhere else.
 
 The arm's finger is paid as by the suite's reacher: all or nothing. A field has many goals, each worth something else.
+Goals and fields of the point mass pay exactly 0 where they would pay less than a thousandth. A Gaussian never ends:
+its least rewards tell where a goal is to whoever compares rewards of any size, and tell nothing to a model that sees
+them beside numbers of order 1. The maze and jaco have tasks of ExoRL as members, so they pay as these do, to the end.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,7 @@ Draw = Callable[[np.random.Generator, int], Rows]
 
 _ARENA = 0.26  # m, half the side of the square in which goals lie; a point mass moves within 0.29
 _TRIAL = 8.0  # s; a point mass crosses the arena in 6
+_LEAST = 1e-3  # of the rewards of goals that no task sets; less is 0
 _MAZE_RADIUS = 0.015  # m, as in ExoRL
 _MAZE_APART = 0.05  # m: so near a goal of ExoRL's tasks no other goal lies; 4.5 cm off these pay 0.01
 _WALL, _WALL_END = 0.03, 0.20  # m, from the cross's axes and middle; its half-widths with the mass's radius
@@ -27,7 +31,7 @@ _ARM_APART = 0.05  # m: twice the distance at which a finger touches a target of
 _JACO_RADIUS, _JACO_APART = 0.05, 0.15  # m
 _JACO_BOX = ((-0.2, -0.2, 0.001), (0.2, 0.2, 0.3))  # m: where a hand starts, down to the table
 _BUMPS, _BUMP_RADIUS = 16, 0.01
-_BUMP_END = 5 * _BUMP_RADIUS  # from here on a bump pays nothing; it would be less than 1e-16
+_BUMP_END = 2.74 * _BUMP_RADIUS  # from here on a bump, which is at most 1 high, pays less than _LEAST
 _RUNG = 0.75  # as high, about, is each of a field's bumps as the one before
 
 
@@ -52,6 +56,11 @@ def near_place(
     """1 within `radius` of a goal, a tenth at twice that, and so on as a Gaussian: `rewards.tolerance` of the suite."""
     beyond = np.maximum(distance(place, goal) - radius, 0.0) / radius
     return np.exp(np.log(0.1) * np.square(beyond))
+
+
+def noticeable(paid: Float64[np.ndarray, "*rows"]) -> Float64[np.ndarray, "..."]:
+    """Rewards, with 0 in place of those below a thousandth."""
+    return np.where(paid < _LEAST, 0.0, paid)
 
 
 def within(metres: float) -> Callable[[Rows, np.ndarray], Bool[np.ndarray, " n"]]:
@@ -90,7 +99,7 @@ def _point_mass_goal(millimetres: int) -> RewardFamily:
         features=("x", "y"),
         parameters=("goal_x", "goal_y"),
         read=_position,
-        pay=lambda features, parameter: near_place(features, parameter, radius),
+        pay=lambda features, parameter: noticeable(near_place(features, parameter, radius)),
         draw=_in_arena,
         fit=lambda rng, features: _goals_at(rng, features, radius),
     )
@@ -105,7 +114,7 @@ def _field_reward(features: np.ndarray, parameter: np.ndarray) -> np.ndarray:
         some = squares < _BUMP_END**2  # of 100 pairs of a state and a bump 3: roots and exponentials of all take long
         beyond = np.maximum(np.sqrt(squares[some]) - _BUMP_RADIUS, 0.0) / _BUMP_RADIUS
         paid[some] = np.maximum(paid[some], height[some] * np.exp(np.log(0.1) * np.square(beyond)))
-    return paid
+    return noticeable(paid)
 
 
 def _draw_field(rng: np.random.Generator, count: int) -> Rows:
