@@ -38,6 +38,7 @@ STUDENT = Job(
     evaluations=("--no-reference", f"{_SHOWN} {_ROOM}"),
     after=("relabelled_teacher",),
 )
+# It acts every 8 environment steps, the others every 4: the head of its config says why.
 FB = Job("relabelled_fb", "relabelled_fb", (TRAIN, TEST), evaluations=("--no-reference", _SHOWN))
 
 ROWS = {"small": (TEACHER, STUDENT), "relabelled": (TEACHER, STUDENT, FB)}
