@@ -1,7 +1,8 @@
 """In-context TD3: an actor that reads a hidden task from its context, and climbs critics that see the task.
 
 - context: n whole trajectories of one hidden task in no order, of any quality; each context is of another task
-- tokens: observation, previous action and reward, one token a step; no returns
+- tokens: observation, and the action and reward before it in its trial, one token a step; no returns. So no step sees a
+  trial's last reward: where trials end as they are paid, set `fused: false`
 - loss: at every step what the actor's action loses of the teacher's value, by the teacher's first critic
 - acts: on k given trajectories or its own trials in one context, with no weight update and no noise
 

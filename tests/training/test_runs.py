@@ -94,7 +94,7 @@ def test_the_same_losses_on_every_mesh(fused, mesh, accumulation, trained):
 def test_a_checkpoint_of_a_ring_is_restored_on_one_device(trained, tiny_config, tmp_path):
     config, ring_run = trained(True, (("seq", 4),))
     run = shutil.copytree(ring_run, tmp_path / "run")
-    _, like = init_state(config, make_decoder("agentic_transformer"), SIZES, make_mesh(config.mesh))
+    _, like = init_state(config, make_decoder(config.agent), SIZES, make_mesh(config.mesh))
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.latest_step == 5
         ring, about = checkpoints.restore(like)
@@ -259,6 +259,7 @@ def test_evaluation_reads_the_run_and_leaves_its_checkpoints_alone(finished, mon
     with pytest.raises(UserError, match="not a run directory"):
         evaluate(tmp_path)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    (tmp_path / "dataset.json").write_text((run / "dataset.json").read_text())
+    for name in ("dataset.json", "run.json", "agent.py"):
+        shutil.copy(run / name, tmp_path)
     with pytest.raises(UserError, match="train the run first"):
         evaluate(tmp_path)
