@@ -56,10 +56,15 @@ def as_retrieval(run: Path, agent: TrainedAgent, task: str, *, knows: bool = Fal
         knows: it is given the environments' own members instead, of which a guess falls short.
 
     Raises:
-        UserError: an agent with a context of its own, or a task of other widths.
+        UserError: an agent with a context of its own, or a task of another domain or of other widths.
     """
-    family = family_of(task)
-    assert family is not None
+    family, own = family_of(task), family_of(agent.config.data.task)
+    assert family is not None and own is not None
+    if family.domain != own.domain:
+        raise UserError(
+            f"--task {task}: is of {family.domain}, and {agent.name} sees members of {own.name}, of {own.domain}; give "
+            "a task of that domain"
+        )
     if agent.has_context or agent.description.across_trials:
         raise UserError(
             f"--task {task}: {agent.name} has a context of its own, and retrieval sends an agent that sees one "

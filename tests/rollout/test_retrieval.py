@@ -141,6 +141,10 @@ def test_what_is_no_retrieval_is_refused(teacher):
     with pytest.raises(UserError, match="--ablation: retrieval keeps one state of its demonstrations") as refused:
         EvaluateVerb(teacher, task=HIDDEN, ablation=("blind",)).run()
     assert "\n" not in str(refused.value)
+    with pytest.raises(
+        UserError, match="--task hidden_point_mass_maze.*: is of point_mass_maze, and td3 sees members of"
+    ):
+        evaluate(teacher, task="hidden_point_mass_maze_goal_15mm")  # of the same widths
     agent = load_agent(teacher)
     with pytest.raises(UserError, match="has a context of its own"):
         as_retrieval(teacher, load_evaluated(teacher, "latest", {}, HIDDEN).agent, HIDDEN)
