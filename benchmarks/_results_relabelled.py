@@ -2,9 +2,9 @@
 
 from benchmarks._results_jobs import DATA, RUNS, Data, Job
 
-NAME = "point_mass_goal_10mm"
+NAME = "point_mass_goal_30mm"
 NUMBERS = "0 1 2 4 8 16 32 64 128"
-_COLLECT = "collect --task point_mass_easy --policy correlated --action-repeat 4 --time-limit 400"
+_COLLECT = "collect --task point_mass_easy --policy random --action-repeat 4 --time-limit 400"
 _STORE = f"--tasks point_mass_easy --families {NAME}"
 
 
@@ -32,8 +32,8 @@ STUDENT = Job(
     (TRAIN, TEST),
     {"agent.teacher": f"{RUNS}/relabelled_teacher-seed{{seed}}"},
     longer=(
-        {"agent.trajectories": 32, "data.hindsight": 0.5, "training.steps": 2400},
-        {"agent.trajectories": 128, "training.steps": 3000},
+        {"agent.trajectories": 32, "data.hindsight": 0.5, "training.steps": 1500},
+        {"agent.trajectories": 128, "training.steps": 1800},
     ),
     evaluations=("--no-reference", f"{_SHOWN} {_ROOM}"),
     after=("relabelled_teacher",),
