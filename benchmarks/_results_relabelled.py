@@ -31,10 +31,6 @@ STUDENT = Job(
     "relabelled_dpt",
     (TRAIN, TEST),
     {"agent.teacher": f"{RUNS}/relabelled_teacher-seed{{seed}}"},
-    longer=(
-        {"agent.trajectories": 32, "data.hindsight": 0.5, "training.steps": 1500},
-        {"agent.trajectories": 128, "training.steps": 1800},
-    ),
     evaluations=("--no-reference", f"{_SHOWN} {_ROOM}"),
     after=("relabelled_teacher",),
 )
