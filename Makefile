@@ -13,7 +13,7 @@ help:
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lint      ruff and pyright"
 	@echo "make bench     every benchmark against its peer"
-	@echo "make results-small  return against trajectories in the context, one seed, in 30 minutes"
+	@echo "make results-small  return against trajectories in the context, one seed, in some 12 minutes"
 	@echo "make results   all rows of docs/results.md, three seeds, in 8 hours"
 
 demo: $(READY)

@@ -1,7 +1,7 @@
 """The evidence of docs/results.md, a row at a time: data, three training seeds of every agent, evaluation, report.
 
-    python -m benchmarks.results small      # return against trajectories in the context, one seed: 30 minutes
-    python -m benchmarks.results relabelled # the same, three seeds, and what it is compared with: 2 hours
+    python -m benchmarks.results small      # return against trajectories in the context, one seed: some 12 minutes
+    python -m benchmarks.results relabelled # the same, three seeds, and what it is compared with: 1 hour
     python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks: 2 hours
     python -m benchmarks.results context    # row 3: return against trajectories in the context: 1.5 hours
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 2 hours

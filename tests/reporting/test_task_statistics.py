@@ -131,6 +131,14 @@ def test_normalised_scores():
     assert (score.value, score.low, score.high) == (50, 0, 100)
 
 
+def test_data_paid_by_drawn_members_are_no_scale():
+    members = replace(dataset([0.0, 400.0]), relabel="members")
+    section = TaskSection("t", (), np.array([[0.0, 20.0]]), np.zeros((0, 0)), (members,), ())
+    assert references(section).top_decile is None and references(section).scale is None
+    both = replace(section, datasets=(members, dataset([5.0])))
+    assert references(both).top_decile == 5
+
+
 def test_there_is_no_scale_without_both_ends_in_order():
     assert References(None, 10.0, 11.0).scale is None
     assert References(Estimate(5.0), None, None).scale is None
