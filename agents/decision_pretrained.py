@@ -29,6 +29,7 @@ from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.sequence_agent import LabelledSequenceAgent
+from ringrl.store.episode_store import Store
 from ringrl.training.teacher import Labels, demonstrator_labels, teacher_labels
 
 
@@ -62,8 +63,8 @@ class Agent(LabelledSequenceAgent[Config]):
         would mix the hidden tasks of several sources.
         """
         c = self.config
-        recorded = not isinstance(store, RelabelledEpisodes) and is_task(task) and is_hidden(task)
-        if recorded and not c.within_source and len(store.sources) > 1:
+        recorded = is_task(task) and is_hidden(task)
+        if isinstance(store, Store) and recorded and not c.within_source and len(store.sources) > 1:
             raise UserError(
                 f"agent.within_source is false, and contexts of {task} would mix the tasks of {len(store.sources)} "
                 "sources; set agent.within_source=true"

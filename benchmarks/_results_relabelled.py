@@ -31,7 +31,7 @@ STUDENT = Job(
     "relabelled_dpt",
     (TRAIN, TEST),
     {"agent.teacher": f"{RUNS}/relabelled_teacher-seed{{seed}}"},
-    evaluations=("--no-reference", f"{_SHOWN} {_ROOM}"),
+    evaluations=(f"--no-reference {_ROOM}", f"{_SHOWN} {_ROOM}"),
     after=("relabelled_teacher",),
 )
 # It acts every 8 environment steps, the others every 4: the head of its config says why.
