@@ -22,14 +22,11 @@ from pydantic import Field, model_validator
 
 from ringrl.agent import AgentDescription, RolloutSpec
 from ringrl.config import AgentConfig, RunConfig
-from ringrl.envs import is_hidden, is_task
-from ringrl.errors import UserError
 from ringrl.model.tokens import TokenLayout
-from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
-from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
+from ringrl.sampling.relabelled import Episodes
+from ringrl.sampling.relabelled_samplers import sample_one_task
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.sequence_agent import LabelledSequenceAgent
-from ringrl.store.episode_store import Store
 from ringrl.training.teacher import Labels, demonstrator_labels, teacher_labels
 
 
@@ -63,16 +60,7 @@ class Agent(LabelledSequenceAgent[Config]):
         would mix the hidden tasks of several sources.
         """
         c = self.config
-        recorded = is_task(task) and is_hidden(task)
-        if isinstance(store, Store) and recorded and not c.within_source and len(store.sources) > 1:
-            raise UserError(
-                f"agent.within_source is false, and contexts of {task} would mix the tasks of {len(store.sources)} "
-                "sources; set agent.within_source=true"
-            )
-        whole = TrajectorySampler(
-            store.lengths, c.trajectories, c.fewest, source=store.source if c.within_source else None
-        )
-        return MemberSampler(whole, store, conditioned=False) if isinstance(store, RelabelledEpisodes) else whole
+        return sample_one_task(store, task, c.trajectories, c.fewest, within_source=c.within_source)
 
     def labels(self, config: RunConfig, episodes: Episodes) -> Labels:
         """The teacher's or the demonstrator's actions. Raises UserError where there are none, or of another task."""

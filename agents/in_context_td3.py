@@ -54,8 +54,8 @@ from ringrl.errors import UserError
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.tokens import TokenLayout
 from ringrl.sampling.normalizer import Normalizer
-from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
-from ringrl.sampling.relabelled_samplers import MemberSampler, TrajectorySampler
+from ringrl.sampling.relabelled import Episodes
+from ringrl.sampling.relabelled_samplers import sample_one_task
 from ringrl.sampling.samplers import ContextSampler
 from ringrl.sequence_agent import LabelledSequenceAgent, Losses, Prediction
 from ringrl.training.sequence_trainer import SequenceTrainer
@@ -71,6 +71,7 @@ class Config(AgentConfig):
     trajectories: int = Field(default=4, ge=1)  # n, the most trajectories in a context
     # the fewest: each context has a uniform number from here to n (with packing, rows are filled); None: always n
     fewest: int | None = Field(default=None, ge=1)
+    within_source: bool = False  # whether a context is of one source only: for stores where a source is a hidden task
     teacher: str | None = None  # a run of an agent with critics that sees the task, as td3 on its visible twin
     clone_weight: float = Field(default=0.3, ge=0)  # w, of cloning the teacher's action beside its critic
     floor: float = Field(default=0.02, gt=0)  # share of |Q| below which a difference of values is none
@@ -90,9 +91,12 @@ class Agent(LabelledSequenceAgent[Config]):
     description = AgentDescription("In-context TD3", across_trials=True)
 
     def context_sampler(self, store: Episodes, task: str, action_repeat: int) -> ContextSampler:
-        """Trajectories in no order; on tasks of a family all paid by a member drawn for them."""
-        whole = TrajectorySampler(store.lengths, self.config.trajectories, self.config.fewest)
-        return MemberSampler(whole, store, conditioned=False) if isinstance(store, RelabelledEpisodes) else whole
+        """Trajectories in no order; on tasks of a family all paid by a member drawn for them.
+
+        Raises UserError where a context would mix the hidden tasks of several sources.
+        """
+        c = self.config
+        return sample_one_task(store, task, c.trajectories, c.fewest, within_source=c.within_source)
 
     def labels(self, config: RunConfig, episodes: Episodes) -> Labels:
         """The teacher's actions, against whose values the actor's are measured."""

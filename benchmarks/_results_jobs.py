@@ -25,7 +25,6 @@ class Job:
     overrides: Mapping[str, object] = field(
         default_factory=dict
     )  # of the config; RUNS of other jobs in them have {seed}
-    longer: tuple[Mapping[str, object], ...] = ()  # changes under which the training is resumed, one after the other
     # Options of `ringrl evaluate`, once for each. That random and expert are rolled out once a seed is enough.
     evaluations: tuple[str, ...] = ("",)
     after: tuple[str, ...] = ()  # names of the jobs whose runs it needs

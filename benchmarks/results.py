@@ -141,11 +141,8 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
     if directory.timing_file.exists():
         return
     began = time.perf_counter()
-    _ringrl(
-        f"train --resume {run}" if resumed else f"train {job.config} seed={seed} {_written(changes)} --out {run}", cores
-    )
-    for longer in job.longer:
-        _ringrl(f"train --resume {run} {_written(longer)}", cores)
+    written = " ".join(shlex.quote(f"{name}={value}") for name, value in changes.items())
+    _ringrl(f"train --resume {run}" if resumed else f"train {job.config} seed={seed} {written} --out {run}", cores)
     trained = time.perf_counter()
     for options in job.evaluations:
         _ringrl(f"evaluate {run} {options}".rstrip(), cores)
@@ -154,19 +151,11 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
 
 
 def _check_settings(job: Job, seed: int) -> None:
-    """End where a run was made with other settings than the job's, at any of its lengths."""
+    """End where a run was made with other settings than the job's."""
     run, changes = job.run(seed), job.changes(seed)
     found = load_config(RunDirectory(run).settings(), ("model.rope_base=null",))  # a run writes which it chose
-    stages = [changes]
-    for longer in job.longer:
-        stages.append(stages[-1] | dict(longer))
-    wanted = [load_config(job.config, (f"seed={seed}", *(f"{k}={v}" for k, v in each.items()))) for each in stages]
-    if found not in wanted:
+    if found != load_config(job.config, (f"seed={seed}", *(f"{name}={value}" for name, value in changes.items()))):
         sys.exit(f"{run} was made with other settings; remove it, or start over with --fresh")
-
-
-def _written(changes: Mapping[str, object]) -> str:
-    return " ".join(shlex.quote(f"{name}={value}") for name, value in changes.items())
 
 
 def _publish(report: Path, out: Path, figures: tuple[str, ...]) -> None:

@@ -95,8 +95,7 @@ def test_the_trainings_of_the_evidence_are_of_configs_that_load(name):
 @pytest.mark.parametrize("name", [name for name in JOBS if "--trajectories" in " ".join(JOBS[name].evaluations)])
 def test_contexts_have_room_for_all_trajectories_and_a_trial(name):
     job = JOBS[name]
-    changes = {key: value for each in (job.changes(0), *job.longer) for key, value in each.items()}
-    config = load_config(job.config, tuple(f"{key}={value}" for key, value in changes.items()))
+    config = load_config(job.config, tuple(f"{key}={value}" for key, value in job.changes(0).items()))
     decoder = make_agent(config.agent).decoder
     for command in [shlex.split(each) for each in job.evaluations if "--trajectories" in each]:
         verb = tyro.cli(EvaluateVerb, args=["RUN", *command])

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from ringrl.batch import ContextPlan
+from ringrl.envs import is_hidden, is_task
 from ringrl.errors import UserError
 from ringrl.sampling.episode_pools import draw_pool, pool_of, pools_of
-from ringrl.sampling.relabelled import RelabelledEpisodes
+from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.samplers import ContextSampler, jittered, whole_episodes
+from ringrl.store.episode_store import Store
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,3 +123,29 @@ class MemberSampler:
             completed=returns[rank] == best,
             parameter=parameter,
         )
+
+
+def sample_one_task(
+    episodes: Episodes, task: str, trajectories: int, fewest: int | None, *, within_source: bool
+) -> ContextSampler:
+    """Whole episodes of one task in no order; on tasks of a family all paid by a member drawn for them.
+
+    Args:
+        episodes: what is drawn from.
+        task: whose rewards.
+        trajectories: as in `TrajectorySampler`.
+        fewest: likewise.
+        within_source: whether a context is of one source only.
+
+    Raises:
+        UserError: as `TrajectorySampler`, and where a context would mix the hidden tasks of several sources.
+    """
+    recorded = is_task(task) and is_hidden(task)
+    if isinstance(episodes, Store) and recorded and not within_source and len(episodes.sources) > 1:
+        raise UserError(
+            f"agent.within_source is false, and contexts of {task} would mix the tasks of {len(episodes.sources)} "
+            "sources; set agent.within_source=true"
+        )
+    source = episodes.source if within_source else None
+    whole = TrajectorySampler(episodes.lengths, trajectories, fewest, source=source)
+    return MemberSampler(whole, episodes, conditioned=False) if isinstance(episodes, RelabelledEpisodes) else whole

@@ -14,36 +14,24 @@ import ringrl
 from ringrl import recipes
 from ringrl.agent import make_agent
 from ringrl.batch import LABELLED_BATCH_SCHEMA
-from ringrl.envs import family_of, make_env
+from ringrl.envs import family_of
 from ringrl.errors import UserError
 from ringrl.model.transformer import make_attend
 from ringrl.run import RunDirectory
-from ringrl.store.builder import build
 from ringrl.store.episode_store import open_store
 from ringrl.training.processes import LocalShard
 from ringrl.training.state import build_model
 from ringrl.training.teacher import demonstrator_labels
-from tests.builders import TINY, make_config, random_episode
+from tests.agents.taught import HIDDEN, STEPS, VISIBLE, make_taught
+from tests.builders import TINY, make_config
 
-HIDDEN, VISIBLE = "hidden_point_mass_goal_30mm", "visible_point_mass_goal_30mm"
-STEPS, EPISODES = 12, 5
+FAMILIES = ("point_mass_goal_30mm", "point_mass_goal_15mm")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A store of point mass with the features of two families, and a teacher of one of them that has hardly learned."""
-    path, rng = tmp_path_factory.mktemp("taught"), np.random.default_rng(0)
-    families = [family_of(task) for task in (HIDDEN, "hidden_point_mass_goal_15mm")]
-    env = make_env("point_mass_easy", seed=0)
-    episodes = (random_episode(env, STEPS, rng) for _ in range(EPISODES))
-    position = lambda episode: episode.physics[:, :2].astype(np.float32)  # noqa: E731
-    features = {family.name: position for family in families if family is not None}
-    build(path / "pm.store", episodes, domain="point_mass", tasks=("point_mass_easy",), features=features)
-    data = {"store": str(path / "pm.store"), "task": VISIBLE, "action_repeat": 2}
-    training = {"steps": 2, "log_every": 1, "checkpoint_every": 2}
-    agent = {"name": "td3", "hidden": [8], "batch": 4}
-    ringrl.train({"data": data, "agent": agent, "training": training}, out=path / "teacher")
-    return path
+    """A store with the features of two families, and a teacher of one of them that has hardly learned."""
+    return make_taught(tmp_path_factory.mktemp("taught"), FAMILIES, updates=2, batch=4)
 
 
 def config_of(folder: Path, **sections):
@@ -215,6 +203,9 @@ def test_a_demonstrator_of_the_store_labels_histories_of_hidden_tasks(tmp_path):
     with pytest.raises(UserError, match="would mix the tasks of 3 sources; set agent.within_source=true"):
         ringrl.train(config, "agent.within_source=false", out=tmp_path / "mixed")
     assert not RunDirectory(tmp_path / "mixed").exists
+    climber = make_agent(make_config(TINY, agent={"name": "in_context_td3", "trajectories": 2}).agent)
+    with pytest.raises(UserError, match="would mix the tasks of 3 sources; set agent.within_source=true"):
+        climber.context_sampler(store, task, repeat)
     with pytest.raises(UserError, match="its demonstrator acts for hidden_point_mass_goal, and data.task is other"):
         demonstrator_labels(open_store(tmp_path / "goals.store"), "other")
 

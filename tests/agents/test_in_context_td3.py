@@ -12,36 +12,21 @@ import pytest
 import ringrl
 from ringrl.agent import make_agent
 from ringrl.batch import MEMBER_BATCH_SCHEMA
-from ringrl.envs import family_of, make_env
 from ringrl.errors import UserError
 from ringrl.model.output_heads import TanhMSE
 from ringrl.model.transformer import make_attend
 from ringrl.run import RunDirectory
 from ringrl.sampling.normalizer import Normalizer
-from ringrl.store.builder import build
 from ringrl.training.state import build_model
 from ringrl.training.teacher_critics import TeacherCritics, teacher_critics
-from tests.builders import TINY, make_config, random_episode
-
-HIDDEN, VISIBLE = "hidden_point_mass_goal_30mm", "visible_point_mass_goal_30mm"
-STEPS, EPISODES = 12, 5
+from tests.agents.taught import HIDDEN, VISIBLE, make_taught
+from tests.builders import TINY, make_config
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A store of point mass with the features of a family, and a TD3 that sees the member."""
-    path, rng = tmp_path_factory.mktemp("valued"), np.random.default_rng(0)
-    family = family_of(HIDDEN)
-    assert family is not None
-    env = make_env("point_mass_easy", seed=0)
-    episodes = (random_episode(env, STEPS, rng) for _ in range(EPISODES))
-    features = {family.name: lambda episode: episode.physics[:, :2].astype(np.float32)}
-    build(path / "pm.store", episodes, domain="point_mass", tasks=("point_mass_easy",), features=features)
-    data = {"store": str(path / "pm.store"), "task": VISIBLE, "action_repeat": 2}
-    training = {"steps": 20, "log_every": 20, "checkpoint_every": 20}
-    agent = {"name": "td3", "hidden": [8], "batch": 16}
-    ringrl.train({"data": data, "agent": agent, "training": training}, out=path / "teacher")
-    return path
+    """A store with the features of a family, and a TD3 that sees the member."""
+    return make_taught(tmp_path_factory.mktemp("valued"), ("point_mass_goal_30mm",), updates=20, batch=16)
 
 
 def config_of(folder: Path, **sections):
