@@ -74,6 +74,7 @@ class SequenceTrainer:
             with clock.waiting(values):
                 batch = first if step == start + 1 else next(batches)
                 placed = place_batch(batch, self.mesh, self._shard)
+            clock.count(batch)
             state, values = train_step(state, placed)
             yield step, state, values
 

@@ -7,19 +7,20 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ringrl.accelerators import find_accelerator
 from ringrl.config import RunConfig
 from ringrl.files import write_text
-from ringrl.model.flops import model_flops
+from ringrl.model.flops import model_flops, visible_share
 from ringrl.run import RunDirectory
 
 
@@ -151,8 +152,11 @@ class Clock:
 
     def __init__(self, config: RunConfig, tokens_per_step: int, params: Mapping[str, Any], devices: int):
         rows, steps = config.training.batch, config.training.row_steps
-        self._tokens = rows * steps * tokens_per_step
-        self._flops = model_flops(config.model, params, rows=rows, steps=steps, tokens_per_step=tokens_per_step)
+        self._tokens, self._steps = rows * steps * tokens_per_step, steps
+        self._flops = partial(
+            model_flops, config.model, params, rows=rows, steps=steps, tokens_per_step=tokens_per_step
+        )
+        self._visible: list[float] = []  # of each batch since the last lap
         peak, measured = peak_flops()
         self._peak, self._measured = peak * devices, float(measured)
         self._started, self._waited, self._done = time.perf_counter(), 0.0, 0
@@ -179,19 +183,24 @@ class Clock:
         if done.done():
             self._waited += left - min(max(entered, done.result()), left)
 
+    def count(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Note how much of a batch's rows attention sees, for the utilisation: of this process's share of the batch."""
+        self._visible.append(visible_share(batch["position"], batch["segment_ids"], steps=self._steps))
+
     def lap(self, step: int, done: int) -> dict[str, float]:
         """Rates since the last lap, for a run that is at `step` and has done `done` steps since it was started."""
         now = time.perf_counter()
         seconds, steps = now - self._started, done - self._done
+        flops = self._flops(visible=float(np.mean(self._visible)) if self._visible else 1.0)
         rates = {
             "tokens": float(step * self._tokens),
             "tokens_per_s": steps * self._tokens / seconds,
-            "mfu": steps * self._flops / seconds / self._peak,
+            "mfu": steps * flops / seconds / self._peak,
             "peak_flops": self._peak,
             "peak_measured": self._measured,
             "loader_wait": self._waited / seconds,
         }
-        self._started, self._waited, self._done = now, 0.0, done
+        self._started, self._waited, self._done, self._visible = now, 0.0, done, []
         return rates
 
 

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ringrl.agent import make_decoder
 from ringrl.config import ModelConfig
-from ringrl.model.flops import matrix_sizes, model_flops
+from ringrl.model.flops import matrix_sizes, model_flops, visible_share
 from ringrl.training.state import build_model, split_model
 
 
@@ -30,6 +31,18 @@ def test_model_flops_of_a_known_case():
     flops = model_flops(config, shapes(), rows=3, steps=5, tokens_per_step=2)
     attention = 3 * 2 * (2 * 2 * 64 * 10 * 10 / 2)
     assert flops == 3 * (6 * 2 * 64 * 256 * 10 + 6 * 64 * 3 * 5 + attention)
+    half = model_flops(config, shapes(), rows=3, steps=5, tokens_per_step=2, visible=0.5)
+    assert flops - half == 3 * attention / 2
+
+
+def test_what_is_visible_of_packed_rows():
+    """Two contexts of two steps see 1 + 2 pairs each, one of four 1 + 2 + 3 + 4, and padding none."""
+    position = np.array([[0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 0, 0]], np.int32)
+    ids = np.array([[1, 1, 2, 2], [1, 1, 1, 1], [1, 1, 0, 0]], np.int32)
+    for row, pairs in enumerate((6, 10, 3)):
+        assert visible_share(position[row : row + 1], ids[row : row + 1], steps=4) == pytest.approx(pairs / 10)
+    # A process that has the first and the last of four steps, as a zigzag deals them out, sees the whole row's share.
+    assert visible_share(position[1:2, [0, 3]], ids[1:2, [0, 3]], steps=4) == 1
 
 
 @pytest.mark.parametrize("activation, matrices", [("gelu", 2), ("swiglu", 3)])

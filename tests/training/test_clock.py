@@ -74,3 +74,17 @@ def test_a_line_after_the_first_step_has_no_other_to_tell_of(clock):
     wait(clock, 0, 0)
     time.sleep(0.1)
     assert share(clock, 2)[1] == pytest.approx(10, rel=0.3)
+
+
+def test_the_utilisation_counts_what_is_visible(clock):
+    """With all of a row one context there are more pairs than where it holds many; a lap forgets the last one's."""
+    steps = clock._steps
+    whole = {"position": np.arange(steps, dtype=np.int32)[None], "segment_ids": np.ones((1, steps), np.int32)}
+    apart = {"position": np.zeros((1, steps), np.int32), "segment_ids": np.arange(1, steps + 1, dtype=np.int32)[None]}
+    flops = []
+    for done, batch in enumerate((whole, apart, whole), 1):
+        clock.count(batch)
+        lap = clock.lap(done, done)
+        flops.append(lap["mfu"] / lap["tokens_per_s"])
+    assert flops[0] == pytest.approx(flops[2], rel=1e-9)
+    assert flops[1] < flops[0]
