@@ -52,6 +52,10 @@ def test_a_single_trial_is_shown_once(make_run, tmp_path):
     assert list(curve.shown) == ["first"] and "Agentic Transformer, the one trial: " in curve.finding("first")
     text = write_report([run], tmp_path / "report").read_text()
     assert text.count("after 16 demonstrations against") > 0 and "Left: mean return of the first" not in text
+    assert text.index("after 16 demonstrations</span>") < text.index("Return against demonstrations in the context")
+    assert "Return at each trial" not in text  # of a single trial there is nothing to see
+    lead, curve = (tmp_path / "report" / name for name in ("report.png", "demonstrations.png"))
+    assert lead.read_bytes() == curve.read_bytes()
 
 
 def test_agents_share_the_figure(make_run, tmp_path):

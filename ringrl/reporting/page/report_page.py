@@ -93,6 +93,8 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
     for entry in analyses:
         suffix = "" if len(analyses) == 1 else f"-{_slug(entry.section.task)}"
         figures = task_content.drawings(entry, suffix)
+        # Drawn first where there is a curve: the first figure is the lead figure.
+        demonstrations = draw_in(context_content.demonstrations(entry, suffix))
         sections.append(
             {
                 "task": entry.section.task,
@@ -101,9 +103,9 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
                 "findings": task_content.findings(entry),
                 "table": task_content.table(entry),
                 "per_trial": task_content.per_trial(entry),
-                "lead": draw(figures["lead"]),
+                "lead": draw(figures["lead"]) if figures["lead"] else None,
                 "trajectories": draw_in(context_content.trajectories(entry, suffix)),
-                "demonstrations": draw_in(context_content.demonstrations(entry, suffix)),
+                "demonstrations": demonstrations,
                 "ablations": draw_in(context_content.ablations(entry, suffix)),
                 "target": draw_in(context_content.target(entry, suffix)),
                 "data": [

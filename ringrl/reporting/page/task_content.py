@@ -13,6 +13,7 @@ from ringrl.reporting.figures.drawing import Drawing
 from ringrl.reporting.figures.loss_figures import loss_curves
 from ringrl.reporting.figures.trial_figures import returns_by_trial
 from ringrl.reporting.statistics.bootstrap import PAIRS_FOR_VERDICT, RESAMPLES, Estimate, show, show_number
+from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES, DataSet, TrainingCurves
 from ringrl.reporting.statistics.series import Series, TaskSection
 from ringrl.reporting.statistics.task_statistics import Analysis, References, normalised, trends, verdict
@@ -45,8 +46,11 @@ def drawings(analysis: Analysis, suffix: str) -> dict[str, Any]:
     }
 
 
-def _lead_figure(analysis: Analysis, suffix: str) -> Drawing:
+def _lead_figure(analysis: Analysis, suffix: str) -> Drawing | None:
+    """Returns over trials; None where all agents had a single one and the curve over demonstrations says more."""
     section, statistics = analysis.section, analysis.statistics
+    if analysis.demonstrations and all(series.returns.shape[2] == 1 for series in section.series):
+        return None
     return Drawing(
         f"returns_by_trial{suffix}",
         "Return at each trial",
@@ -237,21 +241,32 @@ def per_trial(analysis: Analysis) -> dict[str, Any]:
 
 
 def findings(analysis: Analysis) -> list[dict[str, Any]]:
-    """A card an agent: the return of its last trial, its score, and the verdict."""
-    cards = []
-    for series in analysis.section.series:
-        numbers = analysis.statistics[series.label]
-        score = normalised(series, numbers, analysis.levels)
-        cards.append(
-            {
-                "label": series.label,
-                "last": cell("", numbers.last),
-                "state": {True: "up", False: "down", None: "flat"}[numbers.improves],
-                "score": unbroken(show(score["last"])) if score and score["last"] else None,
-                "verdict": unbroken(verdict(series, numbers).removeprefix(f"{series.label}: ")),
-            }
-        )
-    return cards
+    """A card an agent: its headline return, what that is of, and the verdict.
+
+    The return is the first trial's after the most demonstrations where the agent was shown several numbers of them, and
+    else the last trial's, with its score.
+    """
+    shown = {curve.label: curve for curve in analysis.demonstrations}
+    cards = [
+        _shown_card(shown[series.label]) if series.label in shown else _trials_card(analysis, series)
+        for series in analysis.section.series
+    ]
+    return [card | {"verdict": unbroken(card["verdict"].removeprefix(f"{card['label']}: "))} for card in cards]
+
+
+def _trials_card(analysis: Analysis, series: Series) -> dict[str, Any]:
+    numbers = analysis.statistics[series.label]
+    score = normalised(series, numbers, analysis.levels)
+    scored = f" · score {unbroken(show(score['last']))}" if score and score["last"] else ""
+    state = {True: "up", False: "down", None: "flat"}[numbers.improves]
+    unit, words = f"last trial{scored}", verdict(series, numbers)
+    return {"label": series.label, "number": cell("", numbers.last), "unit": unit, "state": state, "verdict": words}
+
+
+def _shown_card(curve: DemonstrationCurve) -> dict[str, Any]:
+    state = {True: "up", False: "down", None: "flat"}[curve.above("first")]
+    unit, number = f"after {curve.numbers[-1]} demonstrations", cell("", curve.points["first"][-1])
+    return {"label": curve.label, "number": number, "unit": unit, "state": state, "verdict": curve.finding("first")}
 
 
 def unbroken(text: str) -> str:
