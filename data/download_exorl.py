@@ -25,9 +25,10 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from ringrl.download.http import fetch
 from ringrl.download.partial_file import forget
 from ringrl.errors import UserError
-from ringrl.files import atomic_folder, exclusive, write_text
+from ringrl.files import atomic_folder, write_text
 from ringrl.formats.archive import DamagedArchive, read_all
 from ringrl.formats.description import DOWNLOAD
+from ringrl.locks import exclusive
 from ringrl.progress import progress_bar
 
 DOMAINS = ("cartpole", "cheetah", "jaco", "point_mass_maze", "quadruped", "walker")
@@ -72,7 +73,7 @@ def main(args: Args) -> None:
         raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place with --out") from error
     about = {"domain": domain, "collector": collector}
     kept = out.with_name(f"{out.name}.zip")
-    with exclusive(out.with_name(f"{out.name}.lock")):
+    with exclusive(out.with_name(f".{out.name}.download.lock"), of=out):
         if out.exists() and not args.keep_zip:
             _verify_folder(out, about)
         elif kept.exists():

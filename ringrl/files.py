@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, and a lock between processes.
+"""Files and folders that are complete or absent.
 
 Everything is written under a temporary name on the same file system and renamed at the end, so that a reader, or the
 next run after a crash, sees the old content or the new, never a part. On an exception the temporary file or folder is
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ringrl.errors import UserError
+from ringrl.locks import exclusive
 
 _OLD = "-old"  # ends the name of a folder that is being replaced
 
@@ -57,7 +58,7 @@ def atomic_folder(out: Path, *, marker: str, overwrite: bool = False) -> Iterato
     """Yield a new folder `OUT.partial-HOST-PID` beside `out`; at the end rename it to `out`.
 
     The next call for the same `out` on a host removes the folders that its killed processes left. Of two calls at once
-    for the same `out` the second to end is refused, unless it may overwrite.
+    for the same `out` the second is refused (`ringrl.locks.exclusive`).
 
     Args:
         out: the folder to be; the folders above it are made.
@@ -65,9 +66,15 @@ def atomic_folder(out: Path, *, marker: str, overwrite: bool = False) -> Iterato
         overwrite: replace `out` if it exists.
 
     Raises:
-        UserError: if `out` cannot be made; if it exists, at the beginning or at the end, and `overwrite` is not set or
-            it has no `marker`.
+        UserError: if `out` cannot be made; if another process is making it; if it exists, at the beginning or at the
+            end, and `overwrite` is not set or it has no `marker`.
     """
+    with exclusive(out.with_name(f".{out.name}.lock"), of=out):
+        yield from _make_folder(out, marker, overwrite)
+
+
+def _make_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+    """`atomic_folder`, by the process that has the lock."""
     partial = out.with_name(f"{_prefix(out)}{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,58 +128,6 @@ def replace_folder(out: Path, new: Path, *, aside: Path) -> None:
         if aside.exists() and not out.exists():
             aside.rename(out)
         raise
-
-
-@contextmanager
-def exclusive(lock: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes and threads out of the same `with exclusive(lock)`; a killed process frees the lock.
-
-    The lock is the kernel's (flock) on a file that exists only meanwhile. It is not to be relied on between machines:
-    some shared file systems do not pass it on.
-
-    Args:
-        lock: the file; its folder must exist.
-        wait: wait until the lock is free.
-
-    Raises:
-        UserError: if another process has the lock and `wait` is not set, or `lock` cannot be written.
-    """
-    file = _try_lock(lock, wait)
-    while file is None:
-        file = _try_lock(lock, wait)
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(file)
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    """The error to raise where `path` cannot be written."""
-    return UserError(f"{path}: cannot be written ({error.strerror}); make room there, or choose another place")
-
-
-def _try_lock(lock: Path, wait: bool) -> int | None:
-    """The open file, locked; None if its last owner removed it between the two calls, so that it protects nothing."""
-    try:
-        file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise unwritable(lock, error) from error
-    import fcntl  # not on Windows, where nothing that needs a lock runs
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        if os.path.samestat(os.fstat(file), lock.stat()):
-            return file
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        os.close(file)
-        busy = isinstance(error, BlockingIOError)
-        what = "another process is at work on this; wait for it to end" if busy else f"cannot lock ({error.strerror})"
-        raise UserError(f"{lock}: {what}") from None
-    os.close(file)
-    return None
 
 
 def _prefix(out: Path) -> str:

@@ -20,7 +20,8 @@ A run without run.json, schema 0, names its agent in config.yaml, and calls an a
 """  # noqa: E501  # a table
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +35,9 @@ from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import find_recorded, record_paths, write_bytes, write_text
+from ringrl.locks import exclusive
 from ringrl.model_config import read_earlier
-from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
+from ringrl.run_tables import RunTables, read_json
 from ringrl.sampling.normalizer import Normalizer
 
 if TYPE_CHECKING:  # which imports JAX
@@ -43,11 +45,8 @@ if TYPE_CHECKING:  # which imports JAX
 
 SCHEMA = 2
 
-RETURNS, TARGETS, DEMONSTRATIONS, ABLATION = "returns", "targets", "demonstrations", "ablation-"
-"""Tables of evaluation/, without their ending; an ablation's name follows the last."""
 
-
-class RunDirectory:
+class RunDirectory(RunTables):
     """The files of one run.
 
     Attributes:
@@ -57,6 +56,7 @@ class RunDirectory:
 
     def __init__(self, path: str | Path, task: str | None = None):
         self.path, self.task = Path(path), task
+        super().__init__(self.path / "evaluation" / (task or ""))
         self.config_file = self.path / "config.yaml"
         self.record_file = self.path / "run.json"
         self.agent_file = self.path / "agent.py"
@@ -65,7 +65,6 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self.evaluation = self.path / "evaluation" / (task or "")
         self.finished_file = self.path / "finished"
         self.timing_file = self.path / "timing.json"
         self.report = self.path / "report"
@@ -76,15 +75,13 @@ class RunDirectory:
         """Whether there is a run."""
         return self.config_file.exists()
 
-    def table(self, name: str = RETURNS) -> Path:
-        """The file of a table of returns."""
-        return self.evaluation / f"{name}.csv"
-
-    def table_settings_file(self, name: str = RETURNS) -> Path:
-        """The JSON beside a table."""
-        return self.evaluation / ("evaluation.json" if name == RETURNS else f"{name}.json")
-
     # Training
+
+    @contextmanager
+    def training_alone(self) -> Iterator[None]:
+        """Keep other processes from training in this directory. UserError where one does, or it cannot be written."""
+        with exclusive(self.path / ".lock", of=self.path):
+            yield
 
     def write(
         self,
@@ -224,34 +221,6 @@ class RunDirectory:
                 raise UserError(f"{path} line {index + 1}: not a JSON object: mend or delete the line")
             yield entry
 
-    # Evaluation
-
-    def write_table(self, name: str, rows: Sequence[TrialReturn], settings: Mapping[str, Any]) -> Path:
-        """Write a table of evaluation/ and the JSON beside it; returns the table's path."""
-        self.evaluation.mkdir(exist_ok=True, parents=True)
-        write_text(self.table_settings_file(name), json.dumps(dict(settings), indent=1) + "\n")
-        write_returns(self.table(name), rows)
-        return self.table(name)
-
-    def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
-        """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""
-        swept: dict[str, Swept] = {TARGETS: "target_return", DEMONSTRATIONS: "demonstrations"}
-        return read_returns(self.table(name), swept.get(name))
-
-    def table_settings(self, name: str = RETURNS) -> dict[str, Any]:
-        """The JSON beside a table; empty where there is none."""
-        path = self.table_settings_file(name)
-        return read_json(path) if path.is_file() else {}
-
-    def ablation_tables(self) -> dict[str, str]:
-        """The tables of context ablations, by the ablation's name, in alphabetical order."""
-        files = [path.stem for prefix in ("probe-", ABLATION) for path in self.evaluation.glob(f"{prefix}*.csv")]
-        return dict(sorted({stem.partition("-")[2]: stem for stem in files}.items()))
-
-    def ablation_table(self, name: str) -> Path:
-        """The file of a context ablation's table."""
-        return self.table(self.ablation_tables().get(name, f"{ABLATION}{name}"))
-
     # run.json
 
     def _record(self) -> dict[str, Any] | None:
@@ -271,15 +240,3 @@ class RunDirectory:
             return AgentRecord(**record["agent"])
         except TypeError as error:
             raise UserError(f"{self.record_file}: `agent`: {error}; restore the file, or train again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, with the line, where the file holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value

@@ -2,13 +2,12 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.files import atomic_file, atomic_folder, exclusive, write_text
+from ringrl.files import atomic_file, atomic_folder, write_text
 
 PARTIAL = f"out.partial-{platform.node()}-"
 
@@ -20,8 +19,16 @@ def names(folder):
 def test_the_folder_appears_at_the_end(tmp_path):
     with atomic_folder(tmp_path / "deep" / "out", marker="m.json") as partial:
         (partial / "m.json").touch()
-        assert names(tmp_path / "deep") == [f"{PARTIAL}{os.getpid()}"]
+        assert names(tmp_path / "deep") == [".out.lock", f"{PARTIAL}{os.getpid()}"]
     assert names(tmp_path / "deep") == ["out"] and names(tmp_path / "deep" / "out") == ["m.json"]
+
+
+def test_the_second_to_make_a_folder_is_refused_at_once(tmp_path):
+    with atomic_folder(tmp_path / "out", marker="m.json", overwrite=True):
+        with pytest.raises(UserError, match=rf"/out: in use by process {os.getpid()} on .*; wait for it to end"):
+            with atomic_folder(tmp_path / "out", marker="m.json", overwrite=True):
+                pytest.fail("never entered")
+    assert names(tmp_path) == ["out"]
 
 
 def test_partial_folders_of_dead_processes_are_removed_and_those_of_the_living_kept(tmp_path):
@@ -65,7 +72,7 @@ def test_a_folder_that_another_made_meanwhile_stays(tmp_path):
 
 def test_a_place_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/out: cannot be made"):
+    with pytest.raises(UserError, match=r"file/out: cannot be written"):
         with atomic_folder(tmp_path / "file" / "out", marker="m.json"):
             pytest.fail("never entered")
 
@@ -96,71 +103,6 @@ def test_what_stepped_aside_for_a_process_that_died_comes_back(tmp_path):
     with pytest.raises(UserError, match="exists already"), atomic_folder(tmp_path / "out", marker="m.json"):
         pytest.fail("never entered")
     assert (tmp_path / "out" / "m.json").read_text() == "old" and names(tmp_path) == ["out"]
-
-
-LOCK = """
-import sys, time
-from pathlib import Path
-from ringrl.files import exclusive
-with exclusive(Path(sys.argv[1])):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_one_process_holds_a_lock_and_a_killed_one_no_longer(tmp_path):
-    lock = tmp_path / "x.lock"
-    owner = subprocess.Popen([sys.executable, "-c", LOCK, lock], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
-    with pytest.raises(UserError, match="another process is at work on this"), exclusive(lock):
-        pass
-    owner.kill()
-    owner.communicate()
-    with exclusive(lock):
-        assert lock.exists()
-    assert not lock.exists()
-
-
-def test_of_many_at_once_one_at_a_time_holds_the_lock(tmp_path):
-    inside, most = [], []
-
-    def work():
-        for _ in range(200):
-            try:
-                with exclusive(tmp_path / "x.lock"):
-                    inside.append(1)
-                    most.append(len(inside))
-                    inside.pop()
-            except UserError:
-                pass
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert max(most) == 1 and not (tmp_path / "x.lock").exists()
-
-
-def test_a_lock_that_is_waited_for_comes_when_it_is_free(tmp_path):
-    order = []
-
-    def wait():
-        with exclusive(tmp_path / "x.lock", wait=True):
-            order.append("waiter")
-
-    with exclusive(tmp_path / "x.lock"):
-        waiter = threading.Thread(target=wait)
-        waiter.start()
-        waiter.join(0.2)
-        order.append("first")
-    waiter.join()
-    assert order == ["first", "waiter"] and not (tmp_path / "x.lock").exists()
-
-
-def test_a_lock_that_cannot_be_written_is_named(tmp_path):
-    with pytest.raises(UserError, match="x.lock: cannot be written"), exclusive(tmp_path / "nowhere/x.lock"):
-        pass
 
 
 def test_a_file_is_complete_or_absent(tmp_path):

@@ -15,7 +15,8 @@ from ringrl.config import parse_config
 from ringrl.errors import UserError
 from ringrl.model_config import EARLIER
 from ringrl.rollout.evaluate import evaluate
-from ringrl.run import RunDirectory, read_json
+from ringrl.run import RunDirectory
+from ringrl.run_tables import read_json
 from ringrl.training.export import load_export
 from ringrl.training.loop import run_training
 from tests.builders import limit_evaluation

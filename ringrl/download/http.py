@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ringrl.download.partial_file import Remote, forget, load_remote, received, save_remote
-from ringrl.errors import UserError
-from ringrl.files import unwritable
+from ringrl.errors import UserError, unwritable
 from ringrl.formats.archive import require_space
 
 Progress = Callable[[int, int | None], None]
@@ -50,7 +49,7 @@ def fetch(
 
     What the server says is kept in `PARTIAL.json`. If the file has changed since, by its ETag, Last-Modified or size,
     all is fetched anew. Proxies are taken from the environment. The caller keeps other processes away from `partial`
-    (`ringrl.files.exclusive`).
+    (`ringrl.locks.exclusive`).
 
     Args:
         url: http or https.

@@ -7,7 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ringrl.files import unwritable, write_text
+from ringrl.errors import unwritable
+from ringrl.files import write_text
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ digest of all that; when none is missing, the folder is renamed to OUT. The inpu
 - runs of different jobs for the same OUT use different folders: the first to finish makes OUT, the other ends with an
   error that says so.
 
-No lock is taken (`ringrl.files.exclusive` is for one machine): locks are unreliable on shared file systems, and the
+No lock is taken (`ringrl.locks.exclusive` is for one machine): locks are unreliable on shared file systems, and the
 runs of one job are meant to work at the same time. Instead every run has a folder of its own, `OUT.relabel-KEY.run-ID`,
 in which it writes what it then renames. It also shows that the run is there, so that another run that fails early does
 not remove the work folder.

@@ -1,7 +1,8 @@
 """`ringrl evaluate`: a run's checkpoint in its own task, beside references in the same environments."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, EvaluationConfig, WhenFull
 from ringrl.envs import EnvPool, VectorEnv
 from ringrl.errors import UserError
-from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
+from ringrl.policy import RolloutSetting, RolloutSpec
 from ringrl.progress import progress_bar
 from ringrl.returns import TrialReturn
 from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, check_room, usual_order
@@ -28,7 +29,8 @@ from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
 from ringrl.rollout.trained_agent import TrainedAgent, agent_and_source, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.rollout.video import record
-from ringrl.run import RETURNS, RunDirectory
+from ringrl.run import RunDirectory
+from ringrl.run_tables import RETURNS
 from ringrl.store.episode_store import open_store
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.processes import is_first, wait_for_all
@@ -73,8 +75,9 @@ def evaluate(
     of it, relabelled to the task and in `order`: as they are drawn by the evaluation's seed, or ascending by return;
     None: as the agent is trained (`ringrl.rollout.demonstrations.usual_order`). `apart`: drawn for each environment.
 
-    Raises UserError where the run or a setting is wrong; for seeds of training tasks; for a given
-    target or context of an agent that has none; and for demonstrations that the agent cannot be shown.
+    Raises UserError where the run or a setting is wrong, or another process is writing returns.csv; for seeds of
+    training tasks; for a given target or context of an agent that has none; and for demonstrations that the agent
+    cannot be shown.
 
     Example:
         >>> import ringrl
@@ -91,10 +94,10 @@ def evaluate(
     starts, about = demonstrated(trained, demonstrations, [trajectories], order, apart)
     start = starts[trajectories]
     others = trained.references() if reference and is_first() else {}
-    with progress_bar() as progress:
+    with trained.writing([RETURNS]), progress_bar() as progress:
         everyone = {trained.agent.name: start} | others
         results, dropped = trained.roll_out(everyone, progress, by_first=others)
-    returns = trained.write(RETURNS, results, dropped, began, about)
+        returns = trained.write(RETURNS, results, dropped, began, about)
     if video is not None:
         film = {"seed": trained.setting.seed, "action_repeat": trained.agent.config.data.action_repeat}
         record(video, lambda envs: start(envs, 0), trained.task, trained.setting.trials, **film)
@@ -231,7 +234,7 @@ class Evaluated:
             results = run_trials(acting, setting.trials, on_step=lambda: progress.advance(bar))
             order = list(starts)
             results.sort(key=lambda row: order.index(row.agent))
-            return Outcome(results, [each for group in acting for each in _dropped(group)])
+            return Outcome(results, [each for group in acting for each in group.dropped])
         finally:
             for envs in reversed(made):  # the first of them have the worker processes
                 envs.close()
@@ -241,6 +244,10 @@ class Evaluated:
         mesh = rollout_mesh(self.agent.config)
         rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         return 1 if self.setting.envs % (2 * rows) and rows > 1 else 2
+
+    def writing(self, tables: Iterable[str]) -> AbstractContextManager[None]:
+        """While it is entered no other evaluation writes these tables. UserError where one does already."""
+        return self.run.writing_tables(tables) if is_first() else nullcontext()
 
     def write(
         self,
@@ -290,9 +297,3 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
         sent, expert = (as_retrieval(path, trained, task, knows=knows) for knows in (False, True))
         return Evaluated(run, sent, expert)
     return Evaluated(run, trained.in_task(task))
-
-
-def _dropped(group: Group) -> list[Dropped]:
-    policy = group.session.policy
-    lost = policy.dropped if isinstance(policy, ContextPolicy) else ()
-    return [replace(each, env=group.first + each.env) for each in lost]

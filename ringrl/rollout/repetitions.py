@@ -12,7 +12,7 @@ from ringrl.errors import UserError
 from ringrl.progress import progress_bar
 from ringrl.rollout.ablation import check_ablation
 from ringrl.rollout.evaluate import Evaluated, Start, demonstrated, load_evaluated
-from ringrl.run import ABLATION, DEMONSTRATIONS, TARGETS
+from ringrl.run_tables import ABLATION, DEMONSTRATIONS, TARGETS
 
 
 def repeat(
@@ -64,7 +64,7 @@ def repeat(
         tables.append(_Repetition(DEMONSTRATIONS, named, about))
     tables += [_for_ablation(trained, ablation) for ablation in dict.fromkeys(ablations)]
     written = []
-    with progress_bar() as progress:
+    with trained.writing(table.name for table in tables), progress_bar() as progress:
         for table in tables:
             began, rows, dropped = time.perf_counter(), [], []
             for how, start in table.starts.items():

@@ -1,12 +1,14 @@
 """Many trials of many environments: while one group's are stepped, the model computes for another group."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ringrl.policy import ContextPolicy
 from ringrl.returns import TrialReturn
+from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.session import Session
 
 
@@ -59,6 +61,13 @@ class Group:
     envs: SteppedEnvs
     rows: TrialRows
     first: int = 0
+
+    @property
+    def dropped(self) -> list[Dropped]:
+        """What its full contexts lost, of environments by their index among all."""
+        policy = self.session.policy
+        lost = policy.dropped if isinstance(policy, ContextPolicy) else ()
+        return [replace(each, env=self.first + each.env) for each in lost]
 
 
 def run_trials(

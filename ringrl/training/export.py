@@ -20,7 +20,8 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.model.transformer import Transformer
 from ringrl.model_config import read_earlier
-from ringrl.run import RunDirectory, read_json
+from ringrl.run import RunDirectory
+from ringrl.run_tables import read_json
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
 from ringrl.training.trained_model import refuse_earlier_tokens

@@ -1,9 +1,11 @@
 """The training loop, one for all agents; how each learns is its `ringrl.agent.Trainer`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from ringrl.agent import make_agent
 from ringrl.config import RunConfig
+from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.processes import is_first, wait_for_all
@@ -12,16 +14,31 @@ from ringrl.training.tracker import NoTracker, Tracker, check_finite
 from ringrl.training.trained_model import refuse_earlier_tokens
 
 
-def run_training(config: RunConfig, run: Path) -> None:
+def refuse_existing(run: Path) -> None:
+    """Raise UserError where there is a run."""
+    if RunDirectory(run).exists:
+        raise UserError(f"{run}: there is a run already; continue it with --resume {run}, or name another with --out")
+
+
+def run_training(config: RunConfig, run: Path, *, new: bool = False) -> None:
     """Train `config` in the run directory `run`, from its newest checkpoint if it has one, to `config.training.steps`.
 
     The run's own config, normalisation statistics and data-set summary are written first, so that evaluation and
     report need nothing else. With many processes (`ringrl.training.processes`) all of them call this; each reads the
     shard of every batch that is its devices', and process 0 alone prints and writes what is not sharded.
 
-    Raises UserError when the data or the tokens are no longer those that the run began with, and FloatingPointError,
-    naming the step, when the loss or its gradient is not finite.
+    Raises UserError when the data or the tokens are no longer those that the run began with, while another process
+    trains in `run`, and if `new`, where there is a run; and FloatingPointError, naming the step, when the loss or its
+    gradient is not finite.
     """
+    with RunDirectory(run).training_alone() if is_first() else nullcontext():
+        if new and is_first():  # only now that no other can make one meanwhile
+            refuse_existing(run)
+        _train_alone(config, run)
+
+
+def _train_alone(config: RunConfig, run: Path) -> None:
+    """`run_training`, by the only run of processes that trains here."""
     directory = RunDirectory(run)
     config = directory.with_own_agent(config)
     t, agent = config.training, make_agent(config.agent)

@@ -7,7 +7,7 @@ from typing import Any
 from ringrl.config import AnyConfig, RunConfig, load_config, parse_config
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
-from ringrl.training.loop import run_training
+from ringrl.training.loop import refuse_existing, run_training
 from ringrl.training.processes import from_first
 
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
@@ -37,7 +37,7 @@ def train(
 
     Raises:
         UserError: a wrong configuration, missing data, a run that exists already or, for `resume`, does not exist, or
-            a change of what a run keeps: its seed, agent, model and data.
+            a change of what a run keeps: its seed, agent, model and data; and while another process trains in it.
         FloatingPointError: the loss or its gradient is not finite; the message names the step.
 
     Example:
@@ -54,7 +54,7 @@ def train(
     if resume is None and config is None:
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
     values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
-    run_training(parse_config(values, run), Path(run))
+    run_training(parse_config(values, run), Path(run), new=resume is None)
     return Path(run)
 
 
@@ -66,8 +66,7 @@ def _settings(config: Any, overrides: tuple[str, ...], out: Any, resume: Any) ->
     loaded = load_config(config, overrides)
     name = Path(config).stem if isinstance(config, str | os.PathLike) else Path(loaded.agent.name).stem
     run = Path(out) if out is not None else Path("runs") / f"{name}-seed{loaded.seed}"
-    if RunDirectory(run).exists:
-        raise UserError(f"{run}: there is a run already; continue it with --resume {run}, or name another with --out")
+    refuse_existing(run)
     return loaded.model_dump(mode="json"), str(run)
 
 

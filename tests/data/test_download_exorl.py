@@ -213,7 +213,7 @@ def test_an_interrupted_download_goes_on_and_excludes_a_second_one(site, run, tm
     first = subprocess.Popen(command, env=os.environ | {"no_proxy": "*"}, stderr=subprocess.DEVNULL)
     try:
         assert begun.wait(30)
-        with pytest.raises(UserError, match="rnd.lock: another process is at work on this"):
+        with pytest.raises(UserError, match=f"rnd: in use by process {first.pid} on "):
             run("walker", "rnd")
     finally:
         first.send_signal(how)

@@ -197,7 +197,7 @@ def test_errors_are_one_line_and_leave_nothing_half_written(make_run, tmp_path):
     assert not (run / "report").exists()
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(UserError, match=f"cannot write the report to {blocked}"):
+    with pytest.raises(UserError, match=f"{blocked}: cannot be written"):
         write_report([make_run("other", envs=1, trials=1, points=0, data=False)], blocked)
 
 

@@ -29,7 +29,8 @@ from jaxtyping import Array, Int32
 from ringrl.attention.block_attention import group_size, result_like, vary_like
 from ringrl.attention.local_step import KeyGradients, Keys, Output, Queries, RowValues
 from ringrl.errors import UserError
-from ringrl.files import atomic_file, exclusive
+from ringrl.files import atomic_file
+from ringrl.locks import exclusive
 
 _FOLDER = Path(__file__).parent
 _SOURCES = (

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ringrl.errors import UserError
 from ringrl.files import write_bytes
+from ringrl.locks import exclusive
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
 from ringrl.reporting.figures.trial_figures import returns_by_trial
@@ -66,9 +67,9 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     documents["summary.json"] = (json.dumps(summary, separators=(",", ":"), allow_nan=False) + "\n").encode()
     documents["index.html"] = _page(analyses, across, sections, now).encode()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, body in documents.items():
-            write_bytes(out / name, body)
+        with exclusive(out / ".lock", of=out):
+            for name, body in documents.items():
+                write_bytes(out / name, body)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another place with --out"

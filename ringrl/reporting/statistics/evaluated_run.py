@@ -11,7 +11,8 @@ from jaxtyping import Float64, Int64
 from ringrl.agent_record import AgentRecord, agent_of_schema_0
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn
-from ringrl.run import DEMONSTRATIONS, RETURNS, TARGETS, RunDirectory, read_json
+from ringrl.run import RunDirectory
+from ringrl.run_tables import DEMONSTRATIONS, RETURNS, TARGETS, read_json
 
 MANY_HISTORIES = 24
 """Sources of a data set beyond which they are shown together, as those of hidden tasks are."""

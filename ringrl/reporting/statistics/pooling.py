@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.returns import Swept, TrialReturn
-from ringrl.run import DEMONSTRATIONS, TARGETS
+from ringrl.run_tables import DEMONSTRATIONS, TARGETS
 
 
 class Replica(NamedTuple):

@@ -1,0 +1,80 @@
+"""The tables of returns of a run's evaluations, and the JSON beside each: named, written and read here."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ringrl.errors import UserError
+from ringrl.files import write_text
+from ringrl.locks import exclusive
+from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
+
+RETURNS, TARGETS, DEMONSTRATIONS, ABLATION = "returns", "targets", "demonstrations", "ablation-"
+"""Tables of evaluation/, without their ending; an ablation's name follows the last."""
+
+
+class RunTables:
+    """The files of one folder of tables.
+
+    Attributes:
+        evaluation: the folder; it need not exist.
+    """
+
+    def __init__(self, evaluation: Path):
+        self.evaluation = evaluation
+
+    def table(self, name: str = RETURNS) -> Path:
+        """The file of a table of returns."""
+        return self.evaluation / f"{name}.csv"
+
+    def table_settings_file(self, name: str = RETURNS) -> Path:
+        """The JSON beside a table."""
+        return self.evaluation / ("evaluation.json" if name == RETURNS else f"{name}.json")
+
+    @contextmanager
+    def writing_tables(self, names: Iterable[str]) -> Iterator[None]:
+        """Keep other processes from making the same tables. UserError where one does, or they cannot be written."""
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(exclusive(self.evaluation / f".{name}.lock", of=self.table(name)))
+            yield
+
+    def write_table(self, name: str, rows: Sequence[TrialReturn], settings: Mapping[str, Any]) -> Path:
+        """Write a table of evaluation/ and the JSON beside it; returns the table's path."""
+        self.evaluation.mkdir(exist_ok=True, parents=True)
+        write_text(self.table_settings_file(name), json.dumps(dict(settings), indent=1) + "\n")
+        write_returns(self.table(name), rows)
+        return self.table(name)
+
+    def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
+        """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""
+        swept: dict[str, Swept] = {TARGETS: "target_return", DEMONSTRATIONS: "demonstrations"}
+        return read_returns(self.table(name), swept.get(name))
+
+    def table_settings(self, name: str = RETURNS) -> dict[str, Any]:
+        """The JSON beside a table; empty where there is none."""
+        path = self.table_settings_file(name)
+        return read_json(path) if path.is_file() else {}
+
+    def ablation_tables(self) -> dict[str, str]:
+        """The tables of context ablations, by the ablation's name, in alphabetical order."""
+        files = [path.stem for prefix in ("probe-", ABLATION) for path in self.evaluation.glob(f"{prefix}*.csv")]
+        return dict(sorted({stem.partition("-")[2]: stem for stem in files}.items()))
+
+    def ablation_table(self, name: str) -> Path:
+        """The file of a context ablation's table."""
+        return self.table(self.ablation_tables().get(name, f"{ABLATION}{name}"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError, with the line, where the file holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not JSON ({getattr(error, 'msg', error)})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
