@@ -2,27 +2,31 @@
 
 Everything is written under a temporary name on the same file system and renamed at the end, so that a reader, or the
 next run after a crash, sees the old content or the new, never a part. On an exception the temporary file or folder is
-removed. A killed process leaves it behind: `atomic_folder` removes such folders of this host the next time; a temporary
-file begins with `.partial-`, and no reader of ringrl takes it for data.
+removed. A killed process leaves it behind, and no reader of ringrl takes it for data: the next process that writes
+there removes it (`atomic_folder`, `alone_in`).
 """
 
+import errno
 import glob
 import os
 import platform
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ringrl.errors import UserError
 from ringrl.locks import exclusive
 
 _OLD = "-old"  # ends the name of a folder that is being replaced
+_PROCESS = uuid.uuid4().hex[:8]  # tells this process from an earlier one with its number
+_DAY = 86400.0
 
 
 @contextmanager
-def atomic_file(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
+def atomic_file(path: Path, *, staging: Path | None = None, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to, with the suffix of `path`; at the end rename it to `path`.
 
     Two writers of one `path`, in threads, processes or machines, do not meet: the last to end wins.
@@ -30,16 +34,39 @@ def atomic_file(path: Path, *, staging: Path | None = None) -> Iterator[Path]:
     Args:
         path: the file to be; replaced if it exists. Its folder must exist.
         staging: the folder of the temporary file, on the same file system; default: that of `path`.
+        durable: wait until it is on the disk. Else a machine that loses power may keep the new name without the
+            content: for one of many files, which are waited for together (`ringrl.manifest.seal`).
 
     Raises:
         OSError: if the file cannot be written or renamed.
     """
-    temporary = (staging or path.parent) / f".partial-{uuid.uuid4().hex[:12]}-{path.name}"
+    made_by = f"{_file_prefix()}{os.getpid()}-{_PROCESS}{uuid.uuid4().hex[:6]}"
+    temporary = (staging or path.parent) / f"{made_by}-{path.name}"
     try:
         yield temporary
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Return when the content of a file, or the names in a folder, are on the disk, where its file system can say so.
+
+    Raises:
+        OSError: the content cannot be written there.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(file)
 
 
 def write_text(path: Path, text: str, *, staging: Path | None = None) -> None:
@@ -128,6 +155,41 @@ def replace_folder(out: Path, new: Path, *, aside: Path) -> None:
         if aside.exists() and not out.exists():
             aside.rename(out)
         raise
+
+
+@contextmanager
+def alone_in(folder: Path, lock: str = ".lock", *, of: Path | None = None) -> Iterator[None]:
+    """Keep other processes out of `folder` (`ringrl.locks.exclusive`), and remove the files that killed ones left.
+
+    Args:
+        folder: made if it is missing, and removed at the end if it is empty.
+        lock: the lock's name in it; different ones do not exclude each other.
+        of: what an error says is in use; default `folder`.
+
+    Raises:
+        UserError: if another process has the lock, or the folder cannot be written.
+    """
+    with exclusive(folder / lock, of=of or folder):
+        _sweep(folder)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files of dead processes of this host, and those untouched for a day: of others nothing is known.
+
+    `.index.html.PID` is a name of an earlier ringrl.
+    """
+    for path in [*folder.glob(".partial-*"), *folder.glob(".index.html.*")]:
+        owner, _, process = path.name.removeprefix(_file_prefix()).partition("-")
+        mine = owner == str(os.getpid())
+        dead = owner.isdigit() and (not process.startswith(_PROCESS) if mine else not _is_running(int(owner)))
+        with suppress(OSError):
+            if dead or time.time() - path.stat().st_mtime > _DAY:
+                path.unlink()
+
+
+def _file_prefix() -> str:
+    return f".partial-{platform.node()}-"
 
 
 def _prefix(out: Path) -> str:

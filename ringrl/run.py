@@ -34,8 +34,7 @@ from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_s
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
-from ringrl.files import find_recorded, record_paths, write_bytes, write_text
-from ringrl.locks import exclusive
+from ringrl.files import alone_in, find_recorded, record_paths, write_bytes, write_text
 from ringrl.model_config import read_earlier
 from ringrl.run_tables import RunTables, read_json
 from ringrl.sampling.normalizer import Normalizer
@@ -80,7 +79,7 @@ class RunDirectory(RunTables):
     @contextmanager
     def training_alone(self) -> Iterator[None]:
         """Keep other processes from training in this directory. UserError where one does, or it cannot be written."""
-        with exclusive(self.path / ".lock", of=self.path):
+        with alone_in(self.path):
             yield
 
     def write(

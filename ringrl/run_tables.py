@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ringrl.errors import UserError
-from ringrl.files import write_text
-from ringrl.locks import exclusive
+from ringrl.files import alone_in, write_text
 from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
 
 RETURNS, TARGETS, DEMONSTRATIONS, ABLATION = "returns", "targets", "demonstrations", "ablation-"
@@ -38,7 +37,7 @@ class RunTables:
         """Keep other processes from making the same tables. UserError where one does, or they cannot be written."""
         with ExitStack() as stack:
             for name in names:
-                stack.enter_context(exclusive(self.evaluation / f".{name}.lock", of=self.table(name)))
+                stack.enter_context(alone_in(self.evaluation, f".{name}.lock", of=self.table(name)))
             yield
 
     def write_table(self, name: str, rows: Sequence[TrialReturn], settings: Mapping[str, Any]) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.files import atomic_file, atomic_folder, write_text
+from ringrl.files import alone_in, atomic_file, atomic_folder, write_text
 
 PARTIAL = f"out.partial-{platform.node()}-"
 
@@ -127,3 +127,23 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert path.read_text() == "one" and names(tmp_path) == ["a.txt", "staging"] and not names(staging)
     write_text(path, "ä", staging=staging)
     assert path.read_bytes() == "ä".encode()
+
+
+def test_temporary_files_of_dead_processes_are_removed_and_those_of_the_living_kept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    prefix = f".partial-{platform.node()}-"
+    with (
+        atomic_file(tmp_path / "a.txt") as mine,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive,
+    ):
+        mine.touch()
+        kept = [f"{prefix}{alive.pid}-0123-a", ".partial-elsewhere-1-0123-a", ".partial-012345-a", ".index.html.12"]
+        swept = [f"{prefix}{dead.pid}-0123-a", f"{prefix}{os.getpid()}-0123-a", ".partial-old-a", ".index.html.34"]
+        for name in kept + swept:
+            (tmp_path / name).touch()
+        for name in swept[2:]:
+            os.utime(tmp_path / name, (0, 0))
+        with alone_in(tmp_path):
+            assert names(tmp_path) == sorted([*kept, mine.name, ".lock"])
+        alive.communicate(b"\n")

@@ -160,7 +160,7 @@ def write_file(path: Path, episode: Episode, *, staging: Path | None = None) -> 
     shown: dict[str, Any] = (
         {} if episode.demonstrator is None else {"demonstrator": _after_dummy(episode.demonstrator, 0.0)}
     )
-    with atomic_file(path, staging=staging) as temporary, temporary.open("wb") as file:
+    with atomic_file(path, staging=staging, durable=False) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             observation=episode.observation,

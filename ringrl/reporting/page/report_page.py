@@ -12,8 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ringrl.errors import UserError
-from ringrl.files import write_bytes
-from ringrl.locks import exclusive
+from ringrl.files import alone_in, write_bytes
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
 from ringrl.reporting.figures.trial_figures import returns_by_trial
@@ -67,7 +66,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     documents["summary.json"] = (json.dumps(summary, separators=(",", ":"), allow_nan=False) + "\n").encode()
     documents["index.html"] = _page(analyses, across, sections, now).encode()
     try:
-        with exclusive(out / ".lock", of=out):
+        with alone_in(out):
             for name, body in documents.items():
                 write_bytes(out / name, body)
     except OSError as error:

@@ -1,0 +1,211 @@
+"""`SHA256SUMS`: the hash of every file of a folder, written last, and checked when the files are read.
+
+The file is that of coreutils, so that `cd FOLDER && sha256sum -c SHA256SUMS` checks a copy without ringrl. A folder is
+sealed whole (`seal`), or some of its files are replaced as one fact (`replace_together`): at the moment at which
+SHA256SUMS is renamed all of them are new. What was not renamed by then is beside them, under a name that begins with
+its hash, and is read from there. Folders of an earlier ringrl have no such file and are read unchecked.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from ringrl.errors import UserError
+from ringrl.files import sync, write_bytes
+
+MANIFEST = "SHA256SUMS"
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_TOTAL = re.compile(r"# ringrl: \d+ files, (\d+) bytes")
+_THREADS = 8
+_STAGED = ".staged-"
+_noted: set[Path] = set()
+_log = logging.getLogger(__name__)
+
+
+class DamagedError(UserError):
+    """A file is missing, or is not what was written."""
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of all that is in a finished folder; everything is on the disk then, not only in memory.
+
+    Args:
+        folder: with its subfolders; no other process writes in it.
+
+    Raises:
+        OSError: a file cannot be read, or the manifest not be written.
+    """
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != MANIFEST]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        hashes = list(threads.map(lambda name: _sync_and_hash(folder / name), names))
+    size = sum((folder / name).stat().st_size for name in names)
+    _write(folder, dict(zip(names, hashes, strict=True)), f"# ringrl: {len(names)} files, {size} bytes\n")
+
+
+def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace files directly in a folder as one fact, the last of them last; the manifest keeps its other lines.
+
+    A process that is killed leaves the old files or, for every reader of `verified_bytes`, the new ones. No other
+    process may do so in this folder meanwhile (`ringrl.locks.exclusive`).
+
+    Args:
+        folder: is made if it is missing.
+        files: their content by name.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    finish(folder)
+    sums = _read(folder) if (folder / MANIFEST).exists() else {}
+    hashes = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
+    for name, body in files.items():
+        write_bytes(_staged(folder, name, hashes[name]), body)
+    _write(folder, sums | hashes)
+    for name, expected in hashes.items():
+        os.replace(_staged(folder, name, expected), folder / name)
+    sync(folder)
+
+
+def finish(folder: Path) -> None:
+    """Rename what a killed `replace_together` left to be renamed, and remove what it never came to use."""
+    sums = _read(folder) if (folder / MANIFEST).exists() else {}
+    wanted = {_staged(folder, name, expected): name for name, expected in sums.items() if "/" not in name}
+    for staged in folder.glob(f"{_STAGED}*"):
+        if staged in wanted:
+            os.replace(staged, folder / wanted[staged])
+        else:
+            staged.unlink(missing_ok=True)
+
+
+def verified_bytes(path: Path) -> bytes:
+    """The content of a file; it is checked where its folder's manifest names it.
+
+    Raises:
+        DamagedError: it is not what was written, or the manifest is damaged.
+        OSError: it cannot be read.
+    """
+    for _ in range(3):  # it may be replaced while it is read, and then agrees with the next manifest
+        sums = _read(path.parent) if (path.parent / MANIFEST).is_file() else {}
+        expected = sums.get(path.name)
+        if expected is None:
+            return path.read_bytes()
+        for candidate in (path, _staged(path.parent, path.name, expected)):
+            with suppress(FileNotFoundError):
+                body = candidate.read_bytes()
+                if hashlib.sha256(body).hexdigest() == expected:
+                    return body
+    path.read_bytes()  # if it is missing, that is the error
+    raise _changed(path.parent, path.name)
+
+
+def check(folder: Path, names: Iterable[str] | None = None) -> bool:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: what to check.
+        names: only these of the files that it names; None: all.
+
+    Returns:
+        Whether there is a manifest; without one nothing is known.
+
+    Raises:
+        DamagedError: files are missing or are not what was written, or the manifest is damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    sums = _read(folder)
+    chosen = list(sums if names is None else names)
+    missing = [name for name in sums if not (folder / name).is_file()]
+    if missing:
+        raise DamagedError(
+            f"{folder}: {len(missing)} of {len(sums)} files are missing, the first is {missing[0]}: a copy that was "
+            "cut off? copy it again"
+        )
+    with ThreadPoolExecutor(_THREADS) as threads:
+        hashes = threads.map(lambda name: _hash(folder / name), chosen)
+        for name, found in zip(chosen, hashes, strict=True):
+            if found != sums[name]:
+                raise _cut_off(folder, sums) or _changed(folder, name)
+    return True
+
+
+def note_unverified(folder: Path) -> None:
+    """Say once, in the log, that a folder of an earlier ringrl cannot be verified."""
+    if folder not in _noted:
+        _noted.add(folder)
+        _log.warning("%s: written by an earlier ringrl, without %s: it cannot be verified", folder, MANIFEST)
+
+
+def require(folder: Path, promised: bool) -> None:
+    """Raise DamagedError where a manifest is missing that was `promised`; else note that a folder has none."""
+    if (folder / MANIFEST).is_file():
+        return
+    if promised:
+        raise DamagedError(f"{folder}: its {MANIFEST} is missing: a copy that was cut off? copy it again")
+    note_unverified(folder)
+
+
+def _read(folder: Path) -> dict[str, str]:
+    """The hashes by name."""
+    path = folder / MANIFEST
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except UnicodeDecodeError:
+        raise _malformed(path, 1) from None
+    if lines.pop():
+        raise _malformed(path, len(lines) + 1)
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        match = _LINE.fullmatch(line)
+        if match:
+            found[match[2]] = match[1]
+        elif not _TOTAL.fullmatch(line):  # a damaged comment may have swallowed a line
+            raise _malformed(path, number)
+    return found
+
+
+def _write(folder: Path, sums: Mapping[str, str], head: str = "") -> None:
+    lines = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
+    write_bytes(folder / MANIFEST, f"{head}{lines}".encode())
+
+
+def _staged(folder: Path, name: str, expected: str) -> Path:
+    return folder / f"{_STAGED}{expected[:16]}-{name}"
+
+
+def _sync_and_hash(path: Path) -> str:
+    sync(path)
+    return _hash(path)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cut_off(folder: Path, sums: Mapping[str, str]) -> DamagedError | None:
+    """The error of a folder in which bytes are missing."""
+    head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
+    size = sum((folder / name).stat().st_size for name in sums)
+    if head is None or size >= int(head[1]):
+        return None
+    return DamagedError(f"{folder}: has {size} of {head[1]} bytes: a copy that was cut off? copy it again")
+
+
+def _changed(folder: Path, name: str) -> DamagedError:
+    return DamagedError(
+        f"{folder / name}: has changed since it was written; restore it or, if you changed it yourself, delete its "
+        f"line in {folder / MANIFEST}"
+    )
+
+
+def _malformed(path: Path, line: int) -> DamagedError:
+    return DamagedError(f"{path} line {line}: damaged; restore it, or copy the folder again")
