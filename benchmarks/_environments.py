@@ -13,6 +13,7 @@ import numpy as np
 
 from ringrl import envs
 from ringrl.envs.env_pool import cores
+from ringrl.envs.simulator import suite
 
 TASKS = ("cheetah_run", "cartpole_swingup", "walker_walk")
 
@@ -39,8 +40,6 @@ def compare(
 
 
 def _compare(task: str, environments: int, steps: int, rounds: int) -> StepRates:
-    from dm_control import suite
-
     plain = suite.load(*envs.split_task(task), task_kwargs={"random": 0})
     spec = plain.action_spec()
     actions = np.random.default_rng(0).uniform(spec.minimum, spec.maximum, (steps, *spec.shape))

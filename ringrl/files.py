@@ -49,6 +49,10 @@ def atomic_file(path: Path, *, staging: Path | None = None, durable: bool = True
         os.replace(temporary, path)
         if durable:
             sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # of a write, which knows no name; of a name that no user knows
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """The command line: a failure is one line on stderr and a status, `--debug` is a traceback, `--help` is everywhere."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 from ringrl import __version__, cli, recipes
 from ringrl.cli.entry import VERBS
+from ringrl.cli.failures import explain
 from ringrl.config import dump_config
 from ringrl.formats.exorl import write_episode
 from ringrl.run import RunDirectory
@@ -151,6 +153,60 @@ def test_a_closed_output_is_no_error(arguments, buffered):
     with os.fdopen(writing) as gone:
         done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device here")
+def test_a_full_output_is_one_line(unbuffered):
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ringrl.cli", "ls"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "standard output" in line and "No space left on device" in line
+
+
+def test_a_stream_that_is_closed_from_the_start_is_no_error_and_no_file(tmp_path):
+    """The copy would otherwise be opened as the standard output, and end in what is said about it."""
+    script = "import sys; from ringrl.cli import main; main()"
+    command = f"'{sys.executable}' -c '{script}' cp decision_transformer '{tmp_path}/mine.py' <&- >&- 2>&-"
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
+    assert (tmp_path / "mine.py").read_bytes() == recipes.find("agents", "decision_transformer").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "error, status, sentence",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x.csv"),
+            2,
+            "runs/x.csv: No space left on device; make",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "a", None, "b"), 2, "a -> b: Permission denied; check its"),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            2,
+            "the standard output, or a file whose name is not known: Re",
+        ),
+        (ConnectionError("no route"), 1, "ConnectionError: no route (--debug shows where)"),
+        (MemoryError(), 1, "out of memory: give"),
+        (AssertionError(), 1, "AssertionError: no more is known (--debug shows where)"),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_system_is_a_sentence(error, status, sentence):
+    found = explain(error)
+    assert found[0] == status and found[1].startswith(sentence)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "no_such"])
+def test_devices_that_are_not_there_are_named(platform):
+    lines = "import jax", "from ringrl.cli.failures import explain", "try: jax.devices()"
+    code = "\n".join([*lines, "except Exception as error: print(explain(error)[1])"])
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    if done.stdout:  # else there are such devices
+        assert done.stdout.startswith(f"JAX_PLATFORMS={platform}: there are no such devices for JAX here")
 
 
 def test_the_number_of_simulated_devices_is_checked(ringrl, monkeypatch):

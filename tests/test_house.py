@@ -99,6 +99,16 @@ def test_the_package_does_not_import_its_recipes():
         assert not {name.partition(".")[0] for name in imported(path)} & {"agents", "data", "configs"}, path
 
 
+def test_mujoco_is_imported_by_the_environments_alone():
+    """It binds a renderer for the whole process: `ringrl.envs`, imported before any module in it, chooses which."""
+    first = parse(ROOT / "ringrl/envs/__init__.py").body[1:3]
+    assert [ast.unparse(each) for each in first] == ["from ringrl.envs.graphics import bind_backend", "bind_backend()"]
+    for path in [path for folder in ("ringrl", "agents", "data", "benchmarks") for path in sources(folder)]:
+        if not path.is_relative_to(ROOT / "ringrl/envs"):
+            engines = {name.partition(".")[0] for name in imported(path)} & {"mujoco", "dm_control"}
+            assert not engines, f"{path.relative_to(ROOT)}: import {engines} from ringrl.envs.simulator"
+
+
 @pytest.mark.parametrize("kind", ["agents", "data"])
 def test_recipes_do_not_import_each_other(kind):
     names = {path.stem for path in sources(kind)}

@@ -4,12 +4,14 @@ import os
 import select
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 import tyro
 
 from ringrl import __version__
+from ringrl.cli.failures import explain
 from ringrl.cli.plan_verb import PlanVerb
 from ringrl.cli.recipe_verbs import CopyVerb, DataVerb, ListVerb, run_data_step
 from ringrl.cli.run_verbs import DemoVerb, EvaluateVerb, ExportVerb, ReportVerb, TrainVerb
@@ -31,6 +33,7 @@ VERBS = {
 
 def main() -> None:
     """Entry point. Bad input ends with one line on stderr and status 2; `--debug` shows the traceback."""
+    _open_closed_streams()
     try:
         _run(sys.argv[1:])
     finally:
@@ -56,11 +59,28 @@ def _run(arguments: list[str]) -> None:
         _end_if_output_closed(error)
         if debug:
             raise
-        _stop(1, f"{type(error).__name__}: {' '.join(str(error).split())[:400]} (--debug shows where)")
+        _stop(*explain(error))
+
+
+def _open_closed_streams() -> None:
+    """Where a standard stream is closed, as by `>&-`, what is written to it is lost. Without this, the next file that
+    is opened would get its number, and what libraries print would go into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the smallest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _end_if_output_closed(error: Exception | None = None) -> None:
-    """End without a message, with the status of other tools, where the reader has gone, as in `ringrl ls | head -1`."""
+    """End without a message, with the status of other tools, where the reader has gone, as in `ringrl ls | head -1`.
+
+    Where the output cannot be written for another reason, such as a full disk, end with that.
+    """
+    full: OSError | None = None
     try:
         sys.stdout.flush()
         if not isinstance(error, BrokenPipeError):
@@ -71,12 +91,17 @@ def _end_if_output_closed(error: Exception | None = None) -> None:
             return
     except BrokenPipeError:
         pass
+    except OSError as reason:
+        full = reason
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+    if full is not None:
+        _stop(2, f"the standard output cannot be written ({full.strerror}); what was to be said is lost")
     sys.exit(128 + signal.SIGPIPE)
 
 
 def _stop(status: int, message: str) -> NoReturn:
-    print(f"ringrl: {message}", file=sys.stderr)
+    with suppress(OSError):  # where nobody reads it, the status alone says it
+        print(f"ringrl: {message}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -1,8 +1,8 @@
 """dm_control's suite, ExoRL's own tasks, families of hidden tasks, and Gymnasium's, under Gymnasium's API."""
 
-from ringrl.envs.graphics import choose_backend
+from ringrl.envs.graphics import bind_backend
 
-choose_backend()  # dm_control binds its renderer when it is imported
+bind_backend()  # first: nothing that is imported below could undo another renderer
 
 from ringrl.envs.custom.reward_family import HELD_OUT, VALIDATION, RewardFamily  # noqa: E402
 from ringrl.envs.env_pool import EnvPool  # noqa: E402

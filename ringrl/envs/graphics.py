@@ -1,10 +1,33 @@
-"""Which OpenGL backend MuJoCo may use, decided before dm_control is imported, because it binds one at import."""
+"""Which OpenGL backend MuJoCo and dm_control may use. Both bind one when they are imported, which is done here."""
 
 import ctypes
+import importlib
 import os
 import sys
 
+from ringrl.errors import UserError
+
 _EGL_PLATFORM_DEVICE_EXT = 0x313F
+
+
+def bind_backend() -> None:
+    """Choose the backend, and import MuJoCo and dm_control, which bind it. `ringrl.envs` begins with this.
+
+    Raises:
+        UserError: `MUJOCO_GL` names a backend that does not work here, or none at all.
+    """
+    choose_backend()
+    try:
+        for name in ("mujoco", "dm_control.mujoco"):
+            importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:  # of PyOpenGL, GLFW, dm_control
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({reason}): unset it, or set "
+            "it to egl, or to disabled, as only films, pictures and quadruped_escape need a renderer"
+        ) from error
 
 
 def choose_backend() -> None:

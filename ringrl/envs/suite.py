@@ -17,6 +17,7 @@ from ringrl.envs.suite_step import repeat_action
 from ringrl.envs.tasks import load, split_task
 from ringrl.errors import UserError
 
+_RENDERING_ERRORS = (RuntimeError, mujoco.FatalError)  # pyright: ignore[reportAttributeAccessIssue]
 _RENDERING_ADVICE = "Install EGL (libegl1) or set MUJOCO_GL to egl, osmesa or glfw"
 
 
@@ -157,7 +158,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             timestep = self._env.reset()
         except PhysicsError:
             raise
-        except RuntimeError as error:  # quadruped_escape uploads its terrain to the renderer
+        except _RENDERING_ERRORS as error:  # quadruped_escape uploads its terrain to the renderer
             if isinstance(self._env, GymnasiumBox):
                 raise
             raise UserError(f"cannot start {self.task_id}: {error} {_RENDERING_ADVICE}") from error
@@ -239,7 +240,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         camera = 0 if self.physics.model.ncam else -1
         try:
             return self.physics.render(height=height, width=width, camera_id=camera)
-        except RuntimeError as error:
+        except _RENDERING_ERRORS as error:
             raise UserError(f"cannot render {self.task_id}: {error} {_RENDERING_ADVICE}") from error
 
     def close(self) -> None:

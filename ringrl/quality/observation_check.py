@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import mujoco
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from ringrl.envs import DMControlEnv, make_env
+from ringrl.envs.simulator import mujoco
 from ringrl.episode import Episode
 from ringrl.quality.column_difference import ColumnDifference, agree
 from ringrl.quality.consistency_report import ColumnComparison

@@ -5,10 +5,10 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-from dm_control.rl.control import PhysicsError
 from jaxtyping import Float32
 
 from ringrl.envs import DMControlEnv, RewardFamily, make_env
+from ringrl.envs.simulator import PhysicsError
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling.reward_physics import Needs, Recorder, RowByRow, first_rejected, needs_of

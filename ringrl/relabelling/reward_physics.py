@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import mujoco
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
 
+from ringrl.envs.simulator import mujoco
 from ringrl.relabelling.per_row import PerRow
 from ringrl.relabelling.physics_view import view_of_rows
 

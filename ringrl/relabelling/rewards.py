@@ -13,12 +13,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import mujoco
 import numpy as np
-from dm_control.rl.control import PhysicsError
 from jaxtyping import Float32
 
 from ringrl.envs import DMControlEnv, family_of, make_env, split_task, tasks
+from ringrl.envs.simulator import PhysicsError, mujoco
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling.reward_physics import Mode, Needs, Recorder, RowByRow, first_rejected, needs_of

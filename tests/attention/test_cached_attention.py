@@ -135,6 +135,26 @@ def test_writing_changes_the_named_slots_of_the_named_layer_alone(kernel, dtype)
         np.testing.assert_array_equal(after, wanted)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_64_bit_numbers_allowed_change_nothing(kernel, dtype):
+    """JAX_ENABLE_X64 makes plain indices int64, which do not go together with int32."""
+    rng = np.random.default_rng(0)
+    q, stored, *rest = random_problem(rng, 2, 1, 4, 2, 8, 64, stored_dtype=dtype)
+    new = store(*(jnp.asarray(rng.standard_normal((2, 3, 2, 8)), jnp.float32) for _ in range(2)), dtype)
+    at = jnp.asarray([5, 61], jnp.int32)
+
+    def both():
+        written = jax.jit(MODULES[kernel].write)(stored, new, rest[0], at)
+        return jax.tree.leaves((written, attend(kernel)(q, stored, *rest, scale=0.25)))
+
+    plain = both()
+    with jax.enable_x64(True):
+        wide = both()
+    for x, y in zip(plain, wide, strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
 @pytest.mark.parametrize("stations", [1, 2, 4])
 def test_rows_that_grow_call_by_call_equal_dense_attention(kernel, stations):
     """Chunks and single tokens, trials one after the other, on one device and on rings."""

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
@@ -15,6 +16,9 @@ _SCORES = 2**22
 """Scores in memory at a time, all rows and heads together, if that leaves blocks of 64 slots or more."""
 
 _LONGEST_BLOCK = 1024
+
+_ZERO = np.int32(0)
+"""Plain numbers are int64 where JAX_ENABLE_X64 is set, and all indices must be of one type."""
 
 
 def write(stored: Stored, new: Stored, layer: Int32[Array, ""], at: Int32[Array, " batch"]) -> Stored:
@@ -29,11 +33,14 @@ def write(stored: Stored, new: Stored, layer: Int32[Array, ""], at: Int32[Array,
     """
 
     def row(b: Array, stored: Stored) -> Stored:
+        b = b.astype(jnp.int32)
+
         def put(into: Any, values: Any, scales: bool) -> Any:
             if into is None:
                 return None
             piece = lax.dynamic_index_in_dim(values, b, 0)[None]
-            return lax.dynamic_update_slice(into, piece, (layer, b, 0, at[b]) if scales else (layer, b, at[b], 0))
+            slot = (_ZERO, at[b]) if scales else (at[b], _ZERO)
+            return lax.dynamic_update_slice(into, piece, (layer, b, *slot))
 
         k, v = put(stored.k, new.k, False), put(stored.v, new.v, False)
         return Stored(k, v, put(stored.k_scale, new.k_scale, True), put(stored.v_scale, new.v_scale, True))
@@ -75,13 +82,13 @@ def attend(
     visible = partial(_visible, q_tokens, tokens, filled, block)
 
     def read(x: Array, start: Array) -> Array:
-        piece = lax.dynamic_slice(x, (layer, 0, start, 0), (1, batch, block, x.shape[3]))
+        piece = lax.dynamic_slice(x, (layer, _ZERO, start, _ZERO), (1, batch, block, x.shape[3]))
         return piece.reshape(batch, block, kv_heads, dim).astype(q.dtype)
 
     def read_scale(x: Array | None, start: Array) -> Array | float:
         if x is None:
             return 1.0
-        return lax.dynamic_slice(x, (layer, 0, 0, start), (1, batch, kv_heads, block))[0][:, :, None, None]
+        return lax.dynamic_slice(x, (layer, _ZERO, _ZERO, start), (1, batch, kv_heads, block))[0][:, :, None, None]
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         j, out, highest, total = state
@@ -97,7 +104,8 @@ def attend(
         return j + 1, out * shrink[..., None] + part, new_highest, total
 
     rows = (batch, kv_heads, heads // kv_heads, queries)
-    nothing = (jnp.int32(0), jnp.zeros((*rows, dim)), jnp.full(rows, MASKED_LSE), jnp.zeros(rows))
+    zeros = partial(jnp.zeros, dtype=jnp.float32)
+    nothing = (jnp.zeros((), jnp.int32), zeros((*rows, dim)), jnp.full(rows, MASKED_LSE, jnp.float32), zeros(rows))
     nothing = vary_like(nothing, (q, stored, layer, q_tokens, tokens, filled))
     longest = jnp.max(filled)
     _, out, highest, total = lax.while_loop(lambda state: state[0] * block < longest, step, nothing)
