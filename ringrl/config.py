@@ -42,7 +42,7 @@ class AgentConfig(ConfigSection):
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
 
 
-Ablation = Literal["truncated", "shuffled", "foreign", "blind"]
+Ablation = Literal["truncated", "shuffled", "foreign", "blind", "unpaid", "paid"]
 """How the earlier trials in an agent's context are ablated, see `ringrl.rollout.ablation`."""
 
 WhenFull = Literal["newest", "best", "stop"]  # what is kept of a full context, see `ringrl.rollout.full_context`

@@ -49,8 +49,9 @@ class RunTables:
 
     def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
         """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""
-        swept: dict[str, Swept] = {TARGETS: "target_return", DEMONSTRATIONS: "demonstrations"}
-        return read_returns(self.table(name), swept.get(name))
+        swept: dict[str, Swept | None] = {TARGETS: "target_return", DEMONSTRATIONS: "demonstrations"}
+        ablated: Swept | None = "demonstrations" if name.startswith((ABLATION, "probe-")) else None
+        return read_returns(self.table(name), swept.get(name, ablated))
 
     def table_settings(self, name: str = RETURNS) -> dict[str, Any]:
         """The JSON beside a table; empty where there is none."""

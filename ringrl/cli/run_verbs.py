@@ -101,11 +101,11 @@ class EvaluateVerb:
     targets: tuple[float, ...] = ()
     """Several target returns in turn: writes evaluation/targets.csv, and leaves returns.csv alone."""
     ablation: Annotated[tuple[Ablation, ...], _renamed("--probe", "--ablation")] = ()
-    """Context ablations: remove, reorder or exchange the earlier trials, or hide all rewards; writes a table each."""
+    """Context ablations: remove, reorder or exchange the earlier trials, hide all rewards; or only (un)paid trials."""
     demonstrations: str | None = None
     """A store of which trajectories, relabelled to the task, begin every context; with --trajectories."""
     trajectories: tuple[int, ...] = ()
-    """How many demonstrations; several numbers in turn: writes evaluation/demonstrations.csv instead of returns.csv."""
+    """How many demonstrations; several in turn write evaluation/demonstrations.csv, or each ablation's own table."""
     order: TrajectoryOrder | None = None
     """Of the demonstrations: as drawn, the default, or ascending by return, the default of the Agentic Transformer."""
     apart: bool = False
@@ -169,8 +169,8 @@ class EvaluateVerb:
             raise UserError("give --target or --targets, not both")
         if (self.demonstrations is None) != (not self.trajectories):
             raise UserError("--demonstrations STORE and --trajectories N go together; give both or neither")
-        if self.demonstrations is not None and (self.targets or self.ablation):
-            raise UserError("--demonstrations: are for the evaluation itself; leave out --targets and --ablation")
+        if self.demonstrations is not None and self.targets:
+            raise UserError("--demonstrations: are for the evaluation itself or an ablation; leave out --targets")
 
 
 @dataclass(frozen=True)

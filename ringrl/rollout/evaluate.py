@@ -35,7 +35,7 @@ from ringrl.store.episode_store import open_store
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.processes import is_first, wait_for_all
 
-Start = Callable[[Any, int], Session]  # (VectorEnv or SharedEnvs, index of the first) -> who acts in them
+Start = Callable[..., Session]  # (VectorEnv or SharedEnvs, index of the first) -> who acts in them
 
 
 def evaluate(

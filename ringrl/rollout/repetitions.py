@@ -10,7 +10,7 @@ from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, change_section
 from ringrl.errors import UserError
 from ringrl.progress import progress_bar
-from ringrl.rollout.ablation import check_ablation
+from ringrl.rollout.ablation import check_ablation, numbers_to_ablate
 from ringrl.rollout.evaluate import Evaluated, Start, demonstrated, load_evaluated
 from ringrl.run_tables import ABLATION, DEMONSTRATIONS, TARGETS
 
@@ -34,7 +34,8 @@ def repeat(
     - evaluation/targets.csv for all `targets`;
     - evaluation/demonstrations.csv for all numbers of `trajectories` of the store `demonstrations`; of two numbers, the
       fewer are among the more;
-    - evaluation/ablation-NAME.csv for each of `ablations` (`ringrl.rollout.ablation`).
+    - evaluation/ablation-NAME.csv for each of `ablations` (`ringrl.rollout.ablation`), after each number of
+      `trajectories` after which it changes something; instead of demonstrations.csv, which is another call's.
 
     Args:
         run: a run directory.
@@ -58,11 +59,11 @@ def repeat(
     """
     trained = load_evaluated(Path(run), checkpoint, given, task)
     tables = [_for_targets(trained, targets)] if targets else []
-    if trajectories:
-        starts, about = demonstrated(trained, demonstrations, trajectories, order, apart)
+    starts, about = demonstrated(trained, demonstrations, trajectories or [0], order, apart)
+    if trajectories and not ablations:
         named = {f"{number} demonstrations": start for number, start in starts.items()}
         tables.append(_Repetition(DEMONSTRATIONS, named, about))
-    tables += [_for_ablation(trained, ablation) for ablation in dict.fromkeys(ablations)]
+    tables += [_for_ablation(trained, ablation, starts, about) for ablation in dict.fromkeys(ablations)]
     written = []
     with trained.writing(table.name for table in tables), progress_bar() as progress:
         for table in tables:
@@ -95,7 +96,9 @@ def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:
     return _Repetition(TARGETS, starts, {"target": None, "targets": asked})
 
 
-def _for_ablation(trained: Evaluated, ablation: Ablation) -> _Repetition:
+def _for_ablation(
+    trained: Evaluated, ablation: Ablation, starts: Mapping[int, Start], about: Mapping[str, object]
+) -> _Repetition:
     agent = trained.agent
     if trained.expert is not None:
         raise UserError(
@@ -103,7 +106,10 @@ def _for_ablation(trained: Evaluated, ablation: Ablation) -> _Repetition:
             "there are no earlier ones to ablate; leave it out"
         )
     across, steps = agent.description.across_trials, trained.agent.trial_steps()
+    numbers = numbers_to_ablate(ablation, trained.setting.trials, list(starts))
     check_ablation(ablation, agent.name, agent.spec, trained.setting, steps, across_trials=across)
     groups = 1 if ablation == "foreign" else 2  # where trials are exchanged within a group
-    starts = {ablation: partial(trained.session, ablation=ablation)}
-    return _Repetition(f"{ABLATION}{ablation}", starts, {"ablation": ablation}, groups)
+    after = {n: f"{ablation}, {n} demonstrations" if n else ablation for n in numbers}
+    named = {after[number]: partial(starts[number], ablation=ablation) for number in numbers}
+    shown = {"trajectories": numbers} if "trajectories" in about else {}
+    return _Repetition(f"{ABLATION}{ablation}", named, {**about, "ablation": ablation, **shown}, groups)

@@ -15,6 +15,7 @@ from ringrl.rollout.context import CachedContext, RecomputedContext
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.sampling.normalizer import Normalizer
+from ringrl.sampling.relabelled import PAID
 
 
 class SequencePolicy:
@@ -69,8 +70,9 @@ class SequencePolicy:
             most = trial_steps  # there is no room for two trials, so each has the context to itself
         if setting.ablation is None:
             return CachedContext(self._calls.decoder, most, setting, self._sizes, steps)
-        target = (spec.target or 0.0) / self._normalizer.return_scale
-        return AblatedContext(self._calls.decoder, most, setting, self._sizes, target=target, demonstrations=steps)
+        target, paid = (spec.target or 0.0) / self._normalizer.return_scale, PAID / self._normalizer.reward_scale
+        shown = {"target": target, "paid": paid, "demonstrations": steps}
+        return AblatedContext(self._calls.decoder, most, setting, self._sizes, **shown)
 
     def demonstrate(self, steps: StepFields | Sequence[StepFields]) -> None:
         """See `ringrl.policy.ContextPolicy`, which says when it raises UserError."""

@@ -17,7 +17,8 @@ Span = tuple[int, int, int]
 
 
 _STATES = 8  # of an episode, looked at for one in which a member pays
-_PAID = 0.01  # the least reward that counts as paid
+PAID = 0.01
+"""The least reward that counts as paid: below it are the tails of a narrow goal, which pays a little everywhere."""
 
 
 class RelabelledEpisodes:
@@ -99,7 +100,7 @@ class RelabelledEpisodes:
         for _ in range(_STATES):
             seen = self._features[first[left] + rng.integers(last[left] - first[left] + 1)]
             members[left] = self.family.hindsight(rng, seen)
-            left = left[self.family.reward(seen, members[left]) < _PAID]
+            left = left[self.family.reward(seen, members[left]) < PAID]
             if not len(left):
                 break
         return members

@@ -122,7 +122,8 @@ def test_the_summary_keeps_its_schema(one_task):
     task = summary["tasks"]["walker_run"]
     assert summary["across_tasks"] is None
     assert set(task) == {
-        "references", "agents", "by_trajectories", "targets", "demonstrations", "ablations", "datasets", "notes",
+        "references", "agents", "by_trajectories", "targets", "demonstrations", "ablations",
+        "demonstrated_ablations", "datasets", "notes",
     }  # fmt: skip
     assert set(task["references"]) == {
         "random", "expert", "n", "random_max_of_n", "expert_max_of_n", "dataset_top_decile", "dataset_best", "zero",

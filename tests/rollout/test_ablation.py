@@ -15,10 +15,10 @@ from ringrl.model.output_heads import TanhMSE
 from ringrl.model.tokens import ORDER, TokenLayout
 from ringrl.model.transformer import Transformer, make_attend
 from ringrl.policy import RolloutSetting
-from ringrl.rollout.ablation import AblatedContext, ablate
+from ringrl.rollout.ablation import AblatedContext, ablate, numbers_to_ablate
 from ringrl.rollout.context import CachedContext
 
-ENVS, TRIALS, LENGTH, TARGET = 3, 4, 3, 0.75
+ENVS, TRIALS, LENGTH, TARGET, PAID = 3, 4, 3, 0.75, 1.2
 STEPS = TRIALS * LENGTH
 SIZES = {"observation": 2, "action": 1}
 OUTCOME = ("action", "reward", "completion")
@@ -79,9 +79,10 @@ def decoder(fused: bool) -> CachedDecoder:
     return CachedDecoder(make_model(fused))
 
 
-def ablated(ablation: str, fused: bool, steps: int = STEPS) -> AblatedContext:
-    setting = RolloutSetting(ENVS, LENGTH, TRIALS, seed=3, ablation=ablation)
-    return AblatedContext(decoder(fused), steps, setting, SIZES, target=TARGET)
+def ablated(ablation: str, fused: bool, steps: int = STEPS, trials: int = TRIALS, demonstrations=()) -> AblatedContext:
+    setting = RolloutSetting(ENVS, LENGTH, trials, seed=3, ablation=ablation)
+    given = {"target": TARGET, "paid": PAID, "demonstrations": demonstrations}
+    return AblatedContext(decoder(fused), steps, setting, SIZES, **given)
 
 
 def by_hand(ablation: str, fields: dict, trial: int, order: tuple[int, ...] = ()) -> dict:
@@ -94,6 +95,12 @@ def by_hand(ablation: str, fields: dict, trial: int, order: tuple[int, ...] = ()
     if ablation == "foreign":
         for name, value in fields.items():
             shown[name][:, :start] = value[[1, 2, 0], :start]
+    if ablation in ("unpaid", "paid"):
+        for env in range(ENVS):
+            for each in range(trial):
+                steps = slice(each * LENGTH, (each + 1) * LENGTH)
+                if (fields["reward"][env, steps].max() >= PAID) != (ablation == "paid"):
+                    shown["segment_ids"][env, steps] = 0
     if ablation == "shuffled":
         for name in ("observation", "return_to_go", *OUTCOME):
             pieces = [fields[name][:, each * LENGTH : (each + 1) * LENGTH] for each in order]
@@ -104,7 +111,16 @@ def by_hand(ablation: str, fields: dict, trial: int, order: tuple[int, ...] = ()
 
 
 @pytest.mark.parametrize(
-    "ablation, fused", [("truncated", False), ("truncated", True), ("foreign", True), ("blind", False), ("blind", True)]
+    "ablation, fused",
+    [
+        ("truncated", False),
+        ("truncated", True),
+        ("foreign", True),
+        ("blind", False),
+        ("blind", True),
+        ("unpaid", True),
+        ("paid", False),
+    ],
 )
 def test_every_trial_has_the_context_written_here(ablation, fused):
     fields = history()
@@ -113,7 +129,7 @@ def test_every_trial_has_the_context_written_here(ablation, fused):
         present = slice(trial * LENGTH, (trial + 1) * LENGTH)
         expected = forward(fused)(by_hand(ablation, fields, trial))[:, present]
         np.testing.assert_allclose(outputs[:, present], expected, rtol=0, atol=2e-5)
-        if trial or ablation == "blind":
+        if trial == TRIALS - 1 or ablation == "blind":
             assert np.abs(outputs[:, present] - intact[:, present]).max() > 1e-2
 
 
@@ -162,13 +178,58 @@ def test_trials_of_unequal_lengths_are_moved_whole():
         "step": number, "trial": trial, "reward": reward, "completion": -reward, "action": reward[:, :, None] * 10,
         "position": np.arange(7, dtype=np.int32)[None], "segment_ids": np.ones((1, 7), np.int32),
     }  # fmt: skip
-    shown = ablate("shuffled", fields, np.array([[0.5, 0.9, 0.1, 0.0]]), TARGET)
+    shown = ablate("shuffled", fields, np.array([[0.5, 0.9, 0.1, 0.0]]), TARGET, PAID)
     assert shown["reward"].tolist() == [[5, 6, 1, 2, 3, 4, 0]]
     assert shown["step"].tolist() == [[0, 1, 0, 0, 1, 2, 0]]
     assert shown["trial"].tolist() == [[0, 0, 1, 2, 2, 2, 3]]
     assert shown["position"].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
     assert shown["previous_action"][..., 0].tolist() == [[0, 50, 0, 0, 20, 30, 0]]
     assert fields["reward"].tolist() == reward.tolist()  # what really happened stays
+
+
+def test_the_next_environment_s_earlier_trials_may_be_of_other_lengths():
+    """Two environments with earlier trials of 1 and 2 steps, and of 2 alone; the present one has one step."""
+    fields = {
+        "step": np.array([[0, 0, 1, 0], [0, 1, 0, 0]], np.int32),
+        "trial": np.array([[0, 1, 1, 2], [0, 0, 1, 0]], np.int32),
+        "position": np.array([[0, 1, 2, 3], [0, 1, 2, 0]], np.int32),
+        "segment_ids": np.array([[1, 1, 1, 1], [1, 1, 1, 0]], np.int32),
+        "reward": np.array([[1, 2, 3, 0], [4, 5, 0, 0]], np.float32),
+    }
+    fields |= {"completion": fields["reward"], "action": fields["reward"][:, :, None]}
+    shown = ablate("foreign", fields, np.zeros((2, 4)), TARGET, PAID)
+    assert shown["reward"].tolist() == [[4, 5, 0, 0], [1, 2, 3, 0]]
+    assert shown["segment_ids"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert shown["previous_reward"].tolist() == [[0, 4, 0, 0], [0, 0, 2, 0]]
+    unpaid, paid = (ablate(name, fields, np.zeros((2, 4)), TARGET, 2.0) for name in ("unpaid", "paid"))
+    assert unpaid["reward"].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0]]
+    assert paid["reward"].tolist() == [[2, 3, 0, 0], [4, 5, 0, 0]]
+    assert paid["position"].tolist() == [[1, 2, 3, 0], [0, 1, 2, 0]]
+
+
+@pytest.mark.parametrize("ablation", ["truncated", "shuffled", "foreign", "blind", "unpaid", "paid"])
+def test_demonstrations_are_ablated_as_trials_of_one_s_own_are(ablation):
+    """To the bit: what the context is made of is the same."""
+    fields, shown = history(), (TRIALS - 2) * LENGTH
+    own = drive(ablated(ablation, True), fields)[:, shown:]
+    given = [{name: value[env, :shown] for name, value in fields.items()} for env in range(ENVS)]
+    context = ablated(ablation, True, trials=2, demonstrations=given)
+    np.testing.assert_array_equal(drive(context, {name: value[:, shown:] for name, value in fields.items()}), own)
+
+
+def test_demonstrations_that_all_share_are_nobody_else_s():
+    one = {name: value[0, :LENGTH] for name, value in history().items()}
+    with pytest.raises(UserError, match="--ablation foreign: all environments are shown the same .*--apart"):
+        ablated("foreign", True, trials=1, demonstrations=one)
+
+
+def test_an_ablation_is_of_the_numbers_of_demonstrations_that_it_changes():
+    assert numbers_to_ablate("shuffled", 1, [0, 1, 2, 8]) == [2, 8]
+    assert numbers_to_ablate("blind", 1, [0, 8]) == [0, 8]
+    with pytest.raises(UserError, match="--ablation shuffled: changes nothing in fewer than 3 .*--trials 3"):
+        numbers_to_ablate("shuffled", 2, [0])
+    with pytest.raises(UserError, match="--ablation shuffled: .* give 2 or more trajectories"):
+        numbers_to_ablate("shuffled", 1, [0, 1])
 
 
 def test_environments_must_begin_their_trials_together():

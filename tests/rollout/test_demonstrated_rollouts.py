@@ -162,6 +162,26 @@ def test_several_numbers_are_a_table_of_their_own(runs, tiny_store, capsys):
     assert rows_of(usual) == rows[8:]
 
 
+def test_ablations_are_of_each_number_that_they_change(runs, tiny_store):
+    options = {"trials": 1, "demonstrations": str(tiny_store), "order": "random", "apart": True}
+    (intact,) = repeat(runs["ad"], trajectories=(0, 2, 4), **options)
+    names = ("blind", "truncated", "shuffled", "foreign")
+    tables = repeat(runs["ad"], ablations=names, trajectories=(0, 2, 4), **options)
+    assert [table.name for table in tables] == [f"ablation-{name}.csv" for name in names]
+    returns = {(row["demonstrations"], row["env"]): float(row["return"]) for row in rows_of(intact)}
+    for table, name in zip(tables, names, strict=True):
+        rows = rows_of(table)
+        numbers = ["0"] * 2 * (name == "blind") + ["2"] * 2 + ["4"] * 2
+        assert [row["demonstrations"] for row in rows] == numbers
+        assert any(float(row["return"]) != returns[row["demonstrations"], row["env"]] for row in rows)
+        about = json.loads(table.with_suffix(".json").read_text())
+        assert about["ablation"] == name and about["trajectories"] == sorted({int(number) for number in numbers})
+    truncated = {row["env"]: row["return"] for row in rows_of(tables[1]) if row["demonstrations"] == "2"}
+    assert truncated != {row["env"]: row["return"] for row in rows_of(tables[2]) if row["demonstrations"] == "2"}
+    with pytest.raises(UserError, match="--ablation foreign: all environments are shown the same trajectories"):
+        repeat(runs["ad"], ablations=("foreign",), trajectories=(2,), **options | {"apart": False})
+
+
 def test_what_the_command_line_cannot_mean_is_refused(runs, tiny_store, tmp_path, tiny_config):
     store = str(tiny_store)
     for options, words in (
@@ -173,7 +193,7 @@ def test_what_the_command_line_cannot_mean_is_refused(runs, tiny_store, tmp_path
             {"demonstrations": store, "trajectories": (8,)},
             r"one trial take a context of \d+ steps.* of 72; give at most",
         ),
-        ({"demonstrations": store, "trajectories": (2,), "targets": (1.0,)}, "leave out --targets and --ablation"),
+        ({"demonstrations": store, "trajectories": (2,), "targets": (1.0,)}, "an ablation; leave out --targets"),
         ({"demonstrations": store, "trajectories": (0, 2), "video": tmp_path / "film.mp4"}, "all but one number"),
         ({"demonstrations": str(tmp_path / "no"), "trajectories": (2,)}, "does not exist"),
     ):

@@ -15,7 +15,7 @@ from ringrl.reporting.statistics.demonstration_effects import TRIALS, Demonstrat
 from ringrl.reporting.statistics.task_statistics import References
 
 # Each ablation keeps its colour over all panels, in which the intact evaluation is drawn in ink.
-_ABLATION_COLOURS = {"truncated": 1, "shuffled": 0, "foreign": 2, "blind": 3}
+_ABLATION_COLOURS = {"truncated": 1, "shuffled": 0, "foreign": 2, "blind": 3, "unpaid": 4, "paid": 5}
 
 
 def returns_by_trajectories(look: Look, curves: Sequence[TrajectoryCurve], levels: References) -> Figure:
@@ -53,16 +53,7 @@ def _returns_by_number(
             _line(panel, look.colour(label), look.marker(label), label, np.asarray(numbers, np.float64), points[key])
         for value, text, dashes in levels[key]:
             panel.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes, label=text)
-        if ticks[0] == 0:
-            panel.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
-            panel.set_xlim(-0.25, ticks[-1] * 1.25)
-        else:
-            panel.set_xscale("log", base=2)
-            panel.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
-        panel.xaxis.set_major_locator(FixedLocator(ticks))
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        panel.margins(y=0.12)
+        _number_axis(panel, ticks)
         _return_axis(panel)
         name_axes(panel, look, axis, f"Return: {words}")
     return _finish(figure, axes, look)
@@ -73,9 +64,7 @@ def returns_under_ablations(look: Look, ablations: dict[str, tuple[AblationEffec
     columns = 1 if look.narrow or len(ablations) == 1 else 2
     rows = -(-len(ablations) // columns)
     figure, axes = look.figure(3.5 * rows, rows, columns)
-    extra = [name for name in dict.fromkeys(r.name for results in ablations.values() for r in results)
-             if name not in _ABLATION_COLOURS]  # fmt: skip
-    colours = _ABLATION_COLOURS | {name: 4 + index for index, name in enumerate(extra)}
+    colours = _ablation_colours(ablations)
     for panel, (label, results) in zip(axes.flat, ablations.items(), strict=False):
         longest = max(results, key=lambda result: len(result.intact)).intact
         for result in results:
@@ -94,6 +83,52 @@ def returns_under_ablations(look: Look, ablations: dict[str, tuple[AblationEffec
     for panel in axes.flat[len(ablations) :]:
         panel.set_visible(False)
     return _finish(figure, axes, look, title=0.22)
+
+
+def returns_under_ablations_by_number(look: Look, ablations: dict[str, tuple[AblationEffect, ...]]) -> Figure:
+    """Return of the last trial over the number of demonstrations, intact and under each ablation. A panel an agent."""
+    rows = len(ablations)
+    figure, axes = look.figure(3.8 * rows, rows, 1)
+    colours = _ablation_colours(ablations)
+    for panel, (label, effects) in zip(axes.flat, ablations.items(), strict=True):
+        for name in dict.fromkeys(effect.name for effect in effects):
+            mine = [effect for effect in effects if effect.name == name]
+            colour = look.palette.series[colours[name] % len(look.palette.series)]
+            x = np.asarray([effect.demonstrations for effect in mine], np.float64)
+            points = [effect.ablated[-1] for effect in mine]
+            _line(panel, colour, MARKERS[(colours[name] + 1) % len(MARKERS)], name.capitalize(), x, points)
+        intact = {effect.demonstrations: effect.intact[-1] for effect in effects}
+        numbers = sorted(intact)
+        x = np.asarray(numbers, np.float64)
+        _line(panel, look.palette.ink, "o", "Intact", x, [intact[number] for number in numbers])
+        _number_axis(panel, numbers)
+        _return_axis(panel)
+        name_axes(panel, look, "Demonstrations in the context, log scale from 1 on", "Return")
+        if rows > 1:
+            panel.annotate(label, (0, 1), (-72 * MARGIN, 25), xycoords="axes fraction", textcoords="offset points",
+                           fontweight="bold")  # fmt: skip
+    return _finish(figure, axes, look, title=0.22 if rows > 1 else 0.0)
+
+
+def _ablation_colours(ablations: dict[str, tuple[AblationEffect, ...]]) -> dict[str, int]:
+    """The known ablations' colours, and others for further ones."""
+    names = dict.fromkeys(each.name for effects in ablations.values() for each in effects)
+    extra = [name for name in names if name not in _ABLATION_COLOURS]
+    return _ABLATION_COLOURS | {name: len(_ABLATION_COLOURS) + index for index, name in enumerate(extra)}
+
+
+def _number_axis(axes: Axes, ticks: Sequence[int]) -> None:
+    """Powers of two as equal steps; none as one more step before 1."""
+    if ticks[0] == 0:
+        axes.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
+        axes.set_xlim(-0.25, max(ticks[-1], 1) * 1.25)
+    else:
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.margins(y=0.12)
 
 
 def _line(axes: Axes, colour: str, marker: str, label: str, x: np.ndarray, points: Sequence[Estimate]) -> None:

@@ -10,11 +10,12 @@ from ringrl.reporting.figures.context_figures import (
     returns_by_demonstrations,
     returns_by_trajectories,
     returns_under_ablations,
+    returns_under_ablations_by_number,
 )
 from ringrl.reporting.figures.drawing import Drawing
 from ringrl.reporting.figures.trial_figures import SHOWN, target_against_achieved
 from ringrl.reporting.page.task_content import cell, interval_words, level_words, unbroken
-from ringrl.reporting.statistics.context_effects import MEASURES, finding
+from ringrl.reporting.statistics.context_effects import MEASURES, AblationEffect, finding
 from ringrl.reporting.statistics.demonstration_effects import TRIALS, DemonstrationCurve
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import Analysis, SweepPoint
@@ -71,6 +72,8 @@ def demonstrations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
         ),
         "sentences": [unbroken(sentence) for sentence in sentences],
         "rows": [_step_row(curve, index, several) for curve in curves for index in range(len(curve.numbers) - 1)],
+        "rows_about": "Each number against the one before it",
+        "rows_of": "Demonstrations",
     }
 
 
@@ -86,26 +89,68 @@ def _step_row(curve: DemonstrationCurve, index: int, several: bool) -> dict[str,
 
 def ablations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
     """The figure of the context ablations, and a sentence for each; None where there are none."""
-    results, task = analysis.ablations, analysis.section.task
+    results, task = analysis.own_ablations, analysis.section.task
     if not results:
         return None
-    prefix = len(results) > 1
-    sentences = [(f"{label}: " if prefix else "") + each.sentence for label, mine in results.items() for each in mine]
+    sentences = _sentences(results)
     ablated = [series for series in analysis.section.series if series.label in results]
     return {
         "drawing": Drawing(
             f"ablations{suffix}",
             "What the earlier trials are worth",
             "Mean return at each trial, intact and with the earlier trials in the context ablated. Truncated: "
-            "removed; trials are counted on, as the agent never saw in training. Shuffled: in another order. Foreign: "
-            "another environment’s. Blind: no reward anywhere, the present trial included; the return-to-go stays the "
-            "target. "
-            f"{interval_words(ablated, 'Bars and bands')} Differences are paired within each environment of a seed.",
+            f"{_KINDS} {interval_words(ablated, 'Bars and bands')} Differences are paired within each environment "
+            "of a seed.",
             f"{task}: return at each trial under context ablations. {' '.join(sentences)}",
             partial(returns_under_ablations, ablations=results),
         ),
         "sentences": [unbroken(sentence) for sentence in sentences],
     }
+
+
+def demonstrated_ablations(analysis: Analysis, suffix: str) -> dict[str, Any] | None:
+    """The figure of context ablations over the number of demonstrations, a sentence for each, and the table.
+
+    None where there are none.
+    """
+    results, task = analysis.demonstrated_ablations, analysis.section.task
+    if not results:
+        return None
+    ablated = [series for series in analysis.section.series if series.label in results]
+    sentences = _sentences(results)
+    last = "the last trial" if any(len(each.intact) > 1 for mine in results.values() for each in mine) else "the trial"
+    return {
+        "drawing": Drawing(
+            f"demonstrated_ablations{suffix}",
+            "What the demonstrations are worth",
+            f"Mean return of {last} after each number of demonstrations, intact and with them ablated. Truncated: "
+            f"{_KINDS} {interval_words(ablated, 'Bars')} Differences are paired within each environment of a seed.",
+            f"{task}: return under context ablations, by number of demonstrations. {' '.join(sentences)}",
+            partial(returns_under_ablations_by_number, ablations=results),
+        ),
+        "sentences": [unbroken(sentence) for sentence in sentences],
+        "rows": [_effect_row(label, each) for label, mine in results.items() for each in mine],
+        "rows_about": "Each ablation in numbers",
+        "rows_of": "Ablation",
+    }
+
+
+_KINDS = (
+    "removed; trials are counted on, as the agent never saw in training. Shuffled: in another order. Foreign: another "
+    "environment’s. Blind: no reward anywhere, the present trial included; the return-to-go stays the target. Unpaid, "
+    "paid: those alone that earned nothing, or something."
+)
+
+
+def _sentences(results: dict[str, tuple[AblationEffect, ...]]) -> list[str]:
+    prefix = len(results) > 1
+    return [(f"{label}: " if prefix else "") + each.sentence for label, mine in results.items() for each in mine]
+
+
+def _effect_row(label: str, effect: AblationEffect) -> dict[str, Any]:
+    cells = [cell("Intact", effect.intact[-1]), cell("Ablated", effect.ablated[-1])]
+    cells.append(cell("Intact minus ablated", effect.cost, signed=True))
+    return {"label": label, "step": f"{effect.name}, {effect.demonstrations} demonstrations", "cells": cells}
 
 
 def target(analysis: Analysis, suffix: str) -> dict[str, Any] | None:

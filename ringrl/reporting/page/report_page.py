@@ -107,6 +107,7 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
                 "trajectories": draw_in(context_content.trajectories(entry, suffix)),
                 "demonstrations": demonstrations,
                 "ablations": draw_in(context_content.ablations(entry, suffix)),
+                "demonstrated_ablations": draw_in(context_content.demonstrated_ablations(entry, suffix)),
                 "target": draw_in(context_content.target(entry, suffix)),
                 "data": [
                     {"store": data["store"], "figures": [draw(data["histogram"]), draw(data["history"])]}

@@ -31,9 +31,10 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
 
     {format, ringrl, created, confidence, resamples, tasks: {task: {references, agents: {label: {agent, seeds, envs,
     trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
-    training}}, by_trajectories, targets, demonstrations, ablations, datasets, notes}}, across_tasks}; an estimate is
-    {value, low, high}. `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task:
-    {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
+    training}}, by_trajectories, targets, demonstrations, ablations, demonstrated_ablations, datasets, notes}},
+    across_tasks}; an estimate is {value, low, high}. `across_tasks` is null with a single task, else {n, measures:
+    {measure: {returns: {task: {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks,
+    difference, verdict}]}}, notes}.
     """
     return {
         "format": FORMAT,
@@ -66,7 +67,11 @@ def _task(analysis: Analysis) -> dict[str, Any]:
         "targets": {label: [_sweep_point(point) for point in points] for label, points in analysis.sweeps.items()},
         "demonstrations": {curve.label: _demonstrations(curve) for curve in analysis.demonstrations},
         "ablations": {
-            label: {each.name: _ablation(each) for each in effects} for label, effects in analysis.ablations.items()
+            label: {each.name: _ablation(each) for each in effects} for label, effects in analysis.own_ablations.items()
+        },
+        "demonstrated_ablations": {
+            label: [{"name": each.name, "demonstrations": each.demonstrations} | _ablation(each) for each in effects]
+            for label, effects in analysis.demonstrated_ablations.items()
         },
         "datasets": [_dataset(data) for data in section.datasets],
         "notes": list(section.notes),

@@ -20,6 +20,8 @@ _WORDS = {
     "shuffled": "With the earlier trials in another order",
     "foreign": "With another environment’s earlier trials",
     "blind": "With no reward anywhere, the present trial included (the return-to-go stays the target)",
+    "unpaid": "With those earlier trials alone that were not paid",
+    "paid": "With those earlier trials alone that were paid",
 }
 
 
@@ -33,6 +35,7 @@ class AblationEffect:
     intact: tuple[Estimate, ...]  # by trial, of the seeds that have the ablation
     ablated: tuple[Estimate, ...]
     cost: Estimate  # of the last trial: intact minus ablated, paired within environments
+    demonstrations: int = 0  # with which both contexts began
 
     @property
     def matters(self) -> bool | None:
@@ -43,19 +46,22 @@ class AblationEffect:
     def sentence(self) -> str:
         """What the interval carries, and no more."""
         words = _WORDS.get(self.name, f"Under the ablation “{self.name}”")
+        if self.demonstrations:
+            words = f"After {self.demonstrations} demonstrations, {words[0].lower()}{words[1:]},"
+        last = "one" if len(self.intact) == 1 else "last"
         if self.matters is None:
             few = self.seeds * self.envs < PAIRS_FOR_VERDICT
             why = f"too few environments ({self.seeds * self.envs}) to tell" if few else "no difference shown"
-            return f"{words}: {why} in the last trial (intact minus ablated {show(self.cost, signed=True)})."
+            return f"{words}: {why} in the {last} trial (intact minus ablated {show(self.cost, signed=True)})."
         cost = self.cost if self.matters else Estimate(-self.cost.value, -self.cost.high, -self.cost.low)
         number, _, interval = show(cost).partition(" ")
-        return f"{words} the last trial earns {number} {'less' if self.matters else 'more'} {interval}."
+        return f"{words} the {last} trial earns {number} {'less' if self.matters else 'more'} {interval}."
 
 
 def ablation_effects(series: Series) -> tuple[AblationEffect, ...]:
-    """All context ablations of a series: the known ones first, in the order of their severity."""
+    """All context ablations of a series: the known ones first, by their severity, then by demonstrations."""
     rank = {name: index for index, name in enumerate(_WORDS)}
-    ordered = sorted(series.ablations, key=lambda each: rank.get(each.name, len(rank)))
+    ordered = sorted(series.ablations, key=lambda each: (rank.get(each.name, len(rank)), each.demonstrations))
     return tuple(_effect(each) for each in ordered)
 
 
@@ -68,6 +74,7 @@ def _effect(returns: AblationReturns) -> AblationEffect:
         intact=tuple(estimate(returns.intact[:, :, trial]) for trial in range(trials)),
         ablated=tuple(estimate(returns.ablated[:, :, trial]) for trial in range(trials)),
         cost=estimate(returns.intact[:, :, -1] - returns.ablated[:, :, -1]),
+        demonstrations=returns.demonstrations,
     )
 
 

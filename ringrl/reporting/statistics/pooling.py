@@ -45,6 +45,7 @@ class AblationReturns:
     name: str
     intact: Float64[np.ndarray, "seeds envs trials"]
     ablated: Float64[np.ndarray, "seeds envs trials"]
+    demonstrations: int = 0  # with which both contexts began
 
 
 def grid(rows: Sequence[TrialReturn], file: Path) -> Float64[np.ndarray, "2 envs trials"]:
@@ -122,23 +123,34 @@ def _pool(
     return values, returns.reshape(len(values), len(tables), *returns.shape[1:])
 
 
-def pool_ablations(
-    task: str, agent: str, replicas: Sequence[Replica], returns: Float64[np.ndarray, "seeds envs trials"]
-) -> tuple[AblationReturns, ...]:
-    """The context ablations of an agent, by name; `returns` is the intact evaluation of the replicas."""
-    ablations = []
+def pool_ablations(task: str, agent: str, replicas: Sequence[Replica]) -> tuple[AblationReturns, ...]:
+    """The context ablations of an agent, by name and number of demonstrations, of the replicas that have the intact
+    evaluation too."""
+    found = []
     for name in sorted({name for replica in replicas for name in replica.run.ablations}):
-        grids, intact = [], []
-        for (run, seed), whole in zip(replicas, returns, strict=True):
-            rows = _of(run.ablations.get(name, ()), task, agent, seed)
-            if rows:
-                grids.append(grid(rows, run.directory.ablation_table(name)))
-                intact.append(whole)
-        if grids:
-            ablated = stack(grids)[0][0]
-            envs, trials = (min(ablated.shape[axis], returns.shape[axis]) for axis in (1, 2))
-            ablations.append(AblationReturns(name, np.stack(intact)[:, :envs, :trials], ablated[:, :envs, :trials]))
-    return tuple(ablations)
+        tables = [(run, seed, _of(run.ablations.get(name, ()), task, agent, seed)) for run, seed in replicas]
+        for number in sorted({row.demonstrations for _, _, rows in tables for row in rows}):
+            pairs = [
+                (grid(intact, run.directory.table()), grid(ablated, run.directory.ablation_table(name)))
+                for run, seed, rows in tables
+                if (ablated := [row for row in rows if row.demonstrations == number])
+                and (intact := _after(number, run, task, agent, seed))
+            ]
+            if pairs:
+                intact, ablated = (stack(grids)[0][0] for grids in zip(*pairs, strict=True))
+                envs, trials = (min(ablated.shape[axis], intact.shape[axis]) for axis in (1, 2))
+                both = (intact[:, :envs, :trials], ablated[:, :envs, :trials])
+                found.append(AblationReturns(name, *both, demonstrations=number))
+    return tuple(found)
+
+
+def _after(number: int, run: EvaluatedRun, task: str, agent: str, seed: int) -> list[TrialReturn]:
+    """The rows of the intact evaluation after so many demonstrations; none where there was no such evaluation."""
+    for table in (run.returns, run.demonstrations):
+        rows = [row for row in _of(table, task, agent, seed) if row.demonstrations == number]
+        if rows:
+            return rows
+    return []
 
 
 def other_settings(run: EvaluatedRun) -> list[str]:

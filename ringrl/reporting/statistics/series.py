@@ -180,7 +180,7 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
         returns=both[0],
         target=both[1],
         sweep=pool_sweep(task, agent, replicas),
-        ablations=pool_ablations(task, agent, replicas, both[0]),
+        ablations=pool_ablations(task, agent, replicas),
         demonstrations=pool_demonstrations(task, agent, replicas),
     )
 

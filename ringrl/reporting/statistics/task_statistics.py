@@ -125,6 +125,16 @@ class Analysis:
     demonstrations: tuple[DemonstrationCurve, ...]  # of the series evaluated after several numbers of them
 
     @property
+    def own_ablations(self) -> dict[str, tuple[AblationEffect, ...]]:
+        """Of the series whose ablated contexts never began with demonstrations."""
+        return {label: all_ for label, all_ in self.ablations.items() if not any(each.demonstrations for each in all_)}
+
+    @property
+    def demonstrated_ablations(self) -> dict[str, tuple[AblationEffect, ...]]:
+        """Of the other series, after every number of demonstrations."""
+        return {label: effects for label, effects in self.ablations.items() if label not in self.own_ablations}
+
+    @property
     def trials(self) -> int:
         """The fewest trials that any agent has."""
         return min(series.returns.shape[2] for series in self.section.series)
