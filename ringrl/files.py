@@ -162,18 +162,19 @@ def replace_folder(out: Path, new: Path, *, aside: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path, lock: str = ".lock", *, of: Path | None = None) -> Iterator[None]:
+def alone_in(folder: Path, lock: str = ".lock", *, of: Path | None = None, wait: bool = False) -> Iterator[None]:
     """Keep other processes out of `folder` (`ringrl.locks.exclusive`), and remove the files that killed ones left.
 
     Args:
         folder: made if it is missing, and removed at the end if it is empty.
         lock: the lock's name in it; different ones do not exclude each other.
         of: what an error says is in use; default `folder`.
+        wait: wait until the lock is free.
 
     Raises:
-        UserError: if another process has the lock, or the folder cannot be written.
+        UserError: if another process has the lock and `wait` is not set, or the folder cannot be written.
     """
-    with exclusive(folder / lock, of=of or folder):
+    with exclusive(folder / lock, of=of or folder, wait=wait):
         _sweep(folder)
         yield
 

@@ -1,25 +1,17 @@
 """The local step on CPUs: a kernel in C++ that XLA calls, compiled for this processor when it is first needed.
 
 It is the blocked online softmax of FlashAttention (Dao et al., arXiv 2205.14135), with matrix products tiled for vector
-registers and work shared out over XLA's own threads; see `native.cc` and the headers beside it. The library is kept
-in the user's cache folder, under a name that changes with the source, the compiler, jaxlib and the processor.
+registers and work shared out over XLA's own threads; see `native.cc` and the headers beside it. `native_build.py`
+compiles it and keeps the library.
 
 `RINGRL_NATIVE=0` turns it off; `CXX` names the compiler.
 """
 
 import ctypes
 import functools
-import hashlib
-import importlib.metadata
-import importlib.util
 import logging
 import os
-import platform
-import shlex
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +19,10 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from ringrl.attention.block_attention import group_size, result_like, vary_like
+from ringrl.attention.kernels.native_build import build, find_compiler
 from ringrl.attention.local_step import KeyGradients, Keys, Output, Queries, RowValues
 from ringrl.errors import UserError
-from ringrl.files import atomic_file
-from ringrl.locks import exclusive
 
-_FOLDER = Path(__file__).parent
-_SOURCES = (
-    "native.cc",
-    "native_forward.h",
-    "native_backward.h",
-    "native_cache.h",
-    "native_cache_block.h",
-    "native_problem.h",
-    "native_tiles.h",
-)
-# GCC takes -march=native on ARM too, but Clang there knows only -mcpu=native.
-_NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
-# Contraction makes one fused instruction of x * y + z; it is off by default in some compilers' ISO mode.
-_FLAGS = ("-O3", "-std=c++17", _NATIVE, "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-w")
 _FORWARD, _BACKWARD, _AFTER = "ringrl_native_forward", "ringrl_native_backward", "ringrl_native_after"
 ATTEND_CACHE, WRITE_CACHE = "ringrl_native_attend_cache", "ringrl_native_write_cache"
 
@@ -64,12 +41,12 @@ def available() -> bool:
     if os.environ.get("RINGRL_NATIVE") == "0":
         return False
     try:
-        compiler = _find_compiler()
+        compiler = find_compiler()
         if compiler is None:
             return False
-        library = ctypes.CDLL(str(_build(compiler)))
-    # RuntimeError: no home folder; ValueError: CXX is badly quoted; ImportError: no fcntl (Windows).
-    except (OSError, subprocess.SubprocessError, RuntimeError, ValueError, ImportError, UserError) as error:
+        library = ctypes.CDLL(str(build(compiler)))
+    # ValueError: CXX is badly quoted; ImportError: no fcntl (Windows).
+    except (OSError, subprocess.SubprocessError, ValueError, ImportError, UserError) as error:
         _log.warning("the native attention kernel cannot be used, XLA's is: %s", _first_error(error))
         return False
     symbols = {
@@ -225,61 +202,6 @@ def _check(arrays: tuple, tokens: tuple, q_chunks: int, k_chunks: int) -> None:
     for x in arrays:
         if x.ndim == 4 and x.dtype != q.dtype:
             raise TypeError(f"{x.dtype} does not go with queries of {q.dtype}")
-
-
-def _find_compiler() -> list[str] | None:
-    if os.environ.get("CXX"):
-        return shlex.split(os.environ["CXX"])
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    return [sys.executable, "-m", "ziglang", "c++"] if importlib.util.find_spec("ziglang") else None
-
-
-def _build(compiler: list[str]) -> Path:
-    """The path of the library, compiled unless the cache has it. Processes that want the same one wait for the first.
-
-    OSError, SubprocessError or UserError when it cannot be compiled, or the cache cannot be written.
-    """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ringrl"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_fingerprint(compiler)}.so"
-    if path.exists():
-        return path
-    with exclusive(path.with_suffix(".lock"), wait=True):
-        if not path.exists():
-            command = [*compiler, *_FLAGS, "-I", jax.ffi.include_dir(), str(_FOLDER / _SOURCES[0]), "-o"]
-            with atomic_file(path) as unfinished:
-                subprocess.run([*command, str(unfinished)], check=True, capture_output=True, text=True, timeout=600)
-    return path
-
-
-def _fingerprint(compiler: list[str]) -> str:
-    """A name that changes with everything on which the compiled library depends."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
-    parts = [
-        *compiler,
-        version,
-        *_FLAGS,
-        importlib.metadata.version("jaxlib"),
-        platform.machine(),
-        platform.processor(),
-        _processor(),
-    ]
-    digest = hashlib.sha256("\0".join(parts).encode())
-    for name in _SOURCES:
-        digest.update((_FOLDER / name).read_bytes())
-    return digest.hexdigest()[:32]
-
-
-def _processor() -> str:
-    """Linux's description of the processor and its instructions; different machines may share a home folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    names = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(names)))
 
 
 def _first_error(error: Exception) -> str:
