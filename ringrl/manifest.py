@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -106,12 +106,12 @@ def verified_bytes(path: Path) -> bytes:
     raise _changed(path.parent, path.name)
 
 
-def check(folder: Path, names: Iterable[str] | None = None) -> bool:
+def check(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> bool:
     """Compare a folder with its manifest.
 
     Args:
         folder: what to check.
-        names: only these of the files that it names; None: all.
+        wanted: of the files that it names, which ones; default all.
 
     Returns:
         Whether there is a manifest; without one nothing is known.
@@ -122,16 +122,16 @@ def check(folder: Path, names: Iterable[str] | None = None) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     sums = _read(folder)
-    chosen = list(sums if names is None else names)
-    missing = [name for name in sums if not (folder / name).is_file()]
+    names = [name for name in sums if wanted(name)]
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise DamagedError(
-            f"{folder}: {len(missing)} of {len(sums)} files are missing, the first is {missing[0]}: a copy that was "
+            f"{folder}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}: a copy that was "
             "cut off? copy it again"
         )
     with ThreadPoolExecutor(_THREADS) as threads:
-        hashes = threads.map(lambda name: _hash(folder / name), chosen)
-        for name, found in zip(chosen, hashes, strict=True):
+        hashes = threads.map(lambda name: _hash(folder / name), names)
+        for name, found in zip(names, hashes, strict=True):
             if found != sums[name]:
                 raise _cut_off(folder, sums) or _changed(folder, name)
     return True
@@ -194,7 +194,7 @@ def _hash(path: Path) -> str:
 def _cut_off(folder: Path, sums: Mapping[str, str]) -> DamagedError | None:
     """The error of a folder in which bytes are missing."""
     head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
-    size = sum((folder / name).stat().st_size for name in sums)
+    size = sum((folder / name).stat().st_size for name in sums if (folder / name).is_file())
     if head is None or size >= int(head[1]):
         return None
     return DamagedError(f"{folder}: has {size} of {head[1]} bytes: a copy that was cut off? copy it again")
@@ -208,4 +208,4 @@ def _changed(folder: Path, name: str) -> DamagedError:
 
 
 def _malformed(path: Path, line: int) -> DamagedError:
-    return DamagedError(f"{path} line {line}: damaged; restore it, or copy the folder again")
+    return DamagedError(f"{path} line {line}: damaged; restore the file, or delete the line")

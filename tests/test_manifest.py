@@ -50,7 +50,8 @@ def test_a_copy_that_was_cut_off_is_called_that(folder):
         check(folder)
     (folder / "deep/b").unlink()
     with pytest.raises(UserError, match="1 of 3 files are missing, the first is deep/b: a copy that was cut off"):
-        check(folder, ["a.json"])
+        check(folder)
+    assert check(folder, lambda name: name.endswith(".json"))
 
 
 def test_a_folder_without_one_is_read_unchecked_unless_one_was_promised(folder, caplog):

@@ -26,6 +26,16 @@ def _parse_mesh(texts: tuple[str, ...]) -> dict[str, int] | None:
     return {axis: int(size) for axis, _, size in pairs} or None
 
 
+def _strictly(run: Path, checkpoint: str, strict: bool) -> str:
+    """`checkpoint`, but the newest by its number if `strict`: for that one there is no other to go back to."""
+    from ringrl.run import RunDirectory
+    from ringrl.training.checkpoint_files import steps_of
+
+    folder = RunDirectory(run).checkpoints
+    there = steps_of(folder) if strict and checkpoint == "latest" and folder.is_dir() else []
+    return str(there[-1]) if there else checkpoint
+
+
 @dataclass(frozen=True)
 class DemoVerb:
     """Collect, relabel, store, train, evaluate and report on dm_control's cartpole swingup."""
@@ -58,6 +68,8 @@ class TrainVerb:
     """The run directory; default runs/NAME-seedN."""
     resume: Path | None = None
     """Continue this run from its newest checkpoint, under its own configuration; a.b=c changes settings of it."""
+    strict: bool = False
+    """With --resume: stop where the newest checkpoint is damaged, instead of going back to the newest good one."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where many processes train together and no launcher that JAX knows has started them."""
     processes: int | None = None
@@ -77,7 +89,7 @@ class TrainVerb:
             config, overrides = self.config, self.overrides
             if self.resume is not None and config is not None and "=" in config:  # there is no CONFIG before it
                 config, overrides = None, (config, *overrides)
-            run = train(config, *overrides, out=self.out, resume=self.resume)
+            run = train(config, *overrides, out=self.out, resume=self.resume, strict=self.strict)
             if is_first():
                 print(f"run: {run}")
 
@@ -126,6 +138,8 @@ class EvaluateVerb:
     """Which of them this is, from 0."""
     checkpoint: str = "latest"
     """latest, best (the lowest training loss of those kept), or the number of a step."""
+    strict: bool = False
+    """Stop where the latest checkpoint is damaged, instead of going back to the newest good one."""
     reference: bool = True
     """Also roll out the random policy and the task's expert, into the same table; of several runs one needs them."""
     video: Path | None = None
@@ -148,6 +162,7 @@ class EvaluateVerb:
         names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         settings["mesh"] = _parse_mesh(self.mesh)
+        settings["checkpoint"] = _strictly(self.run_directory, self.checkpoint, self.strict)
         shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order, "apart": self.apart}
         if self._repeats:
             shown["trajectories"] = self.trajectories
@@ -183,6 +198,8 @@ class ExportVerb:
     """The folder; default RUN/export."""
     step: str = "latest"
     """The checkpoint: latest, best (the lowest training loss of those kept), or the number of a step."""
+    strict: bool = False
+    """Stop where the latest checkpoint is damaged, instead of going back to the newest good one."""
     overwrite: bool = False
     """Replace an earlier export."""
 
@@ -194,7 +211,7 @@ class ExportVerb:
 
         run = RunDirectory(self.run_directory)
         config = run.config()
-        model, step = load_model(run.path, config, run.dataset()["sizes"], self.step)
+        model, step = load_model(run.path, config, run.dataset()["sizes"], _strictly(run.path, self.step, self.strict))
         print(f"export: {export(model, config, step, run.path, self.out or run.export, overwrite=self.overwrite)}")
 
 

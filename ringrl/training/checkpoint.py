@@ -1,20 +1,35 @@
-"""Checkpoints through Orbax: asynchronous, sharded, atomic; the newest few are kept, and those of the lowest loss."""
+"""Checkpoints through Orbax: asynchronous, sharded, atomic, hashed; the newest and those of lowest loss are kept."""
 
+import logging
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
-from orbax.checkpoint import checkpoint_managers
 
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
+from ringrl.manifest import DamagedError
 from ringrl.run import RunDirectory
+from ringrl.training.checkpoint_files import (
+    ABOUT,
+    FORMAT,
+    STATE,
+    NewestAndBest,
+    SealedPath,
+    is_sealed,
+    losses_of,
+    set_aside,
+    steps_of,
+    verify,
+)
+from ringrl.training.processes import from_first, is_first, wait_for_all
 
-FORMAT = 2
-STATE, ABOUT = "state", "about"
+_calls = count()
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -24,26 +39,24 @@ class Checkpoints:
     a run save and restore together. A checkpoint can be restored on any mesh and by any number of processes.
 
     Where `read_only`, nothing in the folder is touched, so that a run can be evaluated while it trains; otherwise what
-    a killed run has left half-written is removed.
+    a killed run has left half-written is removed, and a damaged checkpoint that is passed over is renamed.
     """
 
     def __init__(self, run: Path, keep: int = 2, best: int = 0, *, read_only: bool = False):
         """Keep the newest `keep`, and the `best` of lowest loss."""
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
-        if best:
-            policies.append(checkpoint_managers.BestN(get_metric_fn=_loss, reverse=True, n=best))
+        self.folder, self._read_only = RunDirectory(run).checkpoints.resolve(), read_only
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder; train the run first")
+        self._losses = losses_of(self.folder) if self.folder.is_dir() else {}
         options = ocp.CheckpointManagerOptions(
-            best_fn=_loss,
-            best_mode="min",
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            preservation_policy=NewestAndBest(keep, best, self._losses),
             enable_async_checkpointing=True,
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
+            temporary_path_class=SealedPath,
+            lightweight_initialize=True,  # else a damaged file of one checkpoint would hide all others
         )
-        self.folder = RunDirectory(run).checkpoints.resolve()
-        if read_only and not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no such folder; train the run first")
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -56,17 +69,18 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """Optimiser steps done by the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(steps_of(self.folder), default=None)
 
     def find(self, which: str) -> int:
         """The step that `which` means: `latest`, `best` (the lowest loss of those that are there), or a number.
 
         Raises UserError when there is no such checkpoint.
         """
-        there = sorted(self._manager.all_steps())
+        there = steps_of(self.folder)
         if not there:
             raise UserError(f"{self.folder}: no complete checkpoint; train the run first")
-        named = {"latest": there[-1], "best": self._manager.best_step()}
+        losses = losses_of(self.folder) if which == "best" else {}
+        named = {"latest": there[-1], "best": min(losses, key=losses.__getitem__, default=there[-1])}
         step = named[which] if which in named else int(which) if which.isdecimal() else None
         if step not in there:
             raise UserError(f"{self.folder}: no checkpoint {which}; give latest, best, or one of {there}")
@@ -74,33 +88,81 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, about: dict, loss: float) -> None:
         """Start writing; returns when the state has been copied off the devices."""
-        items = {STATE: ocp.args.StandardSave(state), ABOUT: ocp.args.JsonSave(about)}
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics={"loss": loss})
+        self._losses[step] = loss
+        items = {STATE: ocp.args.StandardSave(state), ABOUT: ocp.args.JsonSave(about | {"loss": loss})}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, like: Any, which: str = "latest") -> tuple[Any, dict]:
+    def restore(self, like: Any, which: str = "latest", *, strict: bool = False) -> tuple[Any, dict]:
         """The state that `which` names (see `find`), laid out as `like` (arrays or ShapeDtypeStructs with shardings),
         and what was said about it.
 
+        Of `latest` a damaged checkpoint is named in the log, and the newest good one is restored, unless `strict`.
+
         Raises UserError when it is damaged, of another model, or of another version of ringrl.
         """
-        step = self.find(which)
-        folder = self.folder / str(step)
-        if not (folder / ABOUT).is_dir():
-            raise UserError(f"{folder}: not a checkpoint of this version of ringrl; evaluate or train with the old one")
+        passed_over: dict[int, str] = {}
+        while True:
+            chosen = from_first(f"checkpoint {next(_calls)}", lambda: self._choose(which, strict, passed_over))
+            step = chosen["step"]
+            try:
+                restored = self._read(step, like), chosen["about"]
+            except UserError as error:
+                # Without hashes only this shows that it may be damaged. Processes cannot agree on it: they fail alone.
+                unknown = which == "latest" and not strict and not is_sealed(self.folder / str(step))
+                if jax.process_count() > 1 or not (unknown or self._is_gone(step)):
+                    raise
+                passed_over[step] = str(error)
+            else:
+                self._set_aside(chosen["damaged"])
+                return restored
+
+    def _choose(self, which: str, strict: bool, passed_over: dict[int, str]) -> dict[str, Any]:
+        """In process 0: the step to restore, what is said about it, and the steps of damaged ones that are newer."""
+        candidates = [self.find(which)]
+        if which == "latest" and not strict:
+            candidates = steps_of(self.folder)[::-1]
+        damaged = {step: reason for step, reason in passed_over.items() if not self._is_gone(step)}
+        for step in candidates:
+            if step in damaged:
+                continue
+            try:
+                about = verify(self.folder / str(step))
+            except DamagedError as error:
+                if self._is_gone(step):
+                    return self._choose(which, strict, passed_over)
+                if strict or which != "latest":
+                    raise
+                damaged[step] = str(error)
+                continue
+            for reason in damaged.values():
+                _log.warning("%s; checkpoint %d is used", reason, step)
+            return {"step": step, "about": about, "damaged": list(damaged)}
+        raise UserError(next(iter(damaged.values())))
+
+    def _is_gone(self, step: int) -> bool:
+        """Whether a live training has removed it meanwhile."""
+        return not (self.folder / str(step)).is_dir()
+
+    def _set_aside(self, damaged: list[int]) -> None:
+        if self._read_only or not damaged:
+            return
+        if is_first():
+            for step in damaged:
+                _log.warning("%s: renamed to %s", self.folder / str(step), set_aside(self.folder / str(step)).name)
+        wait_for_all(f"set aside {next(_calls)}")
+        self._manager.reload()
+
+    def _read(self, step: int, like: Any) -> Any:
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = {STATE: ocp.args.StandardRestore(target), ABOUT: ocp.args.JsonRestore()}
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            state, about = restored[STATE], restored[ABOUT]
+            items = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(target)})
+            return self._manager.restore(step, args=items)[STATE]
         except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{folder}: cannot be read ({reason}); try again, and if it is damaged or of another model, "
-                "move that folder away to continue from an earlier one"
+                f"{self.folder / str(step)}: cannot be read ({reason}); try again, and if it is damaged or of another "
+                "model, move that folder away to continue from an earlier one"
             ) from error
-        if about.get("format") != FORMAT:
-            raise UserError(f"{folder}: checkpoint format {about.get('format')}, this ringrl reads {FORMAT}")
-        return state, about
 
 
 def describe(step: int, seed: int, mesh: Mesh) -> dict:
@@ -126,7 +188,3 @@ def next_batch(about: dict, config: RunConfig, run: Path) -> int:
     if loader["seed"] != config.seed:
         raise UserError(f"{run}: was trained with seed {loader['seed']}, not {config.seed}; name a new run with --out")
     return loader["next_batch"]
-
-
-def _loss(metrics: Any) -> float:
-    return metrics["loss"]

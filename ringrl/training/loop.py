@@ -20,12 +20,14 @@ def refuse_existing(run: Path) -> None:
         raise UserError(f"{run}: there is a run already; continue it with --resume {run}, or name another with --out")
 
 
-def run_training(config: RunConfig, run: Path, *, new: bool = False) -> None:
+def run_training(config: RunConfig, run: Path, *, new: bool = False, strict: bool = False) -> None:
     """Train `config` in the run directory `run`, from its newest checkpoint if it has one, to `config.training.steps`.
 
     The run's own config, normalisation statistics and data-set summary are written first, so that evaluation and
     report need nothing else. With many processes (`ringrl.training.processes`) all of them call this; each reads the
     shard of every batch that is its devices', and process 0 alone prints and writes what is not sharded.
+
+    A damaged newest checkpoint is named, and the newest good one used; with `strict` it is an error.
 
     Raises UserError when the data or the tokens are no longer those that the run began with, while another process
     trains in `run`, and if `new`, where there is a run; and FloatingPointError, naming the step, when the loss or its
@@ -34,10 +36,10 @@ def run_training(config: RunConfig, run: Path, *, new: bool = False) -> None:
     with RunDirectory(run).training_alone() if is_first() else nullcontext():
         if new and is_first():  # only now that no other can make one meanwhile
             refuse_existing(run)
-        _train_alone(config, run)
+        _train_alone(config, run, strict)
 
 
-def _train_alone(config: RunConfig, run: Path) -> None:
+def _train_alone(config: RunConfig, run: Path, strict: bool) -> None:
     """`run_training`, by the only run of processes that trains here."""
     directory = RunDirectory(run)
     config = directory.with_own_agent(config)
@@ -51,7 +53,7 @@ def _train_alone(config: RunConfig, run: Path) -> None:
     state, start = trainer.init(), 0
     with Checkpoints(run, t.keep_checkpoints, t.keep_best) as checkpoints:
         if checkpoints.latest_step is not None:
-            packed, about = checkpoints.restore(trainer.pack(state))
+            packed, about = checkpoints.restore(trainer.pack(state), strict=strict)
             state, start = trainer.unpack(packed, state), next_batch(about, config, run)
         updates = trainer.updates(state, start)  # settings that do not fit the data are found before there is a run
         wait_for_all("ready to train")

@@ -21,6 +21,7 @@ def train(
     *overrides: str,
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
+    strict: bool = False,
 ) -> Path:
     """Train an agent in a run directory, or continue a run from its newest checkpoint.
 
@@ -31,6 +32,7 @@ def train(
             configuration, for example `"data.store=NEW"` where its store was moved or converted.
         out: the run directory, which must be new; default `runs/NAME-seedN`.
         resume: a run directory to continue, under its own configuration; then `config` is None.
+        strict: refuse to continue where the newest checkpoint is damaged, instead of going back to the newest good one.
 
     Returns:
         The run directory. Where many processes train together, all of them call this and return the same.
@@ -54,7 +56,7 @@ def train(
     if resume is None and config is None:
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
     values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
-    run_training(parse_config(values, run), Path(run), new=resume is None)
+    run_training(parse_config(values, run), Path(run), new=resume is None, strict=strict)
     return Path(run)
 
 

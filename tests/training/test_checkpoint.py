@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, restored on any mesh, and what is said of those that cannot be."""
 
 import gc
+import json
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ringrl.config import MeshConfig
 from ringrl.errors import UserError
+from ringrl.manifest import MANIFEST
 from ringrl.training.checkpoint import Checkpoints, describe
 from ringrl.training.mesh import make_mesh
 
@@ -96,17 +98,30 @@ def complaint(run, like=None) -> str:
     return message
 
 
+def as_of_format_2(folder) -> None:
+    """Make a checkpoint one of an earlier ringrl, without hashes."""
+    (folder / MANIFEST).unlink()
+    about = json.loads((folder / "about/metadata").read_text())
+    loss = about.pop("loss")
+    (folder / "about/metadata").write_text(json.dumps(about | {"format": 2}))
+    (folder / "metrics").mkdir()
+    (folder / "metrics/metrics").write_text(json.dumps({"loss": loss}))
+
+
 # Orbax leaves coroutines behind when a restore fails; they complain when they are collected, and `complaint` does that
 # lest another test be blamed.
 leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @leaves_coroutines
-def test_a_damaged_checkpoint_is_named(saved, tmp_path):
+def test_a_damaged_checkpoint_without_hashes_is_named(saved, tmp_path):
     run, folder = broken(saved, tmp_path)
     for path in (folder / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
+    assert f"{folder}: has " in complaint(run)
+    assert "bytes: a copy that was cut off? copy it again" in complaint(run)
+    as_of_format_2(folder)
     assert f"{folder}: cannot be read (" in complaint(run)
 
 
@@ -117,11 +132,14 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
     assert "cannot be read (" in complaint(saved, {"step": jnp.int32(0), "params": {"other": jnp.zeros(3)}})
 
 
-@leaves_coroutines
 def test_a_checkpoint_of_an_older_version_is_refused(saved, tmp_path):
     run, folder = broken(saved, tmp_path)
+    (folder / MANIFEST).unlink()
+    about = json.loads((folder / "about/metadata").read_text())
+    (folder / "about/metadata").write_text(json.dumps(about | {"format": 1}))
+    assert complaint(run) == f"{folder}: checkpoint format 1, this ringrl reads 3"
     shutil.rmtree(folder / "about")
-    assert "not a checkpoint of this version" in complaint(run)
+    assert "has no about/: a copy that was cut off, or a checkpoint of an earlier version of ringrl" in complaint(run)
 
 
 def test_a_run_without_checkpoints_says_what_to_do(tmp_path):
