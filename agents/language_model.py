@@ -22,6 +22,8 @@ class Config(AgentConfig):
 
     head: Literal["vocabulary"] = "vocabulary"  # pyright: ignore[reportIncompatibleVariableOverride]
     bins: int = Field(default=32_000, ge=2)  # token ids: the vocabulary (LLaMA: 32,000)
+    previous: int = Field(default=0, ge=0)  # ids before each token that are embedded with it (`IdEmbedder`)
+    line: int | None = Field(default=None, ge=1)  # tokens of a line, which `model.trial_encoding` encodes; None: none
 
 
 class Agent(TokenAgent[Config]):
@@ -31,4 +33,4 @@ class Agent(TokenAgent[Config]):
 
     def tokens(self) -> TokenIds:
         """Ids below the vocabulary's size."""
-        return TokenIds(self.config.bins)
+        return TokenIds(self.config.bins, self.config.previous, self.config.line)

@@ -48,7 +48,7 @@ LossFunction = Callable[[OutputHead, jax.Array, Mapping[str, jax.Array]], jax.Ar
 """(output head, prediction, batch) -> the loss of each step, float32 [batch, steps]."""
 
 Widths = Mapping[str, int]
-"""Widths of the data's `observation` and `action`; of token ids there are none."""
+"""Widths of the data's `observation` and `action`; of token ids, of `previous` or none."""
 
 
 @dataclass(frozen=True)

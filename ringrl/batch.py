@@ -129,11 +129,18 @@ class TokenBatch(_Arrays):
 
 
 @dataclass(frozen=True)
+class PrecededTokenBatch(TokenBatch):
+    """A `TokenBatch` whose tokens also come with the ids before them: entry k - 1 is the k-th before, 0 if none is."""
+
+    previous: Int32[np.ndarray, "batch steps previous"]
+
+
+@dataclass(frozen=True)
 class BatchField:
     """One array of a batch.
 
     Attributes:
-        width: the data size that is its last axis, "observation" or "action"; None: a scalar a step.
+        width: the data size that is its last axis, such as "observation" or "action"; None: a scalar a step.
         dtype: its type.
         previous_of: the field whose value at the step before it is; None: it is no such field.
     """
@@ -143,7 +150,7 @@ class BatchField:
     previous_of: str | None
 
     def shape(self, leading: tuple[int, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """`leading`, as (rows, steps), and the width if it has one, of the observation's and action's in `sizes`."""
+        """`leading`, as (rows, steps), and the width if it has one, of those in `sizes`."""
         return leading if self.width is None else (*leading, sizes[self.width])
 
     def zeros(self, leading: tuple[int, ...], sizes: Mapping[str, int]) -> np.ndarray:
@@ -165,6 +172,7 @@ BATCH_SCHEMA = _schema(Batch)
 LABELLED_BATCH_SCHEMA = _schema(LabelledBatch)
 MEMBER_BATCH_SCHEMA = _schema(MemberBatch)
 TOKEN_BATCH_SCHEMA = _schema(TokenBatch)
+PRECEDED_TOKEN_BATCH_SCHEMA = _schema(PrecededTokenBatch)
 TOKENS = 1
 """Version of what fused tokens hold: since 1 all `previous_*` are 0 at a trial's first step; runs and exports before it
 have none.

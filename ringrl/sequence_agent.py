@@ -10,7 +10,12 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from ringrl.agent import AgentDescription, Decoder, PolicySource, RolloutSpec, Widths
-from ringrl.batch import BATCH_SCHEMA, LABELLED_BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
+from ringrl.batch import (
+    BATCH_SCHEMA,
+    LABELLED_BATCH_SCHEMA,
+    PRECEDED_TOKEN_BATCH_SCHEMA,
+    TOKEN_BATCH_SCHEMA,
+)
 from ringrl.config import AgentConfig, RunConfig
 from ringrl.model.output_heads import OutputHead
 from ringrl.model.token_ids import TokenIds
@@ -137,9 +142,10 @@ class TokenAgent(ABC, Generic[ConfigT]):
 
     @property
     def decoder(self) -> Decoder:
-        """Its tokens and its loss, on a `ringrl.batch.TokenBatch`."""
-        return Decoder(self.tokens(), self.loss, TOKEN_BATCH_SCHEMA)
+        """Its tokens and its loss, on a `ringrl.batch.TokenBatch`, or its `PrecededTokenBatch`."""
+        tokens = self.tokens()
+        return Decoder(tokens, self.loss, PRECEDED_TOKEN_BATCH_SCHEMA if tokens.previous else TOKEN_BATCH_SCHEMA)
 
     def make_trainer(self, config: RunConfig) -> SequenceTrainer:
         """Gradient steps on windows of the text. Raises UserError where a setting does not fit."""
-        return SequenceTrainer(config, self.decoder, TokenData(config, self.tokens().vocabulary))
+        return SequenceTrainer(config, self.decoder, TokenData(config, self.tokens()))

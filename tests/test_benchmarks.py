@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from benchmarks import results
+from benchmarks import recall, results
+from benchmarks._recall_runs import STAGES
 from ringrl import envs, recipes
 from ringrl.agent import make_agent
 from ringrl.cli.run_verbs import EvaluateVerb
@@ -64,6 +65,25 @@ def test_relabelled_loader():
     assert set(figures["shares"]) == added and set(figures["ms"]) == added | {"recorded", "at_recorded"}
     assert figures["relabelling_share_of_step"] == max(figures["shares"].values())
     assert figures["tokens"] == 20 and min(figures["ms"].values()) > 0 and "members and labels" in printed
+
+
+@pytest.mark.slow
+def test_recall(tmp_path):
+    row = "none, trained on 64"
+    options = "--lengths 64 512 --exact 512 --out".split()
+    printed, figures = run("benchmarks.recall", "--only", row, *options, str(tmp_path))
+    assert set(figures) == {"lengths", "right", "exact"} and figures["lengths"] == [64, 512]
+    assert figures["right"][row][0][0] > 0.95 and row in printed
+    assert all(figures["exact"][way]["difference"] < 1e-3 for way in ("cache", "ring4"))
+
+
+@pytest.mark.parametrize("name", recall.ROWS)
+def test_the_rows_of_recall_load(name):
+    settings, longest = recall.ROWS[name]
+    config = load_config("recall", tuple(f"{key}={value}" for key, value in settings.items()))
+    decoder = make_agent(config.agent).decoder
+    assert longest in STAGES and decoder is not None and decoder.tokens.vocabulary == recall.VOCABULARY
+    assert (config.training.row_steps, (config.training.batch, config.training.steps)) == next(iter(STAGES.items()))
 
 
 JOBS = {job.name: job for row in results.ROWS.values() for job in row}

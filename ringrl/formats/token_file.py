@@ -56,7 +56,7 @@ class TokenFile:
             total = zlib.crc32(some.tobytes(), zlib.crc32(some.dtype.str.encode(), total))
         return total
 
-    def read(self, at: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+    def read(self, at: Int64[np.ndarray, "*n"]) -> Int32[np.ndarray, "*n"]:
         """The ids at these indices of the file.
 
         Raises:

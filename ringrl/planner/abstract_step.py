@@ -13,6 +13,7 @@ from ringrl.config import MeshConfig, RunConfig, parse_config
 from ringrl.envs import make_env
 from ringrl.errors import UserError
 from ringrl.model.sharding import AXES, TOKENS
+from ringrl.model.token_ids import TokenIds
 from ringrl.planner.topology import find_devices
 from ringrl.store.episode_store import open_store
 from ringrl.store.zarr import is_url
@@ -98,9 +99,9 @@ def change(config: RunConfig, section: str, key: str, value: Any, where: str) ->
 
 
 def model_sizes(config: RunConfig, decoder: Decoder) -> dict[str, int]:
-    """Widths of observation and action: the store's if it exists, else the environment's. Of token ids: {}."""
-    if not any(field.width for field in decoder.schema.values()):
-        return {}
+    """Widths of observation and action: the store's if it exists, else the environment's. Of token ids: their own."""
+    if isinstance(decoder.tokens, TokenIds):
+        return decoder.tokens.sizes
     if is_url(config.data.store) or Path(config.data.store).exists():
         dims = open_store(config.data.store).dims
         return {"observation": dims.observation, "action": dims.action}

@@ -6,7 +6,7 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from ringrl.batch import TokenBatch
+from ringrl.batch import PrecededTokenBatch, TokenBatch
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
 from ringrl.sampling.loader import ROWS, closing_at_end
@@ -20,14 +20,16 @@ def token_batches(
     positions: Int64[np.ndarray, " positions"],
     seed: int,
     start_step: int = 0,
+    previous: int = 0,
     prefetch: int = 2,
 ) -> Iterator[TokenBatch]:
     """An endless stream of batches of the ids x: row r of a batch is a window that begins at a uniform index i.
 
         token_t = x_{i+t},   target_t = x_{i+t+1},   i ~ Uniform{0, ..., len(x) - steps - 1}
 
-    or, of a file of documents, at the first token of a uniform document. The weight at t is that of the target. Row r
-    of step s depends on (seed, s, r) alone, as in `ringrl.sampling.loader`.
+    or, of a file of documents, at the first token of a uniform document. The weight at t is that of the target; nothing
+    follows a document's last token, and there it is 0. Row r of step s depends on (seed, s, r) alone, as in
+    `ringrl.sampling.loader`.
 
     Args:
         tokens: the ids.
@@ -36,6 +38,7 @@ def token_batches(
         positions: positions t of the row that are wanted here, in the order wanted.
         seed: fixes every batch, together with the batch's index.
         start_step: index of the first batch to give.
+        previous: ids before each token that come with it; a row knows none before its first.
         prefetch: batches kept ready.
 
     Returns:
@@ -43,27 +46,50 @@ def token_batches(
         UserError from `next`.
 
     Raises:
-        UserError: the text, or a document, is shorter than a row.
+        UserError: a document is shorter than a row, or the text than a row and the token after it.
     """
     length = tokens.document or len(tokens.ids)
-    if length <= steps:  # a row's last token needs the one after it
-        kind = "tokens" if tokens.document is None else "tokens of a document"
-        raise UserError(f"{tokens.path}: {length:,} {kind} do not make a row of {steps:,} and the token after it")
+    if tokens.document is not None and length < steps:
+        raise UserError(f"{tokens.path}: {length:,} tokens of a document do not make a row of {steps:,}")
+    if tokens.document is None and length <= steps:
+        raise UserError(f"{tokens.path}: {length:,} tokens do not make a row of {steps:,} and the token after it")
     starts, apart = (length - steps, 1) if tokens.document is None else (len(tokens.ids) // length, length)
 
     def read(element: int) -> dict[str, np.ndarray]:
         step, local = divmod(int(element), len(rows))
         rng = np.random.default_rng(np.random.SeedSequence([seed, step, int(rows[local])]))
-        at = int(rng.integers(starts)) * apart + positions
-        return {
-            "token": tokens.read(at),
-            "target": tokens.read(at + 1),
-            "position": positions.astype(np.int32),
-            "segment_ids": np.ones(len(positions), np.int32),
-            "weight": tokens.read_weights(at + 1),
-        }
+        return token_row(tokens, int(rng.integers(starts)) * apart, positions, previous)
 
     dataset = grain.MapDataset.range(start_step * len(rows), ROWS).map(read)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch * len(rows))
     batches = dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
-    return closing_at_end(iter(batches.map(lambda arrays: TokenBatch(**arrays))))
+    kind = PrecededTokenBatch if previous else TokenBatch
+    return closing_at_end(iter(batches.map(lambda arrays: kind(**arrays))))
+
+
+def token_row(
+    tokens: TokenFile, start: int, positions: Int64[np.ndarray, " positions"], previous: int = 0
+) -> dict[str, np.ndarray]:
+    """The fields of one row, without the axis of rows: of `TokenBatch` or, with `previous`, `PrecededTokenBatch`.
+
+    Args:
+        tokens: the ids.
+        start: index in the file of the row's first token.
+        positions: as in `token_batches`.
+        previous: ids before each token that come with it.
+    """
+    length = tokens.document or len(tokens.ids) - start
+    follows = positions < length - 1
+    at, after = start + positions, start + positions + follows
+    fields = {
+        "token": tokens.read(at),
+        "target": tokens.read(after),
+        "position": positions.astype(np.int32),
+        "segment_ids": np.ones(len(positions), np.int32),
+        "weight": np.where(follows, tokens.read_weights(after), np.float32(0)),
+    }
+    if previous:
+        back = np.arange(1, previous + 1)
+        known = positions[:, None] >= back
+        fields["previous"] = np.where(known, tokens.read(np.where(known, at[:, None] - back, start)), np.int32(0))
+    return fields

@@ -13,6 +13,7 @@ from ringrl.config import DataConfig, RunConfig
 from ringrl.envs import RewardFamily, family_of, is_task, is_visible
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
+from ringrl.model.token_ids import TokenIds
 from ringrl.run import RunDirectory
 from ringrl.sampling.loader import make_loader
 from ringrl.sampling.normalizer import Normalizer
@@ -143,28 +144,32 @@ class TokenData:
     """Windows of a file of token ids.
 
     Attributes:
-        sizes: empty; the agent sets the vocabulary.
+        sizes: of the batch's field `previous`, if the agent has one; it sets the vocabulary too.
         card: what a report says of the data.
     """
 
-    def __init__(self, config: RunConfig, vocabulary: int):
+    def __init__(self, config: RunConfig, tokens: TokenIds):
         """Open the file; it is read when batches are."""
-        self._config, self._text = config, TokenFile(Path(config.data.store), vocabulary)
-        self.sizes: dict[str, int] = {}
+        self._config, self._text = config, TokenFile(Path(config.data.store), tokens.vocabulary)
+        self._previous, self.sizes = tokens.previous, tokens.sizes
         self.normalizer: Normalizer | None = None
         about = {"task": config.data.task, "store": str(config.data.store)}
         self.card = about | {"tokens": len(self._text.ids), "sum": self._text.checksum()}
         self.card |= {"sizes": self.sizes, "returns": []}
 
     def prepare(self, run: Path) -> None:
-        """Nothing is measured. Raises UserError where the data are others."""
+        """Nothing is measured. A run may go on with a file of another name, such as one of longer documents.
+
+        Raises UserError where the file of the same name is another than the run's.
+        """
         if from_first("card", lambda: self.card) != self.card:
             raise UserError(f"{self._text.path}: not the file that process 0 reads; give all hosts the same")
-        if RunDirectory(run).exists:
+        known = RunDirectory(run).dataset() if RunDirectory(run).exists else None
+        if known is not None and Path(known["store"]).name == self._text.path.name:
             refuse_changed(self.card, run, str(self._text.path), but=("store",))
 
     def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """See `BatchData`; the fields of `ringrl.batch.TokenBatch`, in ring order."""
+        """See `BatchData`; the fields of the agent's batch of token ids, in ring order."""
         c = self._config
         loader = token_batches(
             self._text,
@@ -173,6 +178,7 @@ class TokenData:
             positions=local_positions(c, shard),
             seed=c.seed,
             start_step=start_step,
+            previous=self._previous,
             prefetch=c.data.prefetch,
         )
         return (batch.asdict() for batch in loader)

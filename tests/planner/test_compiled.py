@@ -106,6 +106,11 @@ def test_the_planned_batch_of_a_language_model():
         name: "float32" if name == "weight" else "int32"
         for name in ("token", "target", "position", "segment_ids", "weight")
     }
+    preceded = parse_config(values | {"agent": {"name": "language_model", "previous": 3}}, "test")
+    decoder = make_decoder(preceded.agent)
+    sizes = model_sizes(preceded, decoder)
+    steps = preceded.training.row_steps
+    assert abstract_batch(preceded, decoder, sizes, mesh)["previous"].shape == (preceded.training.batch, steps, 3)
 
 
 def test_parameters_are_spread_over_the_ring_as_well():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ringrl.attention.layout import from_ring_order, to_ring_order
-from ringrl.batch import TOKEN_BATCH_SCHEMA
+from ringrl.batch import PRECEDED_TOKEN_BATCH_SCHEMA, TOKEN_BATCH_SCHEMA
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
 from ringrl.sampling.token_windows import token_batches
@@ -63,10 +63,30 @@ def test_a_row_is_the_beginning_of_a_document_and_weighs_what_the_file_says(tmp_
     np.testing.assert_array_equal(batch.weight, np.tile([0, 0, 1, 0, 0, 0, 0, 0.5], (3, 1)))
 
 
+def test_nothing_follows_the_last_token_of_a_document(tmp_path):
+    np.save(tmp_path / "whole.npy", np.arange(80).reshape(10, 8))
+    (batch,) = take(tmp_path / "whole.npy", 1)
+    np.testing.assert_array_equal(batch.weight, np.tile([1, 1, 1, 1, 1, 1, 1, 0], (3, 1)))
+    np.testing.assert_array_equal(batch.target[:, :7], batch.token[:, 1:])
+
+
 def test_a_document_shorter_than_a_row_is_refused(tmp_path):
-    np.save(tmp_path / "short.npy", np.zeros((10, 8), np.int32))
-    with pytest.raises(UserError, match="8 tokens of a document do not make a row of 8 and the token after it"):
+    np.save(tmp_path / "short.npy", np.zeros((10, 7), np.int32))
+    with pytest.raises(UserError, match="7 tokens of a document do not make a row of 8"):
         take(tmp_path / "short.npy")
+
+
+def test_tokens_come_with_those_before_them_in_the_row(path):
+    (batch,) = take(path, 1, previous=2)
+    first = int(batch.token[0, 0])
+    assert batch.previous[0, :4].tolist() == [[0, 0], [first, 0], [first + 1, first], [first + 2, first + 1]]
+    assert list(batch.asdict()) == list(PRECEDED_TOKEN_BATCH_SCHEMA)
+    for name, field in PRECEDED_TOKEN_BATCH_SCHEMA.items():
+        array = getattr(batch, name)
+        assert array.dtype == field.dtype and array.shape == field.shape((3, 8), {"previous": 2})
+    order = to_ring_order(np.arange(8), 2, "zigzag", axis=0)
+    halves = [take(path, 1, positions=half, previous=2)[0].previous for half in np.split(order, 2)]
+    np.testing.assert_array_equal(from_ring_order(np.concatenate(halves, axis=1), 2, "zigzag"), batch.previous)
 
 
 def test_a_file_shorter_than_a_row_is_refused(path):

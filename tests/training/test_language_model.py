@@ -49,3 +49,22 @@ def test_another_text_is_refused(run):
     with pytest.raises(UserError, match=r"text.npy: not the data that .* began with \(tokens, sum changed\)"):
         train(resume=run / "run")
     text.write_bytes(kept)
+
+
+def test_a_run_goes_on_with_longer_documents(tmp_path):
+    """And with the ids before each token, on a ring."""
+    for length in (16, 32):
+        np.save(tmp_path / f"lines_{length}.npy", np.tile(np.arange(length, dtype=np.uint8) % 10, (8, 1)))
+    config = {
+        "data": {"store": str(tmp_path / "lines_16.npy"), "task": "next_token"},
+        "agent": {"name": "language_model", "bins": 10, "previous": 2},
+        "model": {"layers": 1, "width": 8, "position_encoding": "none", "trial_encoding": "none"},
+        "mesh": {"seq": 2},
+        "training": {"steps": 1, "batch": 2, "row_steps": 16, "log_every": 1},
+    }
+    run_training(parse_config(config, "test"), tmp_path / "run")
+    longer = f"data.store={tmp_path / 'lines_32.npy'}"
+    train(None, longer, "training.steps=2", "training.row_steps=32", resume=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert json.loads((tmp_path / "run" / "dataset.json").read_text())["tokens"] == 8 * 32
