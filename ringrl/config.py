@@ -99,6 +99,10 @@ class EvaluationConfig(ConfigSection):
     target: float | None = None  # return to ask for; None: the best return of the data set
     when_full: WhenFull = "newest"  # what is kept of a full context: the newest or best whole trials; or stop there
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None  # of keys and values; None: compute_dtype's
+    # The first so many trials act at random, as reward-free data are made; what they find is in the context after them.
+    explore: int = Field(default=0, ge=0)
+    # Of an action of these and the next: 0 draws them uniform and independent (`ringrl data collect --policy random`).
+    explore_correlation: float = Field(default=0.0, ge=0, lt=1)
     mesh: MeshConfig | None = (
         None  # over which rollouts are spread; None: the run's, or one device where there are fewer
     )

@@ -51,6 +51,8 @@ class RolloutSetting:
         first: index of the first environment; what environment `first + i` draws depends on that number and the seed.
         when_full: what is kept of a full context, see `ringrl.rollout.full_context`.
         ablation: how the trials before the present one are ablated, see `ringrl.rollout.ablation`; None: not.
+        explore: the first so many trials act at random, see `ringrl.rollout.exploration`.
+        explore_correlation: of their actions, from one agent step to the next.
     """
 
     environments: int
@@ -60,6 +62,8 @@ class RolloutSetting:
     first: int = 0
     when_full: WhenFull = "newest"
     ablation: Ablation | None = None
+    explore: int = 0
+    explore_correlation: float = 0.0
 
 
 @runtime_checkable
@@ -106,6 +110,11 @@ class ContextPolicy(Policy, Protocol):
     @property
     def demonstrations(self) -> int:
         """Trajectories with which the context began."""
+        ...
+
+    @property
+    def explored(self) -> int:
+        """Trials at the beginning that act at random."""
         ...
 
     @property

@@ -11,10 +11,11 @@ from typing import Any, Literal
 from ringrl.errors import UserError
 from ringrl.files import write_text
 
-COLUMNS = ("agent", "task", "seed", "env", "trial", "return", "length", "target_return", "demonstrations")
-"""The header of a table: the fields of `TrialReturn`, in this order. Older tables do not have the last."""
+_BEGINNINGS = ("demonstrations", "explored")
+COLUMNS = ("agent", "task", "seed", "env", "trial", "return", "length", "target_return", *_BEGINNINGS)
+"""The header of a table: the fields of `TrialReturn`, in this order. Older tables lack the last, or the last two."""
 
-Swept = Literal["target_return", "demonstrations"]
+Swept = Literal["target_return", "demonstrations", "explored"]
 """What a table repeats every trial for."""
 
 _KIND = {int: "a whole number", float: "a number"}
@@ -33,6 +34,7 @@ class TrialReturn:
     length: int  # environment steps, action repeats counted
     target_return: float  # that the agent was conditioned on; NaN for agents without return conditioning
     demonstrations: int = 0  # trajectories with which the context began (`ringrl.rollout.demonstrations`)
+    explored: int = 0  # trials at the rollout's beginning that acted at random (`ringrl.rollout.exploration`)
 
 
 def write_returns(path: Path, rows: Iterable[TrialReturn]) -> None:
@@ -43,7 +45,7 @@ def write_returns(path: Path, rows: Iterable[TrialReturn]) -> None:
     for row in rows:
         target = "" if math.isnan(row.target_return) else repr(row.target_return)
         named = [row.agent, row.task, row.seed, row.env, row.trial]
-        writer.writerow([*named, repr(row.return_), row.length, target, row.demonstrations])
+        writer.writerow([*named, repr(row.return_), row.length, target, row.demonstrations, row.explored])
     write_text(path, text.getvalue())
 
 
@@ -51,7 +53,7 @@ def read_returns(path: Path, swept: Swept | None = None) -> tuple[TrialReturn, .
     """The rows of a table, in file order.
 
     Args:
-        path: a `returns.csv`, or a table of those columns. Without the last, no row has demonstrations.
+        path: a `returns.csv`, or a table of those columns. What it lacks of the last is 0.
         swept: the column over which it repeats each trial, as `targets.csv` does over the target return.
 
     Raises:
@@ -64,7 +66,7 @@ def read_returns(path: Path, swept: Swept | None = None) -> tuple[TrialReturn, .
         raise UserError(f"{path} is not a text file (byte {error.start}): evaluate the run again") from None
     lines = csv.reader(text.splitlines())
     header = next(lines, [])
-    if tuple(header) not in (COLUMNS, COLUMNS[:-1]):
+    if tuple(header) not in (COLUMNS, COLUMNS[:-1], COLUMNS[:-2]):
         raise UserError(f"{path} line 1: the columns are {','.join(header)!r} but must be {','.join(COLUMNS)!r}")
     rows: list[TrialReturn] = []
     seen: dict[tuple[str, str, int, int, int, float | None], int] = {}
@@ -90,7 +92,7 @@ def read_returns(path: Path, swept: Swept | None = None) -> tuple[TrialReturn, .
 def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
     if len(cells) != len(header):
         raise UserError(f"{where}: {len(cells)} cells where {len(header)} are needed ({','.join(header)})")
-    cell: dict[str, str] = {"demonstrations": "0"} | dict(zip(header, cells, strict=True))
+    cell: dict[str, str] = dict.fromkeys(_BEGINNINGS, "0") | dict(zip(header, cells, strict=True))
 
     def number(column: str, kind: type[int] | type[float], default: str = "") -> Any:
         try:
@@ -108,6 +110,7 @@ def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
         length=number("length", int),
         target_return=number("target_return", float, "nan"),
         demonstrations=number("demonstrations", int),
+        explored=number("explored", int),
     )
     if not row.agent or not row.task:
         raise UserError(f"{where}: the agent and the task must have names")

@@ -9,7 +9,7 @@
 | dataset.json | a summary of the data set: sizes, sources, returns |
 | metrics.jsonl, tensorboard/ | the logged training steps |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
-| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; in a folder TASK/ those of another task than the run's |
+| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, explore.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; in a folder TASK/ those of another task than the run's |
 | finished | empty; `ringrl demo` marks with it that the training has come to its end |
 | timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |

@@ -10,7 +10,7 @@ from ringrl.errors import UserError
 from ringrl.files import alone_in, write_text
 from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
 
-RETURNS, TARGETS, DEMONSTRATIONS, ABLATION = "returns", "targets", "demonstrations", "ablation-"
+RETURNS, TARGETS, DEMONSTRATIONS, EXPLORE, ABLATION = "returns", "targets", "demonstrations", "explore", "ablation-"
 """Tables of evaluation/, without their ending; an ablation's name follows the last."""
 
 
@@ -50,6 +50,7 @@ class RunTables:
     def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
         """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""
         swept: dict[str, Swept | None] = {TARGETS: "target_return", DEMONSTRATIONS: "demonstrations"}
+        swept[EXPLORE] = "explored"
         ablated: Swept | None = "demonstrations" if name.startswith((ABLATION, "probe-")) else None
         return read_returns(self.table(name), swept.get(name, ablated))
 

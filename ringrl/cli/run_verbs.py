@@ -122,6 +122,10 @@ class EvaluateVerb:
     """Of the demonstrations: as drawn, the default, or ascending by return, the default of the Agentic Transformer."""
     apart: bool = False
     """Draw demonstrations for each environment by itself, also where all have one task."""
+    explore: tuple[int, ...] = ()
+    """The first so many trials act at random, as reward-free data; several numbers in turn: evaluation/explore.csv."""
+    explore_correlation: float | None = None
+    """Of an exploring action and the next, below 1; 0, the default: uniform and independent."""
     seed: int | None = None
     """Seed of the environments, the drawn actions and the drawn demonstrations."""
     when_full: WhenFull | None = None
@@ -160,20 +164,20 @@ class EvaluateVerb:
         from ringrl.rollout.repetitions import repeat
 
         names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "explore_correlation")}
         settings["mesh"] = _parse_mesh(self.mesh)
         settings["checkpoint"] = _strictly(self.run_directory, self.checkpoint, self.strict)
         shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order, "apart": self.apart}
         if self._repeats:
-            shown["trajectories"] = self.trajectories
+            shown |= {"trajectories": self.trajectories, "explore": self.explore}
             return repeat(self.run_directory, self.targets, self.ablation, **shown, **settings)
-        shown["trajectories"] = next(iter(self.trajectories), 0)
+        shown |= {"trajectories": next(iter(self.trajectories), 0), "explore": next(iter(self.explore), None)}
         options: dict[str, Any] = {"reference": self.reference, "video": self.video}
         return [evaluate(self.run_directory, **options, **shown, **settings)]
 
     @property
     def _repeats(self) -> bool:
-        return bool(self.targets or self.ablation or len(self.trajectories) > 1)
+        return bool(self.targets or self.ablation or len(self.trajectories) > 1 or len(self.explore) > 1)
 
     def _check(self) -> None:
         if self._repeats and self.video is not None:

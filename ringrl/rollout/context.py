@@ -45,6 +45,10 @@ class RecomputedContext:
         """Forget all steps of these environments."""
         self._recent.clear(which)
 
+    def follow(self, step: StepFields) -> None:
+        """Add a step whose action is not the model's, without asking it."""
+        self.predict(step)
+
     retire = clear  # a window costs the same, full or empty
 
     @property
@@ -96,6 +100,7 @@ class CachedContext:
         self._retired = np.zeros(envs, bool)
         # Whether all tokens of an environment's last step are in the cache, or there is none.
         self._complete = np.ones(envs, bool)
+        self._behind = np.zeros(envs, bool)  # whether steps are missing in an environment's cache
         self._segment = np.ones(envs, np.int32)  # 1 sees the prompt, 2 does not
         self._previous: StepFields = self._recent.last()
         self._begin(demonstrations)
@@ -130,6 +135,12 @@ class CachedContext:
         if moved.any():
             self._rebuild(moved, self._recent.fields, self._recent.count - 1)
         return self._add(self._recent.last())
+
+    def follow(self, step: StepFields) -> None:
+        """Add a step whose action is not the model's. Its keys and values are computed at the next `predict`, together
+        with those of all such steps."""
+        self._record(step)
+        self._behind[:] = True
 
     def amend(self, outcome: StepFields) -> None:
         """Add what followed the last predicted step: its action, reward and completion."""
@@ -170,10 +181,12 @@ class CachedContext:
         self._begun = state["begun"].copy()
         self._room_maker.dropped = [Dropped(*map(int, row)) for row in state["dropped"]]
         self._rebuild(np.ones(len(self._begun), bool), self._recent.fields, self._recent.count)
+        self._behind[:] = False
         self._previous = self._recent.last()
 
     def _record(self, step: StepFields) -> Bool[np.ndarray, " envs"]:
-        """Append the step. Returns the environments in which older ones had to be dropped for it."""
+        """Append the step. Returns the environments whose caches do not follow from what they were: where older steps
+        had to be dropped for it, or steps before it are missing."""
         begins, full = step["step"] == 0, self._recent.count == self._steps
         if (full & self._retired).any():
             self.clear(full & self._retired)
@@ -183,7 +196,8 @@ class CachedContext:
             self._room_maker.make_room(self._recent, env, bool(begins[env]), at_trial)
         self._begun += begins
         self._recent.append(step)
-        return full
+        moved, self._behind = full | self._behind, np.zeros_like(self._behind)
+        return moved
 
     def _add(self, newest: StepFields) -> jax.Array:
         previous = dict(self._previous)

@@ -75,6 +75,24 @@ def widths_of(task: str) -> dict[str, int]:
     return widths
 
 
+def check_exploration(agent: TrainedAgent, *, retrieves: bool) -> None:
+    """Raise UserError where the agent is to explore, and its own trials would teach it nothing, as those of retrieval.
+
+    Or where no trial is left to act in.
+    """
+    setting = agent.config.evaluation
+    if not setting.explore:
+        return
+    if retrieves or not agent.description.across_trials:
+        why = "keeps nothing of its own trials" if retrieves else "looks at the present trial alone"
+        raise UserError(f"evaluation.explore (--explore): {agent.name} {why}; leave it out")
+    if setting.explore >= setting.trials:
+        raise UserError(
+            f"evaluation.explore (--explore) is {setting.explore} of {setting.trials} trials, so the agent never acts "
+            f"itself; give --trials {setting.explore + 1} or more"
+        )
+
+
 def refuse_unused(agent: TrainedAgent, given: Mapping[str, object]) -> None:
     """Raise UserError where the command line gives what the agent does not have; a config may be of several agents."""
     unused = [name for name in ("context", "mesh", "cache_dtype", "when_full") if name in given]

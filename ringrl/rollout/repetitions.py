@@ -1,4 +1,4 @@
-"""`ringrl evaluate` once more for each of several settings: target returns, demonstrations, context ablations."""
+"""`ringrl evaluate` once more for each of several settings: targets, demonstrations, exploration, context ablations."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,10 @@ from ringrl.config import Ablation, change_section
 from ringrl.errors import UserError
 from ringrl.progress import progress_bar
 from ringrl.rollout.ablation import check_ablation, numbers_to_ablate
-from ringrl.rollout.evaluate import Evaluated, Start, demonstrated, load_evaluated
-from ringrl.run_tables import ABLATION, DEMONSTRATIONS, TARGETS
+from ringrl.rollout.evaluable import check_exploration
+from ringrl.rollout.evaluate import demonstrated
+from ringrl.rollout.evaluated import Evaluated, Start, load_evaluated
+from ringrl.run_tables import ABLATION, DEMONSTRATIONS, EXPLORE, TARGETS
 
 
 def repeat(
@@ -25,15 +27,17 @@ def repeat(
     trajectories: Sequence[int] = (),
     order: TrajectoryOrder | None = None,
     apart: bool = False,
+    explore: Sequence[int] = (),
     checkpoint: str = "latest",
     **given: int | float | str | None,
 ) -> list[Path]:
-    """The agent's evaluation once more for each target, each number of demonstrations, and each context ablation.
+    """The agent's evaluation once more for each target, number of demonstrations, exploration, and context ablation.
 
     With the agent's rows alone, and a JSON of that name beside each, as evaluation.json, it writes
     - evaluation/targets.csv for all `targets`;
     - evaluation/demonstrations.csv for all numbers of `trajectories` of the store `demonstrations`; of two numbers, the
       fewer are among the more;
+    - evaluation/explore.csv for all numbers of `explore`, after the demonstrations if one number of them is given;
     - evaluation/ablation-NAME.csv for each of `ablations` (`ringrl.rollout.ablation`), after each number of
       `trajectories` after which it changes something; instead of demonstrations.csv, which is another call's.
 
@@ -46,6 +50,7 @@ def repeat(
         trajectories: how many of it a context begins with.
         order: of them in a context; None: as the agent is trained.
         apart: as `evaluate`'s.
+        explore: how many of the first trials act at random; a single number beside others of these is of all of them.
         checkpoint: as `evaluate`'s.
         given: `evaluate`'s trials, envs, context, target, seed and so on; None: the run's own.
 
@@ -57,10 +62,18 @@ def repeat(
             and of an agent whose context is the present trial alone; and for trials or a context too few to contain
             what an ablation would change.
     """
+    if len(explore) == 1 and (targets or ablations or trajectories):
+        given, explore = given | {"explore": explore[0]}, ()
     trained = load_evaluated(Path(run), checkpoint, given, task)
     tables = [_for_targets(trained, targets)] if targets else []
     starts, about = demonstrated(trained, demonstrations, trajectories or [0], order, apart)
-    if trajectories and not ablations:
+    if explore and (ablations or targets or len(starts) > 1):
+        raise UserError(
+            "--explore: give one number, or leave out --targets, --ablation and all but one of --trajectories"
+        )
+    if explore:
+        tables.append(_for_exploration(trained, explore, next(iter(starts.values())), about))
+    elif trajectories and not ablations:
         named = {f"{number} demonstrations": start for number, start in starts.items()}
         tables.append(_Repetition(DEMONSTRATIONS, named, about))
     tables += [_for_ablation(trained, ablation, starts, about) for ablation in dict.fromkeys(ablations)]
@@ -94,6 +107,17 @@ def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:
     asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
     starts = {f"target {each:g}": partial(trained.session, spec=replace(spec, target=each)) for each in asked}
     return _Repetition(TARGETS, starts, {"target": None, "targets": asked})
+
+
+def _for_exploration(
+    trained: Evaluated, numbers: Sequence[int], start: Start, about: Mapping[str, object]
+) -> _Repetition:
+    for number in numbers:
+        setting = change_section(trained.setting, {"explore": number}, "--explore")
+        config = trained.agent.config.model_copy(update={"evaluation": setting})
+        check_exploration(replace(trained.agent, config=config), retrieves=trained.expert is not None)
+    starts = {f"explore {number}": partial(start, explore=number) for number in numbers}
+    return _Repetition(EXPLORE, starts, {**about, "explore": list(numbers)})
 
 
 def _for_ablation(

@@ -133,12 +133,14 @@ class RetrievalPolicy:
     Attributes:
         target: None, for it is not conditioned on a return.
         dropped: nothing ever is.
+        explored: 0, for its own trials teach it nothing.
         demonstrations: trajectories with which the context began.
         parameter: float32 [envs, P], the member that each environment's observation is made to end with.
     """
 
     target: None = None
     dropped: Sequence[Dropped] = ()
+    explored: int = 0
 
     def __init__(self, inner: Policy, family: RewardFamily, setting: RolloutSetting, knows: bool):
         """`inner` sees the member; environment i of the setting has the seed `seed + first + i`."""

@@ -12,6 +12,7 @@ from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting, RolloutSpec, StepFields
 from ringrl.rollout.ablation import AblatedContext
 from ringrl.rollout.context import CachedContext, RecomputedContext
+from ringrl.rollout.exploration import Exploration
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.sampling.normalizer import Normalizer
@@ -44,6 +45,7 @@ class SequencePolicy:
         self._sizes, self._across_trials, self.target = sizes, across_trials, spec.target
         self.demonstrations = self._demonstrated = self._agent_steps = 0  # trajectories, their steps, steps acted
         self._made: Context | None = None
+        self._exploration = Exploration(setting)
         envs = setting.environments
         self._earned = np.zeros(envs)  # in this trial so far, float64 as the data set's returns
         # The last step's action, reward and completion.
@@ -92,6 +94,11 @@ class SequencePolicy:
         self._made = self._make_context(steps)
 
     @property
+    def explored(self) -> int:
+        """See `ringrl.policy.ContextPolicy`."""
+        return self._exploration.trials
+
+    @property
     def dropped(self) -> Sequence[Dropped]:
         """See `ringrl.policy.ContextPolicy`."""
         return self._context.dropped
@@ -100,30 +107,38 @@ class SequencePolicy:
         """These environments were reset: their time restarts, and their context too unless it goes across trials."""
         self._step = np.where(which, 0, self._step).astype(np.int32)
         self._earned = np.where(which, 0.0, self._earned)
+        self._exploration.begin_trial(which)
         if not self._across_trials and self._made is not None:
             self._made.clear(which)
 
     def forget(self, which: Bool[np.ndarray, " envs"]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
         self._context.clear(which)
+        self._exploration.forget(which)
         if which.all():
             self.demonstrations = 0
 
     def retire(self, which: Bool[np.ndarray, " envs"]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
         self._context.retire(which)
+        self._exploration.forget(which)
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
-        """The head's mode, or a draw where the agent samples."""
+        """The head's mode, or a draw where the agent samples; a random action in trials that explore."""
         step = {
             "observation": self._normalizer.normalize_observation(observation),
             "return_to_go": (self._to_go() / self._normalizer.return_scale).astype(np.float32),
             "step": self._step,
         }
-        raw = self._context.predict(step)
-        draw = (self._setting.seed, self._setting.first, self._agent_steps) if self._spec.sample else None
-        self._outcome["action"] = self._calls.act(raw, draw)
-        return self._outcome["action"]
+        exploring, action = self._exploration.draw(self._sizes["action"])
+        if exploring.all():
+            self._context.follow(step)
+        else:
+            raw = self._context.predict(step)
+            draw = (self._setting.seed, self._setting.first, self._agent_steps) if self._spec.sample else None
+            action = np.where(exploring[:, None], action, self._calls.act(raw, draw))
+        self._outcome["action"] = action
+        return action
 
     def _to_go(self) -> Float64[np.ndarray, " envs"]:
         return (self.target or 0.0) - (self._earned if self._spec.subtract_rewards else np.zeros_like(self._earned))
@@ -146,6 +161,7 @@ class SequencePolicy:
         """See `ringrl.policy.ContextPolicy`."""
         own = {"earned": self._earned, "step_of_trial": self._step, "agent_steps": np.array(self._agent_steps)}
         shown = {"demonstrations": self.demonstrations, "demonstrated_steps": self._demonstrated}
+        own |= self._exploration.state()
         return self._context.state() | own | {name: np.array(value) for name, value in shown.items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -156,6 +172,7 @@ class SequencePolicy:
         self._context.restore(state)
         self._earned, self._step = state["earned"].copy(), state["step_of_trial"].copy()
         self._agent_steps = int(state["agent_steps"])
+        self._exploration.restore(state)
 
 
 Context = CachedContext | RecomputedContext

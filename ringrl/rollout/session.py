@@ -155,6 +155,11 @@ class Session:
         """Trajectories with which the context began."""
         return self.policy.demonstrations if isinstance(self.policy, ContextPolicy) else 0
 
+    @property
+    def explored(self) -> int:
+        """Trials at the beginning that act at random."""
+        return self.policy.explored if isinstance(self.policy, ContextPolicy) else 0
+
     def forget(self, which: Numbers = True) -> None:
         """Empty the context, as for another task: the next trial is the first, and there are no demonstrations.
 

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting, RolloutSpec, StepFields
+from ringrl.rollout.exploration import Exploration
 from ringrl.rollout.full_context import Dropped
 from ringrl.sampling.normalizer import Normalizer
 
@@ -67,6 +68,7 @@ class TaskVectorPolicy:
         """
         envs = setting.environments
         self._trained, self._setting, self.demonstrations, self._begun = trained, setting, 0, False
+        self._exploration = Exploration(setting)
         # The sums of earlier and of the present trials; float64, for rewards may be as small as 1e-30.
         self._earlier, self._present = (np.zeros((envs, trained.dimension)) for _ in range(2))
         self._reward = np.zeros(envs, np.float32)  # of the last step,
@@ -110,15 +112,18 @@ class TaskVectorPolicy:
         self._earlier[which] += self._present[which]
         self._present[which], self._pending[which] = 0.0, False
         self._trial += which
+        self._exploration.begin_trial(which)
 
     def act(self, observation: Float32[np.ndarray, "envs observation"]) -> Float32[np.ndarray, "envs action"]:
-        """The action of the policy of the context's task vector, the last reward included."""
+        """The action of the policy of the context's task vector, the last reward included; or a random one."""
         seen = self._trained.normalizer.normalize_observation(observation)
         earned = np.where(self._pending, self._reward, 0.0)
         if earned.any():
             self._present += earned[:, None] * self._trained.encode(seen).astype(np.float64)
         self._pending[:], self._begun = False, True
-        return self._trained.action(seen, self.task_vectors())
+        action = self._trained.action(seen, self.task_vectors())
+        exploring, drawn = self._exploration.draw(action.shape[1])
+        return np.where(exploring[:, None], drawn, action)
 
     def observe(self, reward: Float32[np.ndarray, " envs"], done: Bool[np.ndarray, " envs"]) -> None:
         """The reward joins the sum with the next observation of its trial, if there is one."""
@@ -143,10 +148,16 @@ class TaskVectorPolicy:
     def forget(self, which: Bool[np.ndarray, " envs"]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
         self._earlier[which], self._present[which], self._pending[which] = 0.0, 0.0, False
+        self._exploration.forget(which)
         if which.all():
             self.demonstrations, self._begun = 0, False
 
     retire = forget
+
+    @property
+    def explored(self) -> int:
+        """See `ringrl.policy.ContextPolicy`."""
+        return self._exploration.trials
 
     def room(self) -> Bool[np.ndarray, " envs"]:
         """Always."""
@@ -155,13 +166,14 @@ class TaskVectorPolicy:
     def state(self) -> dict[str, np.ndarray]:
         """See `ringrl.policy.ContextPolicy`."""
         flags = {"begun": np.array(self._begun), "demonstrations": np.array(self.demonstrations)}
-        return {name: getattr(self, f"_{name}").copy() for name in _STATE} | flags
+        return {name: getattr(self, f"_{name}").copy() for name in _STATE} | flags | self._exploration.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """See `ringrl.policy.ContextPolicy`."""
         for name in _STATE:
             setattr(self, f"_{name}", state[name].copy())
         self._begun, self.demonstrations = bool(state["begun"]), int(state["demonstrations"])
+        self._exploration.restore(state)
 
 
 def _earned(fields: StepFields) -> Int64[np.ndarray, " paid"]:

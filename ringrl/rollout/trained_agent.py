@@ -65,6 +65,8 @@ class TrainedAgent:
         trial_steps: int | None = None,
         seed: int = 0,
         when_full: WhenFull | None = None,
+        explore: int | None = None,
+        explore_correlation: float | None = None,
     ) -> Session:
         """Begin a rollout with an empty context.
 
@@ -78,9 +80,12 @@ class TrainedAgent:
             seed: of drawn actions, where the agent samples.
             when_full: what is kept of a full context (`ringrl.rollout.full_context`): `newest` or `best` whole trials,
                 or `stop`. Default: the config's `evaluation.when_full`.
+            explore: the first so many trials act at random (`ringrl.rollout.exploration`). Default: the config's.
+            explore_correlation: of their actions, from one agent step to the next, in [0, 1). Default: likewise.
 
         Raises:
-            UserError: a number out of range, or a target for an agent that is not return-conditioned.
+            UserError: a number out of range, a target for an agent that is not return-conditioned, or exploration for
+                one whose context is the present trial alone.
         """
         evaluation = self.config.evaluation
         trials = evaluation.trials if trials is None else trials
@@ -90,7 +95,13 @@ class TrainedAgent:
                 raise UserError(f"start: {name} is {value}; give 1 or more")
         if target is not None and self.target is None:
             raise UserError(f"start: {self.name} is not return-conditioned; leave out target")
-        setting = RolloutSetting(environments, trial_steps, trials, seed, when_full=when_full or evaluation.when_full)
+        given = {"explore": explore, "explore_correlation": explore_correlation, "when_full": when_full}
+        given = {name: value for name, value in given.items() if value is not None}
+        found = change_section(evaluation, given, "start")
+        if found.explore and not self.description.across_trials:
+            raise UserError(f"start: {self.name} looks at the present trial alone; leave out explore")
+        exploring = {"explore": found.explore, "explore_correlation": found.explore_correlation}
+        setting = RolloutSetting(environments, trial_steps, trials, seed, when_full=found.when_full, **exploring)
         return self.session(setting, self.spec if target is None else replace(self.spec, target=float(target)))
 
     def session(self, setting: RolloutSetting, spec: RolloutSpec | None = None, *, batched: bool = False) -> Session:

@@ -108,7 +108,8 @@ class _Running:
         self._left = np.full(count, trials)  # trials to come, this one included
         self._earned, self._length, self._trial = np.zeros(count), np.zeros(count, int), np.zeros(count, int)
         target = group.session.policy.target
-        self._target, self._shown = np.nan if target is None else target, group.session.demonstrations
+        self._target = np.nan if target is None else target
+        self._shown, self._explored = group.session.demonstrations, group.session.explored
 
     @property
     def finished(self) -> bool:
@@ -138,8 +139,9 @@ class _Running:
 
     def _record(self, env: int) -> None:
         rows = self._rows
-        numbers = (int(self._trial[env]), float(self._earned[env]), int(self._length[env]), self._target, self._shown)
-        self._results.append(TrialReturn(rows.agent, rows.task, rows.seed, self._first + env, *numbers))
+        numbers = (int(self._trial[env]), float(self._earned[env]), int(self._length[env]), self._target)
+        began = (self._shown, self._explored)
+        self._results.append(TrialReturn(rows.agent, rows.task, rows.seed, self._first + env, *numbers, *began))
 
     def _next_trials(self, done: np.ndarray) -> None:
         self._left = np.where(self._session.room, self._left - done, np.where(done, 0, self._left))

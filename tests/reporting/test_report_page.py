@@ -122,7 +122,7 @@ def test_the_summary_keeps_its_schema(one_task):
     task = summary["tasks"]["walker_run"]
     assert summary["across_tasks"] is None
     assert set(task) == {
-        "references", "agents", "by_trajectories", "targets", "demonstrations", "ablations",
+        "references", "agents", "by_trajectories", "targets", "demonstrations", "explorations", "ablations",
         "demonstrated_ablations", "datasets", "notes",
     }  # fmt: skip
     assert set(task["references"]) == {

@@ -94,7 +94,7 @@ def test_it_is_rolled_out_in_the_same_trials_as_the_others(finished, monkeypatch
     _, run = finished
     limit_evaluation(monkeypatch, 22)
     header, *rows = evaluate(run, trials=2).read_text().splitlines()
-    assert header == "agent,task,seed,env,trial,return,length,target_return,demonstrations"
+    assert header == "agent,task,seed,env,trial,return,length,target_return,demonstrations,explored"
     assert [row.split(",")[0] for row in rows].count("td3") == 4 and len(rows) == 8
     again = evaluate(run, trials=2, reference=False).read_text().splitlines()[1:]
     assert again == [row for row in rows if row.startswith("td3")]

@@ -243,7 +243,7 @@ def test_evaluation_reads_the_run_and_leaves_its_checkpoints_alone(finished, mon
     before = sorted((run / "checkpoints").iterdir())
     path = evaluate(run, trials=2, target=12.5)
     header, *rows = path.read_text().splitlines()
-    assert header == "agent,task,seed,env,trial,return,length,target_return,demonstrations"
+    assert header == "agent,task,seed,env,trial,return,length,target_return,demonstrations,explored"
     assert len(rows) == 2 * 2 * 2 and sorted((run / "checkpoints").iterdir()) == before
     ours = [row.split(",") for row in rows if row.startswith("decision_transformer")]
     theirs = [row.split(",") for row in rows if row.startswith("random")]

@@ -16,7 +16,7 @@ from ringrl.files import alone_in, write_bytes
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
 from ringrl.reporting.figures.trial_figures import returns_by_trial
-from ringrl.reporting.page import context_content, task_content
+from ringrl.reporting.page import context_content, exploration_content, task_content
 from ringrl.reporting.page.across_content import across_tables
 from ringrl.reporting.page.html import render_page, versions
 from ringrl.reporting.page.provenance import provenance
@@ -107,6 +107,7 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
                 "trajectories": draw_in(context_content.trajectories(entry, suffix)),
                 "demonstrations": demonstrations,
                 "ablations": draw_in(context_content.ablations(entry, suffix)),
+                "explorations": draw_in(exploration_content.explorations(entry, suffix)),
                 "demonstrated_ablations": draw_in(context_content.demonstrated_ablations(entry, suffix)),
                 "target": draw_in(context_content.target(entry, suffix)),
                 "data": [

@@ -12,6 +12,7 @@ from ringrl.reporting.statistics.bootstrap import CONFIDENCE, RESAMPLES, Estimat
 from ringrl.reporting.statistics.context_effects import AblationEffect, TrajectoryCurve, finding
 from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve
 from ringrl.reporting.statistics.evaluated_run import DataSet, TrainingCurves
+from ringrl.reporting.statistics.exploration_effects import ExplorationCurve
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import (
     AgentStatistics,
@@ -31,9 +32,9 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
 
     {format, ringrl, created, confidence, resamples, tasks: {task: {references, agents: {label: {agent, seeds, envs,
     trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
-    training}}, by_trajectories, targets, demonstrations, ablations, demonstrated_ablations, datasets, notes}},
-    across_tasks}; an estimate is {value, low, high}. `across_tasks` is null with a single task, else {n, measures:
-    {measure: {returns: {task: {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks,
+    training}}, by_trajectories, targets, demonstrations, explorations, ablations, demonstrated_ablations, datasets,
+    notes}}, across_tasks}; an estimate is {value, low, high}. `across_tasks` is null with a single task, else {n,
+    measures: {measure: {returns: {task: {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks,
     difference, verdict}]}}, notes}.
     """
     return {
@@ -66,6 +67,7 @@ def _task(analysis: Analysis) -> dict[str, Any]:
         "by_trajectories": {curve.label: _curve(curve) for curve in analysis.curves},
         "targets": {label: [_sweep_point(point) for point in points] for label, points in analysis.sweeps.items()},
         "demonstrations": {curve.label: _demonstrations(curve) for curve in analysis.demonstrations},
+        "explorations": {curve.label: _exploration(curve) for curve in analysis.explorations},
         "ablations": {
             label: {each.name: _ablation(each) for each in effects} for label, effects in analysis.own_ablations.items()
         },
@@ -119,6 +121,19 @@ def _demonstrations(curve: DemonstrationCurve) -> dict[str, Any]:
             "finding": curve.finding(trial),
         }
         for trial, points in curve.points.items()
+    }
+
+
+def _exploration(curve: ExplorationCurve) -> dict[str, Any]:
+    about = {"seeds": curve.seeds, "envs": curve.envs, "trials": curve.trials, "last": curve.last}
+    return about | {
+        "finding": curve.finding,
+        "explored": [
+            {"number": each.number, "returns_by_trial": [_estimate(number) for number in each.by_trial]}
+            | {name: _estimate(number) for name, number in each.measures.items()}
+            | {"gain": _estimate(each.gain["last"]), "above": curve.above(each)}
+            for each in curve.explored
+        ],
     }
 
 

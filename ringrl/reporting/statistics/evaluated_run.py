@@ -12,7 +12,7 @@ from ringrl.agent_record import AgentRecord, agent_of_schema_0
 from ringrl.errors import UserError
 from ringrl.returns import TrialReturn
 from ringrl.run import RunDirectory
-from ringrl.run_tables import DEMONSTRATIONS, RETURNS, TARGETS, read_json
+from ringrl.run_tables import DEMONSTRATIONS, EXPLORE, RETURNS, TARGETS, read_json
 
 MANY_HISTORIES = 24
 """Sources of a data set beyond which they are shown together, as those of hidden tasks are."""
@@ -68,6 +68,7 @@ class EvaluatedRun:
     label: str = ""  # what the tables call the run's agent
     agent: AgentRecord | None = None  # None where the run does not say
     demonstrations: tuple[TrialReturn, ...] = ()  # the evaluation repeated after several numbers of demonstrations
+    explored: tuple[TrialReturn, ...] = ()  # the evaluation repeated with several numbers of exploring trials
     task: str | None = None  # that is not the run's own
 
     @property
@@ -123,7 +124,7 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
             f"{path} has not been evaluated (no {where}/{RETURNS}.csv): run `ringrl evaluate {path}{options}` first"
         )
     ablations = run.ablation_tables()
-    swept = [table for table in (TARGETS, DEMONSTRATIONS) if run.table(table).is_file()]
+    swept = [table for table in (TARGETS, DEMONSTRATIONS, EXPLORE) if run.table(table).is_file()]
     return EvaluatedRun(
         path=path,
         config=run.settings(),
@@ -137,6 +138,7 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
         label=run.label(),
         agent=run.agent(),
         demonstrations=run.read_table(DEMONSTRATIONS) if DEMONSTRATIONS in swept else (),
+        explored=run.read_table(EXPLORE) if EXPLORE in swept else (),
         task=task,
     )
 

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from ringrl.errors import UserError
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.returns import Swept, TrialReturn
-from ringrl.run_tables import DEMONSTRATIONS, TARGETS
+from ringrl.run_tables import DEMONSTRATIONS, EXPLORE, TARGETS
 
 
 class Replica(NamedTuple):
@@ -35,6 +35,14 @@ class DemonstrationReturns:
     """The same evaluation after several numbers of demonstrations."""
 
     numbers: tuple[int, ...]  # ascending; 0: the context began empty
+    returns: Float64[np.ndarray, "numbers seeds envs trials"]
+
+
+@dataclass(frozen=True)
+class ExplorationReturns:
+    """The same evaluation with several numbers of first trials that act at random."""
+
+    numbers: tuple[int, ...]  # ascending
     returns: Float64[np.ndarray, "numbers seeds envs trials"]
 
 
@@ -99,6 +107,13 @@ def pool_demonstrations(task: str, agent: str, replicas: Sequence[Replica]) -> D
             tables.append((run, rows + alone))
     pooled = _pool(tables, DEMONSTRATIONS, "demonstrations")
     return pooled and DemonstrationReturns(*pooled)
+
+
+def pool_exploration(task: str, agent: str, replicas: Sequence[Replica]) -> ExplorationReturns | None:
+    """Likewise after several numbers of exploring trials; returns.csv, of other numbers of trials, is none of them."""
+    tables = [(run, _of(run.explored, task, agent, seed)) for run, seed in replicas]
+    pooled = _pool([(run, rows) for run, rows in tables if rows], EXPLORE, "explored")
+    return pooled and ExplorationReturns(*pooled)
 
 
 def _of(rows: Sequence[TrialReturn], task: str, agent: str, seed: int) -> list[TrialReturn]:

@@ -14,12 +14,14 @@ from ringrl.reporting.statistics.evaluated_run import DataSet, EvaluatedRun
 from ringrl.reporting.statistics.pooling import (
     AblationReturns,
     DemonstrationReturns,
+    ExplorationReturns,
     Replica,
     Sweep,
     grid,
     other_settings,
     pool_ablations,
     pool_demonstrations,
+    pool_exploration,
     pool_sweep,
     stack,
 )
@@ -44,6 +46,7 @@ class Series:
     sweep: Sweep | None = None
     ablations: tuple[AblationReturns, ...] = ()
     demonstrations: DemonstrationReturns | None = None
+    explored: ExplorationReturns | None = None
 
     @property
     def trajectories(self) -> int | None:
@@ -168,7 +171,7 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
             f"{label}: its seeds were evaluated with different numbers of environments or trials; "
             f"the first {envs} environments and {trials} trials, which all of them have, are used."
         )
-    _note_demonstrations(task, agent, label, replicas, notes)
+    _note_beginnings(task, agent, label, replicas, notes)
     runs = tuple(replica.run for replica in replicas)
     if keys := differing_keys(runs):
         notes.append(f"{label}: the runs pooled as seeds also differ in {', '.join(keys)}.")
@@ -182,14 +185,19 @@ def _series(task: str, agent: str, label: str, replicas: Sequence[Replica], note
         sweep=pool_sweep(task, agent, replicas),
         ablations=pool_ablations(task, agent, replicas),
         demonstrations=pool_demonstrations(task, agent, replicas),
+        explored=pool_exploration(task, agent, replicas),
     )
 
 
-def _note_demonstrations(task: str, agent: str, label: str, replicas: Sequence[Replica], notes: list[str]) -> None:
-    begun = sorted({row.demonstrations for run, seed in replicas for row in run.returns
-                    if (row.task, row.agent, row.seed) == (task, agent, seed)})  # fmt: skip
+def _note_beginnings(task: str, agent: str, label: str, replicas: Sequence[Replica], notes: list[str]) -> None:
+    rows = [
+        row for run, seed in replicas for row in run.returns if (row.task, row.agent, row.seed) == (task, agent, seed)
+    ]
+    begun, explored = (sorted({getattr(row, name) for row in rows}) for name in ("demonstrations", "explored"))
     if begun != [0]:
         notes.append(f"{label}: its contexts began with {' or '.join(map(str, begun))} demonstrations.")
+    if explored != [0]:
+        notes.append(f"{label}: its first {' or '.join(map(str, explored))} trials acted at random, to explore.")
 
 
 def _reference(task: str, name: str, runs: Sequence[EvaluatedRun]) -> Float64[np.ndarray, "envs trials"]:

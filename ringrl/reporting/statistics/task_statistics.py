@@ -16,6 +16,7 @@ from ringrl.reporting.statistics.context_effects import (
 )
 from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve, demonstration_curve
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES, DataSet
+from ringrl.reporting.statistics.exploration_effects import ExplorationCurve, exploration_curve
 from ringrl.reporting.statistics.pooling import Sweep
 from ringrl.reporting.statistics.series import Series, TaskSection
 
@@ -123,6 +124,7 @@ class Analysis:
     ablations: dict[str, tuple[AblationEffect, ...]]  # of the series that have any
     sweeps: dict[str, tuple[SweepPoint, ...]]  # of the series evaluated for several targets, ascending
     demonstrations: tuple[DemonstrationCurve, ...]  # of the series evaluated after several numbers of them
+    explorations: tuple[ExplorationCurve, ...]  # of the series evaluated after exploring for several numbers of trials
 
     @property
     def own_ablations(self) -> dict[str, tuple[AblationEffect, ...]]:
@@ -150,6 +152,7 @@ def analyse(section: TaskSection) -> Analysis:
         {series.label: ablation_effects(series) for series in section.series if series.ablations},
         {series.label: _sweep_points(series.sweep) for series in section.series if series.sweep},
         tuple(curve for curve in map(demonstration_curve, section.series) if curve),
+        tuple(curve for curve in map(exploration_curve, section.series) if curve),
     )
 
 
