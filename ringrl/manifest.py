@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +24,8 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _TOTAL = re.compile(r"# ringrl: \d+ files, (\d+) bytes")
 _THREADS = 8
 _STAGED = ".staged-"
-_noted: set[Path] = set()
+_CUT = "a copy that was cut off?"
+_noted: set[str] = set()
 _log = logging.getLogger(__name__)
 
 
@@ -125,22 +126,33 @@ def check(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> bo
     names = [name for name in sums if wanted(name)]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise DamagedError(
-            f"{folder}: {len(missing)} of {len(names)} files are missing, the first is {missing[0]}: a copy that was "
-            "cut off? copy it again"
-        )
+        raise _again(folder, _missing(missing, len(names)))
     with ThreadPoolExecutor(_THREADS) as threads:
         hashes = threads.map(lambda name: _hash(folder / name), names)
         for name, found in zip(names, hashes, strict=True):
             if found != sums[name]:
-                raise _cut_off(folder, sums) or _changed(folder, name)
+                cut = find_cut(folder)
+                raise _again(folder, cut) if cut else _changed(folder, name)
     return True
 
 
-def note_unverified(folder: Path) -> None:
+def find_cut(folder: Path) -> str | None:
+    """What is missing in a folder, of files or of bytes; None if nothing is, or nothing is known."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    sums = _read(folder)
+    missing = [name for name in sums if not (folder / name).is_file()]
+    if missing:
+        return _missing(missing, len(sums))
+    head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
+    size = sum((folder / name).stat().st_size for name in sums)
+    return None if head is None or size >= int(head[1]) else f"it has {size} of {head[1]} bytes: {_CUT}"
+
+
+def note_unverified(folder: Path | str) -> None:
     """Say once, in the log, that a folder of an earlier ringrl cannot be verified."""
-    if folder not in _noted:
-        _noted.add(folder)
+    if str(folder) not in _noted:
+        _noted.add(str(folder))
         _log.warning("%s: written by an earlier ringrl, without %s: it cannot be verified", folder, MANIFEST)
 
 
@@ -149,15 +161,19 @@ def require(folder: Path, promised: bool) -> None:
     if (folder / MANIFEST).is_file():
         return
     if promised:
-        raise DamagedError(f"{folder}: its {MANIFEST} is missing: a copy that was cut off? copy it again")
+        raise _again(folder, f"its {MANIFEST} is missing: {_CUT}")
     note_unverified(folder)
 
 
 def _read(folder: Path) -> dict[str, str]:
     """The hashes by name."""
-    path = folder / MANIFEST
+    return parse((folder / MANIFEST).read_bytes(), folder / MANIFEST)
+
+
+def parse(content: bytes, path: Path | str) -> dict[str, str]:
+    """The hashes by name that a manifest contains; `path` is where it is. Raises DamagedError where it is malformed."""
     try:
-        lines = path.read_bytes().decode().split("\n")
+        lines = content.decode().split("\n")
     except UnicodeDecodeError:
         raise _malformed(path, 1) from None
     if lines.pop():
@@ -191,13 +207,12 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cut_off(folder: Path, sums: Mapping[str, str]) -> DamagedError | None:
-    """The error of a folder in which bytes are missing."""
-    head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
-    size = sum((folder / name).stat().st_size for name in sums if (folder / name).is_file())
-    if head is None or size >= int(head[1]):
-        return None
-    return DamagedError(f"{folder}: has {size} of {head[1]} bytes: a copy that was cut off? copy it again")
+def _missing(names: Sequence[str], of: int) -> str:
+    return f"{len(names)} of {of} files are missing, the first is {names[0]}: {_CUT}"
+
+
+def _again(folder: Path, cut: str) -> DamagedError:
+    return DamagedError(f"{folder}: {cut} copy it again")
 
 
 def _changed(folder: Path, name: str) -> DamagedError:
@@ -207,5 +222,5 @@ def _changed(folder: Path, name: str) -> DamagedError:
     )
 
 
-def _malformed(path: Path, line: int) -> DamagedError:
+def _malformed(path: Path | str, line: int) -> DamagedError:
     return DamagedError(f"{path} line {line}: damaged; restore the file, or delete the line")

@@ -63,6 +63,14 @@ def make_episode(
     )
 
 
+def unseal(store: Path) -> None:
+    """Make a store one of an earlier ringrl, without hashes, in which nothing else shows what has changed."""
+    (store / "SHA256SUMS").unlink()
+    about = json.loads((store / "store.json").read_text())
+    del about["manifest"]
+    (store / "store.json").write_text(json.dumps(about, indent=2))
+
+
 def random_episode(env: "DMControlEnv", steps: int, rng: np.random.Generator):
     """An Episode of `steps` uniform actions from a reset of `env`, which need not last so long: no discount is 0."""
     from ringrl.episode import Episode

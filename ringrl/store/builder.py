@@ -11,6 +11,7 @@ from jaxtyping import Float32, Float64
 from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
+from ringrl.manifest import seal
 from ringrl.store.metadata import METADATA, DataSource, write_metadata
 from ringrl.store.zarr import ColumnWriter, write_array
 
@@ -102,6 +103,7 @@ def build(
             sources=sources,
             provenance=dict(provenance or {}),
         )
+        seal(partial)
     return out
 
 

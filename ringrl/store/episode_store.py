@@ -21,9 +21,11 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from ringrl.episode import Dims, Episode, StepSpan
 from ringrl.errors import UserError
+from ringrl.manifest import MANIFEST, note_unverified
 from ringrl.store.builder import build
 from ringrl.store.metadata import DataSource, read_metadata, unreadable
 from ringrl.store.stored_arrays import StoredArrays
+from ringrl.store.verified import verify_descriptions
 from ringrl.store.zarr import is_url, open_context
 
 __all__ = ["DataSource", "Store", "build", "open_store"]
@@ -55,13 +57,17 @@ class Store:
         sources: where the episodes came from.
         dims: widths of the arrays; `reward` is the number of tasks.
         provenance: versions, time, relabelling mode.
+        verified: whether its descriptions were compared with their hashes; a store of an earlier ringrl has none.
     """
 
     def __init__(self, path: Path | str, memory_limit: int = 0):
         """Read the metadata; arrays are read when asked for. See `open_store`."""
         self.path, self._memory_limit = path, memory_limit
         context = open_context(_CACHE_BYTES if is_url(path) else 0)
+        self.verified = verify_descriptions(path, context)
         metadata = read_metadata(path, context)
+        if metadata.get("manifest") and not self.verified:
+            raise unreadable(path, f"its {MANIFEST} is missing: a copy that was cut off?")
         try:
             self.domain: str = metadata["domain"]
             self.tasks: tuple[str, ...] = tuple(metadata["tasks"])
@@ -264,4 +270,7 @@ def open_store(path: Path | str, *, memory_limit: int = 2**29) -> Store:
         >>> store.read(0, 3, 5, "cartpole_balance").action.shape  # steps 3 and 4 of episode 0
         (2, 1)
     """
-    return Store(path if is_url(path) else Path(path), memory_limit)
+    store = Store(path if is_url(path) else Path(path), memory_limit)
+    if not store.verified:
+        note_unverified(store.path)
+    return store

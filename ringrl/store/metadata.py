@@ -14,6 +14,7 @@ from jaxtyping import Int32, Int64
 
 from ringrl.episode import Dims
 from ringrl.errors import UserError
+from ringrl.manifest import MANIFEST, DamagedError, find_cut
 from ringrl.store.zarr import is_url, read_bytes
 
 FORMAT = "ringrl episode store"
@@ -65,6 +66,7 @@ def write_metadata(
     metadata = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
+        "manifest": MANIFEST,
         "domain": domain,
         "tasks": list(tasks),
         "families": dict(families),
@@ -126,4 +128,8 @@ def unreadable(path: Path | str, reason: object) -> UserError:
         return UserError(f"{path} cannot be read: {why}; take a server that answers requests for ranges of bytes")
     if is_url(path):
         return UserError(f"{path} cannot be read: {why}; check the address and the network, else build it again")
-    return UserError(f"{path} is damaged, build it again: {why}")
+    try:
+        cut = find_cut(Path(path))
+    except (DamagedError, OSError):  # of the manifest, which is not what was to be read
+        cut = None
+    return UserError(f"{path} is damaged, build it again: {cut or why}")

@@ -4,6 +4,7 @@ A place is a folder, or a URL of a kind that TensorStore reads: `gs://`, `s3://`
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -30,13 +31,19 @@ def open_context(cache_bytes: int) -> ts.Context:
 
 
 def read_bytes(place: Path | str, name: str, context: ts.Context) -> bytes | None:
-    """The file `name` in `place`; None where it is not there.
+    """The file `name` in `place`; None where it is not there. Raises ValueError as `read_files`."""
+    return read_files(place, [name], context)[name]
+
+
+def read_files(place: Path | str, names: Iterable[str], context: ts.Context) -> dict[str, bytes | None]:
+    """Files in `place` by name, all read at the same time; None where one is not there.
 
     Raises:
-        ValueError: it cannot be read, or `place` is a URL of no kind that TensorStore knows.
+        ValueError: one cannot be read, or `place` is a URL of no kind that TensorStore knows.
     """
-    found = ts.KvStore.open(_kvstore(place), context=context).result().read(name).result()
-    return None if found.state == "missing" else found.value
+    store = ts.KvStore.open(_kvstore(place), context=context).result()
+    found = {name: future.result() for name, future in [(name, store.read(name)) for name in names]}
+    return {name: None if each.state == "missing" else each.value for name, each in found.items()}
 
 
 def open_array(place: Path | str, name: str, context: ts.Context) -> "ts.Future[ts.TensorStore]":

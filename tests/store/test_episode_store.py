@@ -188,6 +188,7 @@ def test_bad_requests(tmp_path, episodes):
 
 
 def spoil(out, name):
+    builders.unseal(out)
     if name == "missing folder":
         return out.with_name("nowhere"), "does not exist"
     if name == "foreign folder":

@@ -128,7 +128,7 @@ def test_what_does_not_come_is_one_line(tmp_path, web, episodes, lost, how):
 @pytest.mark.parametrize(
     "url, message",
     [
-        ("http://127.0.0.1:1/walker", "cannot be read: store.json: .*check the address and the network"),
+        ("http://127.0.0.1:1/walker", "cannot be read: .*check the address and the network"),
         ("ftp://host/walker", "unsupported URL scheme"),
         ("gs://b/walker", "Invalid GCS bucket name"),
     ],
