@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import tyro
+from pydantic import Field, with_config
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from typing_extensions import TypedDict
 
 from ringrl.download.http import fetch
 from ringrl.download.partial_file import forget
@@ -30,12 +32,26 @@ from ringrl.formats.archive import DamagedArchive, read_all
 from ringrl.formats.description import DOWNLOAD
 from ringrl.locks import exclusive
 from ringrl.progress import progress_bar
+from ringrl.readers import RECORD, WHOLE, Text, read_json
 
 DOMAINS = ("cartpole", "cheetah", "jaco", "point_mass_maze", "quadruped", "walker")
 COLLECTORS = ("aps", "diayn", "disagreement", "icm", "icm_apt", "proto", "random", "rnd", "smm")
 BASE = "https://dl.fbaipublicfiles.com/exorl"
 
 Record = dict[str, Any]
+
+
+@with_config(RECORD)
+class DownloadRecord(TypedDict):
+    """download.json; `files`: of a folder, size and CRC-32 by name."""
+
+    domain: Text
+    collector: Text
+    size: Annotated[int, Field(ge=1, lt=WHOLE)]
+    sha256: str
+    files: NotRequired[dict[Text, str]]
+
+
 Show = Callable[[int, int | None], None]
 
 
@@ -173,12 +189,9 @@ def _record_of(kept: Path) -> Path:
 
 
 def _read_record(path: Path, about: Record) -> Record | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; remove the download that it describes") from error
+    record = dict(read_json(path, DownloadRecord, "remove the download that it describes"))
     found = {name: record.get(name) for name in about}
     if found != about:
         raise UserError(f"{path} is of {found['domain']}/{found['collector']}; choose another place with --out")

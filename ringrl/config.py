@@ -13,6 +13,7 @@ from ringrl import recipes
 from ringrl.config_section import ConfigSection
 from ringrl.errors import UserError
 from ringrl.model_config import ModelConfig
+from ringrl.readers import first_complaint, parse_yaml, read_yaml
 
 
 class DataConfig(ConfigSection):
@@ -190,13 +191,7 @@ def load_config(source: AnyConfig, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     path = recipes.find("configs", source)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a config must be a mapping of sections, such as `data:`, `agent:`, `training:`")
-    return values, str(path)
+    return read_yaml(path), str(path)
 
 
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:
@@ -204,7 +199,7 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from error
+        raise UserError(f"{where}: {first_complaint(error)}") from error
 
 
 def change_section(section: ConfigSectionT, values: dict[str, Any], where: str) -> ConfigSectionT:
@@ -212,7 +207,7 @@ def change_section(section: ConfigSectionT, values: dict[str, Any], where: str) 
     try:
         return type(section).model_validate(section.model_dump() | values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_one_line(error)}") from error
+        raise UserError(f"{where}: {first_complaint(error)}") from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -230,18 +225,4 @@ def _override(values: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"override `{override}`: `{parent}` is a value, not a section")
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override `{override}`: `{text}` is not valid YAML") from error
-
-
-def _one_line(error: ValidationError) -> str:
-    """Pydantic's first complaint, with the key as the user wrote it."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = " ".join(first["msg"].removeprefix("Value error, ").split())
-    if first["type"] == "extra_forbidden":
-        message = "unknown key; check its spelling against ringrl/config.py, ringrl/model_config.py, the agent's file"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return (f"`{key}`: " if key else "") + f"{message}{more}"
+    node[last] = parse_yaml(text, f"override `{override}`")

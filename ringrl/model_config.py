@@ -52,9 +52,8 @@ class ModelConfig(ConfigSection):
     @model_validator(mode="before")
     @classmethod
     def _fill_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset") in PRESETS:
-            return PRESETS[values["preset"]] | values
-        return values
+        preset = values.get("preset") if isinstance(values, dict) else None
+        return PRESETS[preset] | values if isinstance(preset, str) and preset in PRESETS else values
 
     @model_validator(mode="after")
     def _check_shape(self) -> "ModelConfig":

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ringrl.errors import UserError
 from ringrl.files import write_text
+from ringrl.readers import WHOLE, read_csv
 
 _BEGINNINGS = ("demonstrations", "explored")
 COLUMNS = ("agent", "task", "seed", "env", "trial", "return", "length", "target_return", *_BEGINNINGS)
@@ -60,29 +61,23 @@ def read_returns(path: Path, swept: Swept | None = None) -> tuple[TrialReturn, .
         UserError: a wrong header, a cell that is not a number, or a (seed, env, trial) that occurs twice (for one value
             of `swept`); names the line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file (byte {error.start}): evaluate the run again") from None
-    lines = csv.reader(text.splitlines())
-    header = next(lines, [])
+    lines = read_csv(path, "evaluate the run again")
+    _, header = next(lines, (1, []))
     if tuple(header) not in (COLUMNS, COLUMNS[:-1], COLUMNS[:-2]):
         raise UserError(f"{path} line 1: the columns are {','.join(header)!r} but must be {','.join(COLUMNS)!r}")
     rows: list[TrialReturn] = []
     seen: dict[tuple[str, str, int, int, int, float | None], int] = {}
-    for cells in lines:
-        if not cells:
-            continue
-        row = _parse_row(cells, header, f"{path} line {lines.line_num}")
+    for line, cells in lines:
+        row = _parse_row(cells, header, f"{path} line {line}")
         if swept == "target_return" and not math.isfinite(row.target_return):
-            raise UserError(f"{path} line {lines.line_num}: a sweep over targets needs a target_return in every row")
+            raise UserError(f"{path} line {line}: a sweep over targets needs a target_return in every row")
         key = (row.agent, row.task, row.seed, row.env, row.trial, getattr(row, swept) if swept else None)
         if key in seen:
             raise UserError(
-                f"{path} line {lines.line_num}: {row.agent}, seed {row.seed}, env {row.env}, trial {row.trial} "
+                f"{path} line {line}: {row.agent}, seed {row.seed}, env {row.env}, trial {row.trial} "
                 f"is already on line {seen[key]}: evaluate the run again"
             )
-        seen[key] = lines.line_num
+        seen[key] = line
         rows.append(row)
     if not rows:
         raise UserError(f"{path} has no rows: run `ringrl evaluate {path.parent.parent}` again")
@@ -96,9 +91,12 @@ def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
 
     def number(column: str, kind: type[int] | type[float], default: str = "") -> Any:
         try:
-            return kind(cell[column] or default)
-        except ValueError:
-            raise UserError(f"{where}: {column} is {cell[column]!r}, which is not {_KIND[kind]}") from None
+            found = kind(cell[column] or default)
+        except ValueError:  # also of a number of thousands of digits
+            raise UserError(f"{where}: {column} is {_shown(cell[column])}, which is not {_KIND[kind]}") from None
+        if kind is int and not 0 <= found < WHOLE:
+            raise UserError(f"{where}: {column} is {_shown(cell[column])}, which is below 0 or too large")
+        return found
 
     row = TrialReturn(
         agent=cell["agent"],
@@ -116,4 +114,10 @@ def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
         raise UserError(f"{where}: the agent and the task must have names")
     if not math.isfinite(row.return_):
         raise UserError(f"{where}: return is {cell['return']!r}, which is not finite")
+    if math.isinf(row.target_return):
+        raise UserError(f"{where}: target_return is {cell['target_return']!r}, which is not finite")
     return row
+
+
+def _shown(cell: str) -> str:
+    return repr(cell if len(cell) <= 40 else f"{cell[:40]}...")

@@ -27,8 +27,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ringrl import recipes
 from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_source
 from ringrl.batch import TOKENS
@@ -36,13 +34,17 @@ from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import alone_in, find_recorded, record_paths, write_bytes, write_text
 from ringrl.model_config import read_earlier
-from ringrl.run_tables import RunTables, read_json
+from ringrl.readers import parse_json, read_json, read_yaml
+from ringrl.run_records import MetricsRecord, RunRecord, TrainedOnRecord, VersionedRecord
+from ringrl.run_tables import RunTables
 from ringrl.sampling.normalizer import Normalizer
 
 if TYPE_CHECKING:  # which imports JAX
     from ringrl.agent import AgentDescription
 
 SCHEMA = 2
+
+_RESTORE = "restore the file, or train again"
 
 
 class RunDirectory(RunTables):
@@ -100,7 +102,7 @@ class RunDirectory(RunTables):
             write_bytes(self.agent_file, source)
             agent = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source))
         else:
-            agent = self._agent_of(known)
+            agent = known["agent"]
         store = record_paths(config.data.store, self.path)
         if known and known["store"]["absolute"] == store["absolute"]:
             store["given"] = known["store"]["given"]
@@ -135,8 +137,9 @@ class RunDirectory(RunTables):
             )
         values, record = self.settings(), self._record()
         if record is not None and isinstance(values.get("agent"), dict) and isinstance(values.get("data"), dict):
-            values["agent"]["name"] = str(verify_source(self.agent_file, self._agent_of(record)))
-            values["data"]["store"] = find_recorded(record["store"], self.path)
+            recorded: dict[str, Any] = dict(record["store"])
+            values["agent"]["name"] = str(verify_source(self.agent_file, record["agent"]))
+            values["data"]["store"] = find_recorded(recorded, self.path)
         return parse_config(values, str(self.config_file))
 
     def with_own_agent(self, config: RunConfig) -> RunConfig:
@@ -148,7 +151,7 @@ class RunDirectory(RunTables):
         record = self._record() if self.exists else None
         if record is None or config.agent.name == str(self.agent_file):
             return config
-        agent = self._agent_of(record)
+        agent = record["agent"]
         copy = verify_source(self.agent_file, agent)
         if config.agent.name != agent.name:
             if sha256(recipes.find("agents", config.agent.name).read_bytes()) != agent.sha256:
@@ -162,31 +165,28 @@ class RunDirectory(RunTables):
     @property
     def tokens(self) -> int:
         """The version of fused tokens (`ringrl.batch.TOKENS`) that it was trained on; 0 where it does not say."""
-        return (self._record() or {}).get("tokens", 0)
+        record = self._record()
+        return record.get("tokens", 0) if record is not None else 0
 
     def agent(self) -> AgentRecord | None:
         """The run's agent; None where neither run.json nor config.yaml names one."""
         record = self._record()
         if record is not None:
-            return self._agent_of(record)
+            return record["agent"]
         section = self.settings().get("agent")
         name = section.get("name") if isinstance(section, dict) else None
         return agent_of_schema_0(name) if isinstance(name, str) else None
 
     def label(self) -> str:
-        """What tables call the run's agent: the configuration's label or, without one, the agent's file."""
-        agent = self.agent()
-        return self.settings().get("label") or (agent.stem if agent else self.path.name)
+        """What tables call the run's agent: config.yaml's label, or the agent's file. UserError: no text."""
+        agent, label = self.agent(), self.settings().get("label")
+        if label is not None and not isinstance(label, str):
+            raise UserError(f"{self.config_file}: `label`: {label!r} is not text; write it in quotes")
+        return label or (agent.stem if agent else self.path.name)
 
     def settings(self) -> dict[str, Any]:
         """config.yaml as plain values (`read_earlier`), unchecked; empty where there is none. UserError: not YAML."""
-        if not self.exists:
-            return {}
-        try:
-            values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.config_file}: not YAML: {' '.join(str(error).split())}") from None
-        return read_earlier(values) if isinstance(values, dict) else {}
+        return read_earlier(read_yaml(self.config_file)) if self.exists else {}
 
     def dataset(self) -> dict[str, Any]:
         """dataset.json. Raises UserError where there is none."""
@@ -195,11 +195,13 @@ class RunDirectory(RunTables):
                 f"{self.path}: not a run directory (it has no {self.dataset_file.name}); pass the folder that "
                 "`ringrl train` made"
             )
-        return read_json(self.dataset_file)
+        return dict(read_json(self.dataset_file, TrainedOnRecord, _RESTORE))
 
     def normalizer(self) -> Normalizer:
-        """normalizer.json. Raises UserError where there is none."""
-        return Normalizer.load(self.normalizer_file)
+        """normalizer.json. Raises UserError where there is none, or it is not of the data's observations."""
+        found = Normalizer.load(self.normalizer_file)
+        found.require_width(self.dataset()["sizes"].get("observation"), self.normalizer_file)
+        return found
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl; none where there is no such file.
@@ -208,34 +210,24 @@ class RunDirectory(RunTables):
             UserError: a line other than the last is not a JSON object. The last may be half-written by a live training.
         """
         path = self.metrics_file
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for index, line in enumerate(lines):
+        lines = path.read_bytes().split(b"\n") if path.is_file() else []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
-                entry = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                if index == len(lines) - 1:
+                yield dict(parse_json(line, MetricsRecord, f"{path} line {number}", "mend or delete the line"))
+            except UserError:
+                if number == len(lines):
                     return
-                raise UserError(f"{path} line {index + 1}: not JSON ({error.msg}): mend or delete the line") from None
-            if not isinstance(entry, dict):
-                raise UserError(f"{path} line {index + 1}: not a JSON object: mend or delete the line")
-            yield entry
+                raise
 
     # run.json
 
-    def _record(self) -> dict[str, Any] | None:
+    def _record(self) -> RunRecord | None:
         """run.json; None in schema 0. Raises UserError where it is of another schema or incomplete."""
         if not self.record_file.exists():
             return None
-        record = read_json(self.record_file)
-        schema = record.get("schema")
+        schema = read_json(self.record_file, VersionedRecord, _RESTORE)["schema"]
         if schema not in (1, SCHEMA):
             raise UserError(f"{self.record_file}: schema {schema}, this ringrl reads {SCHEMA}: use the newer ringrl")
-        if not (isinstance(record.get("agent"), dict) and isinstance(record.get("store"), dict)):
-            raise UserError(f"{self.record_file}: `agent` or `store` is missing; restore the file, or train again")
-        return record
-
-    def _agent_of(self, record: Mapping[str, Any]) -> AgentRecord:
-        try:
-            return AgentRecord(**record["agent"])
-        except TypeError as error:
-            raise UserError(f"{self.record_file}: `agent`: {error}; restore the file, or train again") from None
+        return read_json(self.record_file, RunRecord, _RESTORE)

@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ringrl.errors import UserError
 from ringrl.files import alone_in, write_text
+from ringrl.readers import read_json
 from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
+from ringrl.run_records import EvaluationRecord
 
 RETURNS, TARGETS, DEMONSTRATIONS, EXPLORE, ABLATION = "returns", "targets", "demonstrations", "explore", "ablation-"
 """Tables of evaluation/, without their ending; an ablation's name follows the last."""
@@ -57,7 +58,8 @@ class RunTables:
     def table_settings(self, name: str = RETURNS) -> dict[str, Any]:
         """The JSON beside a table; empty where there is none."""
         path = self.table_settings_file(name)
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path, EvaluationRecord, "evaluate the run again") if path.is_file() else {}
+        return dict(found)
 
     def ablation_tables(self) -> dict[str, str]:
         """The tables of context ablations, by the ablation's name, in alphabetical order."""
@@ -67,15 +69,3 @@ class RunTables:
     def ablation_table(self, name: str) -> Path:
         """The file of a context ablation's table."""
         return self.table(self.ablation_tables().get(name, f"{ABLATION}{name}"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError, with the line, where the file holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value

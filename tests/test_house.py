@@ -17,12 +17,12 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # From low to high. A room (a folder or a file of ringrl, or a part of one, which is then named by itself) imports from
 # itself and from what is before it.
 ORDER = """
-errors locks files manifest progress recipes accelerators agent_record returns
+errors locks files manifest readers progress recipes accelerators agent_record returns
 episode batch config_section model_config config
 attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs
 store formats download relabelling sampling collect quality
-model policy agent run_tables run training rollout planner sequence_agent transition_agent
+model policy agent run_records run_tables run training rollout planner sequence_agent transition_agent
 reporting.statistics reporting.figures reporting.page reporting
 card cli __init__
 """.split()

@@ -46,7 +46,7 @@ def test_malformed_tables_are_refused_with_the_line(tmp_path, lines, words):
 
 def test_a_table_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "returns.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not a text file"):
+    with pytest.raises(UserError, match="line 1: is not text in UTF-8"):
         read_returns(tmp_path / "returns.csv")
 
 

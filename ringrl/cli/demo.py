@@ -15,6 +15,7 @@ from ringrl import recipes
 from ringrl.config import RunConfig, load_config
 from ringrl.errors import UserError
 from ringrl.files import write_text
+from ringrl.readers import ObjectRecord, read_json
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory
@@ -78,7 +79,8 @@ class _Stages:
         console.print(f"[bold]{name}[/] ...")
         began = time.perf_counter()
         stage()
-        seconds = json.loads(self.path.read_text()) if self.path.exists() else {}
+        known = self.path.exists()
+        seconds = dict(read_json(self.path, ObjectRecord, "start over with --fresh")) if known else {}
         seconds[name] = round(time.perf_counter() - began, 2)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(seconds, indent=1) + "\n")

@@ -7,8 +7,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ringrl.errors import unwritable
+from ringrl.errors import UserError, unwritable
 from ringrl.files import write_text
+from ringrl.readers import read_json
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def received(partial: Path) -> int:
 def load_remote(partial: Path, url: str) -> Remote | None:
     """What the server said of the partial file; None if the file cannot be continued from `url`."""
     try:
-        known = Remote(**json.loads(_state(partial).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        known = read_json(_state(partial), Remote, "fetch it anew")
+    except UserError:
         return None
     return known if known.url == url and (known.size is None or received(partial) <= known.size) else None
 

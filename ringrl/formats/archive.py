@@ -93,8 +93,8 @@ def episode_members(archive: Path) -> list[Member]:
     return [Member(archive, str(path)) for path in paths]
 
 
-def read_text(archive: Path, path: str) -> str | None:
-    """A small text file of an archive; None if it has no such file.
+def read_small(archive: Path, path: str) -> bytes | None:
+    """A small file of an archive; None if it has no such file.
 
     Raises:
         UserError: as `audit`, or if the file is damaged.
@@ -102,8 +102,8 @@ def read_text(archive: Path, path: str) -> str | None:
     if path not in {info.filename for info in audit(archive)}:
         return None
     try:
-        return Member(archive, path).read_bytes().decode("utf-8")
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        return Member(archive, path).read_bytes()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise DamagedArchive(f"{archive}: {path} is damaged ({error})") from error
 
 

@@ -1,18 +1,32 @@
 """What a folder or archive of episodes is: its domain, the tasks of its reward columns, who collected it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+
+from pydantic import with_config
+from typing_extensions import TypedDict
 
 from ringrl.envs import domains
 from ringrl.errors import UserError
-from ringrl.formats.archive import episode_members, is_archive, read_text
+from ringrl.formats.archive import episode_members, is_archive, read_small
+from ringrl.readers import RECORD, Text, parse_json, read_bytes
 from ringrl.store.episode_store import DataSource
 
 COLLECT = "collect.json"
 RELABEL = "relabel.json"
 DOWNLOAD = "download.json"
+
+
+@with_config(RECORD)
+class FolderRecord(TypedDict, total=False):
+    """collect.json, relabel.json or download.json, as far as they say what a folder is."""
+
+    domain: Text | None
+    collector: str | None
+    task: str | None
+    tasks: list[str] | None
+    mode: str | None
+    collect: "FolderRecord"
 
 
 @dataclass(frozen=True)
@@ -50,10 +64,10 @@ def describe_folder(folder: Path, domain: str | None = None) -> Description:
     if archive is not None:  # from here on as if it were unpacked where it lies
         folder = archive.with_suffix("") / PurePosixPath(episode_members(archive)[0].path).parent
     home = folder.parent if folder.name == "buffer" else folder
-    relabelled = _read_json(archive, (folder / RELABEL, home / RELABEL))
-    collected = _read_json(archive, (folder / COLLECT, home / COLLECT)) or relabelled.get("collect", {})
+    relabelled = _read_record(archive, (folder / RELABEL, home / RELABEL))
+    collected = _read_record(archive, (folder / COLLECT, home / COLLECT)) or relabelled.get("collect", {})
     record = archive.with_name(f"{archive.stem}.{DOWNLOAD}") if archive else home / DOWNLOAD
-    downloaded = _read_json(None, (record,))
+    downloaded = _read_record(None, (record,))
     name, collector = home.name, collected.get("collector")
     found = relabelled.get("domain") or collected.get("domain")
     if not found and home.parent.name in domains():
@@ -69,28 +83,21 @@ def describe_folder(folder: Path, domain: str | None = None) -> Description:
         raise UserError(f"{given}: its domain is {found}, not {domain}")
     task = collected.get("task")
     recorded = relabelled.get("tasks") or collected.get("tasks") or ([task] if task else None)
-    source = DataSource(name, given.name, collector, task, collected, relabelled.get("mode"))
+    source = DataSource(name, given.name, collector, task, dict(collected), relabelled.get("mode"))
     return Description(str(found or domain), tuple(recorded) if recorded else None, source)
 
 
-def _read_json(archive: Path | None, candidates: tuple[Path, ...]) -> dict[str, Any]:
+def _read_record(archive: Path | None, candidates: tuple[Path, ...]) -> FolderRecord:
     """The object in the first of these files that there is, in the archive if one is given; else an empty one."""
     for path in candidates:
-        text = _read_text(archive, path)
-        if text is None:
-            continue
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-        if not isinstance(content, dict):
-            raise UserError(f"{path} is damaged: it holds no object")
-        return content
-    return {}
+        content = _read_content(archive, path)
+        if content is not None:
+            return parse_json(content, FolderRecord, f"{path} is damaged", "restore it, or delete it and pass --domain")
+    return FolderRecord()
 
 
-def _read_text(archive: Path | None, path: Path) -> str | None:
+def _read_content(archive: Path | None, path: Path) -> bytes | None:
     if archive is None:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return read_bytes(path, "restore it") if path.is_file() else None
     top = archive.with_suffix("")
-    return read_text(archive, path.relative_to(top).as_posix()) if path.is_relative_to(top) else None
+    return read_small(archive, path.relative_to(top).as_posix()) if path.is_relative_to(top) else None

@@ -55,7 +55,7 @@ def open_dataset(name: str) -> "MinariDataset":
             f"{name}: no such folder, and Minari has no data set of that name here; `minari list local` shows those "
             f"that it has, `minari download {name}` fetches one"
         ) from error
-    except (ValueError, AssertionError, KeyError, OSError, ImportError) as error:
+    except Exception as error:  # of HDF5, JSON and Gymnasium: of many kinds
         raise UserError(f"{name}: not a data set that Minari reads: {_one_line(error)}") from error
 
 
@@ -108,7 +108,7 @@ def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
             yield _to_episode(data, flatten_observations(dataset.observation_space, data.observations), low, high)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        except (OSError, KeyError, ValueError, TypeError, IndexError, StopIteration) as error:
+        except Exception as error:  # of HDF5, which raises errors of many kinds
             raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from ringrl.episode import Dims, Episode
+from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.store.episode_store import DataSource, array_shapes
-from ringrl.store.metadata import read_metadata, unreadable
+from ringrl.store.episode_store import array_shapes
+from ringrl.store.metadata import dims_of, read_metadata
 from ringrl.store.stored_arrays import StoredArrays
 from ringrl.store.zarr import open_context
 
@@ -41,15 +41,10 @@ class StoreV2:
         """
         self.path, context = path, open_context(0)
         metadata = read_metadata(path, context, VERSION)
-        try:
-            self.domain: str = metadata["domain"]
-            self.tasks: tuple[str, ...] = tuple(metadata["tasks"])
-            self.sources = tuple(DataSource(**source) for source in metadata["sources"])
-            self.provenance: dict[str, Any] = metadata["provenance"]
-            self._dims, self._episodes = Dims(**metadata["dims"]), int(metadata["episodes"])
-            shapes = array_shapes(self._dims, self.tasks, self._episodes, metadata["steps"] + self._episodes)
-        except (KeyError, TypeError, ValueError) as error:
-            raise unreadable(path, error) from error
+        self.domain, self.tasks, self.sources = metadata["domain"], tuple(metadata["tasks"]), tuple(metadata["sources"])
+        self.provenance: dict[str, Any] = metadata["provenance"]
+        self._dims, self._episodes = dims_of(metadata), metadata["episodes"]
+        shapes = array_shapes(self._dims, self.tasks, self._episodes, metadata["steps"] + self._episodes)
         self._arrays = StoredArrays(path, shapes, context, memory_limit=0)
 
     def __len__(self) -> int:

@@ -83,8 +83,9 @@ def weights_path(path: Path) -> Path:
 def _open(path: Path, what: str) -> np.ndarray:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: no file of {what}: {error}; write one with numpy.save") from error
+    except Exception as error:  # NumPy's parser of headers raises errors of many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: no file of {what}: {reason[:200]}; write one with numpy.save") from error
     if not isinstance(values, np.ndarray):
         raise UserError(f"{path}: an archive of arrays; {what} are a single one, written with numpy.save")
     return values

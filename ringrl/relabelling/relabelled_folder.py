@@ -35,6 +35,7 @@ from ringrl.files import check_replaceable, replace_folder, write_text
 from ringrl.formats.archive import Member
 from ringrl.formats.description import RELABEL
 from ringrl.formats.exorl import EpisodeFile, write_file
+from ringrl.readers import ObjectRecord, read_json
 from ringrl.relabelling.rewards import Mode
 from ringrl.relabelling.workers import BadFile, Workers, parallel_map, relabel_file
 
@@ -74,8 +75,8 @@ class RelabelJob:
     def made(self, out: Path) -> bool:
         """Whether `out` is this job's result."""
         try:
-            return json.loads((out / RELABEL).read_text(encoding="utf-8"))["job"] == self.key
-        except (OSError, ValueError, KeyError, TypeError):
+            return read_json(out / RELABEL, ObjectRecord, "make it anew").get("job") == self.key
+        except UserError:
             return False
 
 

@@ -128,17 +128,16 @@ class TrainedAgent:
             UserError: there is no such file, it is damaged, or of an agent of another kind.
         """
         origin, state = read_session(Path(path))
-        try:
-            saved, batched = origin["agent"], origin["batched"]
-            setting, spec = RolloutSetting(**origin["setting"]), RolloutSpec(**origin["spec"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a session of this ringrl ({error}); start a new one") from error
+        saved = origin["agent"]
         if saved != self._identity:
             raise UserError(
                 f"{path}: a session of {_named(saved)}, not of {_named(self._identity)}, or trained on other data"
             )
-        session = self.session(setting, spec, batched=batched)
-        session.restore(state)
+        session = self.session(origin["setting"], origin["spec"], batched=origin["batched"])
+        try:
+            session.restore(state)
+        except (IndexError, KeyError, TypeError, ValueError) as error:  # arrays that do not fit
+            raise UserError(f"{path}: not a session of this agent ({error!r}); start a new one") from error
         return session
 
     @property
@@ -213,7 +212,10 @@ def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> 
         config = _changed(config, evaluation)
         agent, source = agent_and_source(path, label, config)
         calls = ModelCalls(model, rollout_mesh(config), config.evaluation.cache_dtype)
-        normalizer, step = Normalizer.from_values(about["normalizer"]), int(about["step"])
+        if "normalizer" not in about:
+            raise UserError(f"{path}: its config.json has no `normalizer`; export the run again")
+        normalizer, step = Normalizer.from_values(about["normalizer"]), about["step"]
+        normalizer.require_width(dataset["sizes"].get("observation"), path)
         across = agent.description.across_trials
         trained: TrainedPolicy = TrainedSequencePolicy(calls, normalizer, dataset["sizes"], step, across)
     else:

@@ -4,16 +4,33 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from ringrl.errors import UserError
 from ringrl.files import write_text
+from ringrl.readers import RECORD, read_json
 from ringrl.sampling.chains import EpisodeReader, by_agent_step, rewards_by_agent_step
 
 EPISODES_AT_ONCE = 16
+
+
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+_Scale = Annotated[float, Field(ge=_SMALLEST, le=_LARGEST)]
+
+
+@with_config(RECORD)
+class NormalizerRecord(TypedDict):
+    """What normalizer.json contains: numbers that float32 has, and scales above 0."""
+
+    observation_mean: list[Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]]
+    observation_std: list[_Scale]
+    return_scale: _Scale
+    reward_scale: _Scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +121,12 @@ class Normalizer:
         Raises:
             UserError: the file is not there, or is not one that `save` wrote.
         """
-        try:
-            return cls.from_values(json.loads(Path(path).read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: no such file; is this a run directory that `ringrl train` made?") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a normalizer that ringrl saved ({error}); train again") from error
+        return cls.from_values(read_json(Path(path), NormalizerRecord, "is this a run that `ringrl train` made?"))
+
+    def require_width(self, width: int | None, where: Path) -> None:
+        """Raise UserError where these are not the scales of `width` observations; `where`: what says them."""
+        if not len(self.observation_mean) == len(self.observation_std) == width:
+            raise UserError(f"{where}: its scales are not those of {width} observations; restore it, or train again")
 
 
 def _columns(

@@ -23,7 +23,7 @@ from ringrl.episode import Dims, Episode, StepSpan
 from ringrl.errors import UserError
 from ringrl.manifest import MANIFEST, note_unverified
 from ringrl.store.builder import build
-from ringrl.store.metadata import DataSource, read_metadata, unreadable
+from ringrl.store.metadata import DataSource, dims_of, read_metadata, unreadable
 from ringrl.store.stored_arrays import StoredArrays
 from ringrl.store.verified import verify_descriptions
 from ringrl.store.zarr import is_url, open_context
@@ -68,23 +68,18 @@ class Store:
         metadata = read_metadata(path, context)
         if metadata.get("manifest") and not self.verified:
             raise unreadable(path, f"its {MANIFEST} is missing: a copy that was cut off?")
-        try:
-            self.domain: str = metadata["domain"]
-            self.tasks: tuple[str, ...] = tuple(metadata["tasks"])
-            self.families: dict[str, int] = metadata.get("families", {})
-            self.demonstrator = bool(metadata.get("demonstrator", False))
-            self.episodes: int = metadata["episodes"]
-            self.dims = Dims(**metadata["dims"])
-            self.sources = tuple(DataSource(**source) for source in metadata["sources"])
-            self.provenance: dict[str, Any] = metadata["provenance"]
-            self._rows: int = metadata["steps"] + self.episodes
-            shapes = array_shapes(self.dims, self.tasks, self.episodes, self._rows)
-            shapes |= {f"feature/{name}": (self._rows, int(width)) for name, width in self.families.items()}
-            shapes |= {"demonstrator": (self._rows, self.dims.action)} if self.demonstrator else {}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise unreadable(path, error) from error
+        self.domain, self.tasks = metadata["domain"], tuple(metadata["tasks"])
+        self.families = metadata.get("families", {})
+        self.demonstrator = metadata.get("demonstrator", False)
+        self.episodes, self.sources = metadata["episodes"], tuple(metadata["sources"])
+        self.dims = dims_of(metadata)
+        self.provenance: dict[str, Any] = metadata["provenance"]
+        self._rows: int = metadata["steps"] + self.episodes
+        shapes = array_shapes(self.dims, self.tasks, self.episodes, self._rows)
+        shapes |= {f"feature/{name}": (self._rows, width) for name, width in self.families.items()}
+        shapes |= {"demonstrator": (self._rows, self.dims.action)} if self.demonstrator else {}
         self._arrays = StoredArrays(path, shapes, context, memory_limit)
-        if self.dims.reward != len(self.tasks) or not self.episodes:
+        if self.dims.reward != len(self.tasks):
             raise unreadable(path, "its episodes, tasks and widths disagree")
 
     def __reduce__(self) -> tuple[Any, ...]:

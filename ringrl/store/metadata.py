@@ -6,20 +6,24 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Int32, Int64
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
 from ringrl.episode import Dims
 from ringrl.errors import UserError
 from ringrl.manifest import MANIFEST, DamagedError, find_cut
+from ringrl.readers import RECORD, Count, Text, parse_json
 from ringrl.store.zarr import is_url, read_bytes
 
 FORMAT = "ringrl episode store"
 FORMAT_VERSION = 3
 METADATA = "store.json"
+_AGAIN = "build it again"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,30 @@ class DataSource:
     episodes: int = 0
     first: int | None = None
     last: int | None = None
+
+
+@with_config(RECORD)
+class _Widths(TypedDict):
+    observation: Count
+    action: Count
+    reward: Count
+    physics: Count
+
+
+@with_config(RECORD)
+class StoreRecord(TypedDict):
+    """store.json."""
+
+    manifest: NotRequired[str]
+    domain: str
+    tasks: list[Text]
+    families: NotRequired[dict[Text, Count]]
+    demonstrator: NotRequired[bool]
+    episodes: Annotated[int, Field(ge=1, lt=2**40)]
+    steps: Annotated[int, Field(ge=1, lt=2**48)]
+    dims: _Widths
+    sources: list[DataSource]
+    provenance: dict[str, Any]
 
 
 def write_metadata(
@@ -93,32 +121,39 @@ def _provenance() -> dict[str, str]:
     return {"created": created} | {name.replace("-", "_"): version(name) for name in libraries}
 
 
-def read_metadata(path: Path | str, context: ts.Context, version: int = FORMAT_VERSION) -> dict[str, Any]:
+def read_metadata(path: Path | str, context: ts.Context, version: int = FORMAT_VERSION) -> StoreRecord:
     """What store.json says, of one version of the format.
 
     Raises:
         UserError: there is none, or one of another kind or version, or it cannot be read.
     """
+    where = f"{path} is damaged: {METADATA}"
     try:
-        text = read_bytes(path, METADATA, context)
-        metadata = None if text is None else json.loads(text.decode())
+        content = read_bytes(path, METADATA, context)
     except ValueError as error:
         raise unreadable(path, f"{METADATA}: {error}") from error
-    if text is None:
+    if content is None:
         lost = not is_url(path) and not Path(path).exists()
         what = "does not exist" if lost else f"is not an episode store (no {METADATA})"
         raise UserError(f"{path} {what}; build one with `ringrl data build_store`")
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    about = parse_json(content, object, where, _AGAIN)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise UserError(f"{path} is not an episode store: its {METADATA} is of another kind")
-    if metadata.get("version") != version:
-        found = metadata.get("version")
+    if about.get("version") != version:
+        found = about.get("version")
         if found == FORMAT_VERSION:
             raise UserError(f"{path} has store format {found}, the present one: it needs no conversion")
         convert = f"`ringrl data convert_store {path} --out NEW`"
         resume = "a run on it goes on with `ringrl train --resume RUN data.store=NEW`"
         todo = f"convert it: {convert}; {resume}" if found == 2 else "build it again"
-        raise UserError(f"{path} has store format {found}, this ringrl reads {version}; {todo}")
-    return metadata
+        raise UserError(f"{path} has store format {found!r}, this ringrl reads {version}; {todo}")
+    return parse_json(content, StoreRecord, where, _AGAIN)
+
+
+def dims_of(record: StoreRecord) -> Dims:
+    """The widths of a store's arrays."""
+    widths = record["dims"]
+    return Dims(widths["observation"], widths["action"], widths["reward"], widths["physics"])
 
 
 def unreadable(path: Path | str, reason: object) -> UserError:

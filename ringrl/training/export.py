@@ -5,12 +5,15 @@ import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import jax
 import numpy as np
+from jaxtyping import Float32
+from pydantic import with_config
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from typing_extensions import TypedDict
 
 from ringrl.agent import make_decoder
 from ringrl.agent_record import AgentRecord, verify_source
@@ -20,14 +23,41 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.model.transformer import Transformer
 from ringrl.model_config import read_earlier
+from ringrl.readers import RECORD, Count, Text, read_json
 from ringrl.run import RunDirectory
-from ringrl.run_tables import read_json
+from ringrl.run_records import TrainedOnRecord
+from ringrl.sampling.normalizer import NormalizerRecord
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
 from ringrl.training.trained_model import refuse_earlier_tokens
 
 WEIGHTS, ABOUT, AGENT = "model.safetensors", "config.json", "agent.py"
 FORMAT = "ringrl export"
+
+_AGAIN = "not a whole export: make one with `ringrl export RUN`"
+
+
+@with_config(RECORD)
+class _NamedAgent(TypedDict):
+    name: Text
+
+
+@with_config(RECORD)
+class _ExportedConfig(TypedDict):
+    agent: _NamedAgent
+
+
+@with_config(RECORD)
+class ExportRecord(TypedDict):
+    """config.json."""
+
+    format: str
+    step: Count
+    config: _ExportedConfig
+    dataset: TrainedOnRecord
+    normalizer: NotRequired[NormalizerRecord]
+    agent: NotRequired[AgentRecord | None]
+    tokens: NotRequired[Count]
 
 
 def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Path, *, overwrite: bool = False) -> Path:
@@ -60,8 +90,9 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     }
     if agent:
         about["config"]["agent"]["name"] = agent.name
-    files = {"normalizer": source.normalizer_file, "dataset": source.dataset_file}
-    about |= {name: read_json(file) for name, file in files.items() if file.exists()}
+    if source.normalizer_file.exists():
+        about["normalizer"] = read_json(source.normalizer_file, NormalizerRecord, "train again")
+    about["dataset"] = source.dataset()
     arrays = {name: np.asarray(x, np.float32) for name, x in _named(split_model(model)[1]).items()}
     with atomic_folder(out, marker=ABOUT, overwrite=overwrite) as partial:
         save_file(arrays, partial / WEIGHTS)
@@ -77,30 +108,25 @@ def is_export(path: Path) -> bool:
     return (path / ABOUT).exists() and (path / WEIGHTS).exists()
 
 
-def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
+def load_export(path: Path) -> tuple[Transformer, RunConfig, ExportRecord]:
     """The model on one device, its run's configuration, and all that config.json says.
 
     Raises UserError where there is no whole export, the agent's file makes another model now, or its fused tokens are
     of an earlier ringrl.
     """
-    try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-        arrays = load_file(path / WEIGHTS)
-        if about["format"] != FORMAT:
-            raise ValueError(f"its {ABOUT} is of another kind")
-        values, sizes, agent = read_earlier(about["config"]), about["dataset"]["sizes"], about.get("agent")
-        if agent and agent["sha256"]:
-            own = str(verify_source(path / AGENT, AgentRecord(**agent)))
-            values = values | {"agent": values["agent"] | {"name": own}}
-        config = parse_config(values, str(path / ABOUT))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole export ({error}); make one with `ringrl export RUN`") from error
+    about = read_json(path / ABOUT, ExportRecord, _AGAIN)
+    if about["format"] != FORMAT:
+        raise UserError(f"{path}: its {ABOUT} is of another kind; {_AGAIN}")
+    values, agent = read_earlier(dict(about["config"])), about.get("agent")
+    if agent and agent.sha256:
+        values |= {"agent": values["agent"] | {"name": str(verify_source(path / AGENT, agent))}}
+    config = parse_config(values, str(path / ABOUT))
     alone = config.model_copy(update={"mesh": type(config.mesh)()})
     decoder = make_decoder(config.agent)
     refuse_earlier_tokens(decoder, about.get("tokens", 0), path)
-    graph, state = abstract_state(alone, decoder, sizes, make_mesh(alone.mesh))
-    expected = {name: x.shape for name, x in _named(state.params).items()}
-    if expected != {name: x.shape for name, x in arrays.items()}:
+    graph, state = abstract_state(alone, decoder, about["dataset"]["sizes"], make_mesh(alone.mesh))
+    arrays, expected = _read_arrays(path / WEIGHTS), _named(state.params)
+    if {name: x.shape for name, x in expected.items()} != {name: x.shape for name, x in arrays.items()}:
         raise UserError(f"{path}: its parameters are not those of the model that its {ABOUT} describes; export again")
     names, tree = list(expected), jax.tree.structure(state.params)
     return (
@@ -108,6 +134,18 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, dict]:
         config,
         about,
     )
+
+
+def _read_arrays(path: Path) -> dict[str, Float32[np.ndarray, "..."]]:
+    """The parameters by name. Raises UserError where they cannot be read, or are not finite float32 numbers."""
+    try:
+        arrays = load_file(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+    for name, x in arrays.items():
+        if x.dtype != np.float32 or not np.isfinite(x).all():
+            raise UserError(f"{path}: {name} is not of finite float32 numbers; {_AGAIN}")
+    return arrays
 
 
 def _named(params: dict) -> dict[str, Any]:

@@ -19,9 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ringrl.accelerators import find_accelerator
 from ringrl.config import RunConfig
-from ringrl.files import write_text
+from ringrl.errors import UserError
+from ringrl.files import write_bytes
 from ringrl.model.flops import model_flops, visible_share
+from ringrl.readers import parse_json
 from ringrl.run import RunDirectory
+from ringrl.run_records import MetricsRecord
+
+_NEVER = 1 << 62
 
 
 @cache
@@ -57,9 +62,9 @@ class Tracker:
         from tensorboardX import SummaryWriter  # slow to import where PyTorch is installed, and for one process only
 
         path = RunDirectory(run).metrics_file
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(RunDirectory(run).tensorboard), purge_step=start + 1)
         columns = (
@@ -135,12 +140,12 @@ def check_finite(
     return numbers
 
 
-def _step(line: str) -> int:
-    """The step of a line; one that a kill cut short counts as never written."""
+def _step(line: bytes) -> int:
+    """The step of a line; one that a kill cut short, or that is damaged, counts as never written: it is but a log."""
     try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return 1 << 62
+        return parse_json(line, MetricsRecord, "metrics.jsonl", "leave it out").get("step", _NEVER)
+    except UserError:
+        return _NEVER
 
 
 class Clock:

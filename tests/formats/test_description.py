@@ -59,7 +59,11 @@ def test_a_folder_that_is_not_there_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [("{", "collect.json is damaged"), ("[]", "holds no object"), (COLLECTED, "its domain is cartpole, not walker")],
+    [
+        ("{", "collect.json is damaged"),
+        ("[]", "damaged: Input should be an object"),
+        (COLLECTED, "its domain is cartpole, not walker"),
+    ],
 )
 def test_contradictions_and_damage_are_named(tmp_path, content, message):
     folder = make_folder(tmp_path / "x", "collect.json", content)

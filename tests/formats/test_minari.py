@@ -70,7 +70,7 @@ def test_a_failed_export_leaves_nothing(root):
 
     with pytest.raises(UserError, match="stop"):
         write_dataset("half/x-v0", episodes(), "t", description="")
-    assert not list((root / "half").iterdir())
+    assert not list(root.rglob("*x-v0*"))
 
 
 def test_without_minari_one_line_says_what_to_install(monkeypatch):

@@ -64,5 +64,5 @@ def test_normalizer_survives_the_disk(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         Normalizer.load(tmp_path / "absent.json")
     path.write_text('{"return_scale": 1}')
-    with pytest.raises(UserError, match="not a normalizer"):
+    with pytest.raises(UserError, match="`observation_mean`: Field required"):
         Normalizer.load(path)

@@ -63,7 +63,7 @@ def test_an_export_is_the_same_model(run, exported):
     expected = RunDirectory(run).config()
     assert Path(config.agent.name) == path / "agent.py" and config.agent.window == expected.agent.window == 4
     assert config.model_dump(exclude={"agent"}) == expected.model_dump(exclude={"agent"})
-    assert about["config"]["agent"]["name"] == about["agent"]["name"] == "decision_transformer"
+    assert about["config"]["agent"]["name"] == about["agent"].name == "decision_transformer"
     assert about["step"] == 3 and set(about["versions"]) == {"ringrl", "jax", "flax", "safetensors"}
     assert about["normalizer"] == json.loads((run / "normalizer.json").read_text())
     arrays = load_file(path / "model.safetensors")

@@ -10,9 +10,11 @@ from jaxtyping import Float64, Int64
 
 from ringrl.agent_record import AgentRecord, agent_of_schema_0
 from ringrl.errors import UserError
+from ringrl.readers import read_json
 from ringrl.returns import TrialReturn
 from ringrl.run import RunDirectory
-from ringrl.run_tables import DEMONSTRATIONS, EXPLORE, RETURNS, TARGETS, read_json
+from ringrl.run_records import DatasetRecord
+from ringrl.run_tables import DEMONSTRATIONS, EXPLORE, RETURNS, TARGETS
 
 MANY_HISTORIES = 24
 """Sources of a data set beyond which they are shown together, as those of hidden tasks are."""
@@ -165,27 +167,31 @@ def read_dataset(path: Path) -> DataSet | None:
     Raises:
       UserError: a field is missing, or the lists disagree in length.
     """
-    card = read_json(path) if path.is_file() else {}
-    if not card:
+    if not path.is_file():
         return None
-    try:
-        returns = np.asarray(card["returns"], dtype=np.float64)
-        source = np.asarray(card["source"], dtype=np.int64)
-        sources = tuple(SourceSummary(str(s["name"]), str(s["collector"]), int(s["episodes"])) for s in card["sources"])
-        names = {key: str(card[key] or "") for key in ("task", "domain", "store", "relabel")}
-        steps = int(card["steps"])
-    except KeyError as error:
-        raise UserError(f"{path}: the field {error} is missing: train the run again, or delete the file") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}: train the run again, or delete the file") from None
-    if returns.ndim != 1 or returns.shape != source.shape or not np.isfinite(returns).all():
-        raise UserError(f"{path}: `returns` and `source` must be lists of equally many finite numbers")
+    card = read_json(path, DatasetRecord, "train the run again, or delete the file")
+    returns, source = np.asarray(card["returns"], np.float64), np.asarray(card["source"], np.int64)
+    sources = tuple(SourceSummary(each["name"], str(each["collector"]), each["episodes"]) for each in card["sources"])
+    if returns.shape != source.shape:
+        raise UserError(f"{path}: `returns` and `source` must be lists of equally many numbers")
     if not returns.size:
         return None
     if not 0 <= source.min() <= source.max() < len(sources):
         raise UserError(f"{path}: `source` must index the {len(sources)} entries of `sources`")
-    return DataSet(**names, sources=sources, returns=returns, source=source, steps=steps)
+    return DataSet(
+        task=card["task"],
+        domain=card["domain"],
+        store=card["store"],
+        relabel=card["relabel"] or "",
+        sources=sources,
+        returns=returns,
+        source=source,
+        steps=card["steps"],
+    )
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.inf

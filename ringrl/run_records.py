@@ -1,0 +1,92 @@
+"""What the JSON files of a run directory contain, as `ringrl.readers` checks them; a file may say more."""
+
+from typing import Annotated, NotRequired
+
+from pydantic import AfterValidator, with_config
+from typing_extensions import TypedDict
+
+from ringrl.agent_record import AgentRecord
+from ringrl.readers import RECORD, Count, Text
+
+
+def _check_widths(sizes: dict[str, int]) -> dict[str, int]:
+    if sizes and (sorted(sizes) != ["action", "observation"] or 0 in sizes.values()):
+        raise ValueError("must have the widths of `observation` and `action`, from 1 on, or be empty")
+    return sizes
+
+
+@with_config(RECORD)
+class StorePlaces(TypedDict):
+    """Where a store is: `ringrl.files.record_paths`."""
+
+    given: Text
+    absolute: Text | None
+    relative: Text | None
+
+
+@with_config(RECORD)
+class VersionedRecord(TypedDict):
+    """As much as every run.json says, of any schema."""
+
+    schema: Count
+
+
+@with_config(RECORD)
+class RunRecord(VersionedRecord):
+    """run.json."""
+
+    agent: AgentRecord
+    store: StorePlaces
+    tokens: NotRequired[Count]
+
+
+@with_config(RECORD)
+class SourceRecord(TypedDict):
+    """One collector's share of a data set."""
+
+    name: str
+    collector: str | None
+    episodes: Count
+
+
+@with_config(RECORD)
+class DatasetRecord(TypedDict):
+    """dataset.json, as far as a report reads it."""
+
+    task: str
+    domain: str
+    store: str
+    relabel: str | None
+    sources: list[SourceRecord]
+    source: list[Count]
+    returns: list[float]
+    steps: Count
+
+
+@with_config(RECORD)
+class TrainedOnRecord(TypedDict):
+    """dataset.json, as far as a rollout reads it."""
+
+    sizes: Annotated[dict[str, Count], AfterValidator(_check_widths)]
+    returns: list[float]
+
+
+@with_config(RECORD)
+class EvaluationRecord(TypedDict, total=False):
+    """evaluation.json, and the JSON beside any other table: the settings, and facts of the rollout."""
+
+    task: str
+    agent: str
+    trials: Count
+    envs: Count
+    context: Count | None
+    seed: Count
+    checkpoint_step: Count
+    seconds: float
+
+
+@with_config(RECORD)
+class MetricsRecord(TypedDict, total=False):
+    """A line of metrics.jsonl: numbers by name, of which `step` is whole."""
+
+    step: Count
