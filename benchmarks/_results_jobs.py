@@ -28,6 +28,8 @@ class Job:
     # Options of `ringrl evaluate`, once for each. That random and expert are rolled out once a seed is enough.
     evaluations: tuple[str, ...] = ("",)
     after: tuple[str, ...] = ()  # names of the jobs whose runs it needs
+    copies: str | None = None  # the job whose run of the same seed is evaluated once more, in a copy; None: it trains
+    seeds: int | None = None  # training seeds at most
 
     def run(self, seed: int) -> Path:
         """The run directory."""

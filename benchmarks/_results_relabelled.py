@@ -8,14 +8,14 @@ _COLLECT = "collect --task point_mass_easy --policy random --action-repeat 4 --t
 _STORE = f"--tasks point_mass_easy --families {NAME}"
 
 
-def _episodes(files: str, episodes: int, seed: int) -> tuple[Data, ...]:
+def episodes(files: str, episodes: int, seed: int) -> tuple[Data, ...]:
     """Reward-free data of the point mass, and their store."""
     folder, store = DATA / files, DATA / f"{files}.store"
     collect = f"{_COLLECT} --episodes {episodes} --seed {seed}"
     return Data(folder, collect), Data(store, f"build_store {folder} {_STORE}")
 
 
-TRAIN, TEST = _episodes("point_mass", 2000, 1), _episodes("point_mass_test", 1000, 2)
+TRAIN, TEST = episodes("point_mass", 2000, 1), episodes("point_mass_test", 1000, 2)
 _SHOWN = f"--demonstrations {TEST[-1].out} --trajectories {NUMBERS} --order random"
 _ROOM = "--context 12900"  # 128 trajectories of 100 steps, of a token each, and a trial of its own
 _SEED = "--seed 2000000"  # goals on which nothing was chosen: the recipe was settled on those from 1,000,000

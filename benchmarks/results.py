@@ -4,6 +4,8 @@
     python -m benchmarks.results relabelled # the same, three seeds, and what it is compared with: 1 hour
     python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks: 2 hours
     python -m benchmarks.results context    # row 3: return against trajectories in the context: 1.5 hours
+    python -m benchmarks.results ablations  # row 0's student with its context ablated, and other trainings: 1 hour
+    python -m benchmarks.results own_trials # row 0's student on trials of its own: 20 minutes
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 2 hours
 
 Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
@@ -31,6 +33,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from benchmarks._results_context_use import ROWS as CONTEXT_USE
 from benchmarks._results_jobs import ROWS as EARLIER
 from benchmarks._results_jobs import RUNS, Data, Job
 from benchmarks._results_relabelled import NAME as FAMILY
@@ -38,21 +41,26 @@ from benchmarks._results_relabelled import ROWS as RELABELLED
 from ringrl.config import load_config
 from ringrl.run import RunDirectory
 
-ROWS = RELABELLED | EARLIER
+ROWS = RELABELLED | CONTEXT_USE | EARLIER
 OUT = Path("docs/results")
 FIGURES = {
     "relabelled": (f"demonstrations-hidden_{FAMILY}.png",),
+    "ablations": (f"demonstrated_ablations-hidden_{FAMILY}.png", f"demonstrations-hidden_{FAMILY}.png"),
+    "own_trials": (f"explored-hidden_{FAMILY}.png",),
     "hidden": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
 }  # that docs/results.md shows
 
 
+Row = Literal["small", "relabelled", "ablations", "own_trials", "hidden", "exorl", "context"]
+
+
 @dataclass(frozen=True)
 class Args:
     """Rerun a row of docs/results.md."""
 
-    row: Annotated[Literal["small", "relabelled", "hidden", "exorl", "context"], tyro.conf.Positional]
+    row: Annotated[Row, tyro.conf.Positional]
     """Which one."""
     seeds: int | None = None
     """Training seeds of every agent; default 3, for small 1."""
@@ -72,7 +80,7 @@ def main(args: Args) -> None:
         sys.exit(f"no run of {args.row} is named like {args.only!r}" if not jobs else "--jobs must be 1 or more")
     needed = dict.fromkeys(chain for job in jobs for chain in job.data)  # no two of them share a step
     _at_once(min(args.jobs, len(needed)), [partial(_make, chain, args.fresh) for chain in needed])
-    runs = [(job, seed) for seed in range(seeds) for job in jobs]
+    runs = [(job, seed) for seed in range(seeds) for job in jobs if job.seeds is None or seed < job.seeds]
     for wave in _waves(jobs):
         ready = [(job, seed) for job, seed in runs if job in wave]
         _at_once(args.jobs, [partial(_train_and_evaluate, job, seed, args.fresh) for job, seed in ready])
@@ -135,6 +143,8 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
     directory = RunDirectory(run)
     if fresh:
         shutil.rmtree(run, ignore_errors=True)
+    if job.copies is not None and not directory.exists:
+        _copy_run(RUNS / f"{job.copies}-seed{seed}", run)
     resumed = directory.exists
     if resumed:
         _check_settings(job, seed)
@@ -148,6 +158,14 @@ def _train_and_evaluate(job: Job, seed: int, fresh: bool, cores: set[int]) -> No
         _ringrl(f"evaluate {run} {options}".rstrip(), cores)
     seconds = {"train_s": round(trained - began, 1), "evaluate_s": round(time.perf_counter() - trained, 1)}
     directory.write_timing(seconds | {"cores": len(cores), "resumed": resumed})
+
+
+def _copy_run(trained: Path, run: Path) -> None:
+    """A run without its evaluations. End where there is none, or it is not finished."""
+    if not RunDirectory(trained).timing_file.exists():
+        sys.exit(f"{trained} is not there, or not finished: it is of another row; run that first")
+    leave_out = shutil.ignore_patterns("evaluation", "report", RunDirectory(trained).timing_file.name)
+    shutil.copytree(trained, run, ignore=leave_out)
 
 
 def _check_settings(job: Job, seed: int) -> None:

@@ -192,3 +192,18 @@ def test_the_data_of_the_evidence_are_of_steps_that_take_its_arguments():
         name, *arguments = shlex.split(command.command)
         step = recipes.load("data", name)
         assert tyro.cli(step.Args, args=[*arguments, "--out", str(command.out)]).out == command.out
+
+
+def test_a_run_is_copied_without_its_evaluations_once_it_is_finished(tmp_path):
+    trained, run = tmp_path / "trained", tmp_path / "copy"
+    for name in ("checkpoints/900", "evaluation", "report"):
+        (trained / name).mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/900/part", "evaluation/returns.csv"):
+        (trained / name).write_text(name)
+    with pytest.raises(SystemExit, match="trained is not there, or not finished: it is of another row"):
+        results._copy_run(trained, run)
+    (trained / "timing.json").write_text("{}")
+    results._copy_run(trained, run)
+    assert {str(file.relative_to(run)) for file in run.rglob("*")} == {
+        "config.yaml", "checkpoints", "checkpoints/900", "checkpoints/900/part",
+    }  # fmt: skip

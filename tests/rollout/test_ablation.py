@@ -217,6 +217,22 @@ def test_demonstrations_are_ablated_as_trials_of_one_s_own_are(ablation):
     np.testing.assert_array_equal(drive(context, {name: value[:, shown:] for name, value in fields.items()}), own)
 
 
+def test_trials_that_the_model_was_not_asked_in_are_ablated_too():
+    """To the bit as where it was: two trials that explore, and two that act."""
+    fields, explored = history(), (TRIALS - 2) * LENGTH
+    asked = drive(ablated("foreign", True), fields)[:, explored:]
+    context, outputs = ablated("foreign", True), []
+    for t in range(STEPS):
+        step = {name: value[:, t] for name, value in fields.items()}
+        given = {name: step[name] for name in GIVEN}
+        if t < explored:
+            context.follow(given)
+        else:
+            outputs.append(np.asarray(context.predict(given)))
+        context.amend({name: step[name] for name in OUTCOME})
+    np.testing.assert_array_equal(np.stack(outputs, axis=1), asked)
+
+
 def test_demonstrations_that_all_share_are_nobody_else_s():
     one = {name: value[0, :LENGTH] for name, value in history().items()}
     with pytest.raises(UserError, match="--ablation foreign: all environments are shown the same .*--apart"):

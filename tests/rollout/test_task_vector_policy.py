@@ -128,3 +128,13 @@ def test_ablations_change_the_earlier_trials_or_hide_rewards():
         check_ablation(
             "shuffled", "forward_backward", RolloutSpec(UNBOUNDED), EvaluationConfig(), 3, across_trials=True
         )
+
+
+def test_trials_that_explore_take_random_actions_and_their_rewards_count():
+    policy = start(explore=1)
+    drawn = [np.random.default_rng((0, 13, env, 0)).uniform(-1, 1, 2).astype(np.float32) for env in range(2)]
+    np.testing.assert_array_equal(step(policy, [[1, 1]] * 2, [4, 4]), np.stack(drawn))
+    step(policy, [[3, 1], [1, 3]], [0, 0], done=True)
+    policy.begin_trial(ENVS)
+    np.testing.assert_allclose(step(policy, [[5, 5]] * 2, [0, 0]), on_sphere([1, 0], [0, 1]), rtol=1e-6)
+    assert policy.explored == 1
