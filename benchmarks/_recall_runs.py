@@ -40,6 +40,8 @@ def write_documents(folder: Path, length: int, *, test: bool = False) -> Path:
         queries = min(length // 8, QUESTIONS) if test else length // 8
         documents = QUESTIONS // queries if test else max(2**20 // length, 1)
         sizes = {"lines": length // LINE - queries, "queries": queries, "documents": documents}
+        if not test:  # long documents have lines that differ in one word; short ones have them if keys are of few words
+            sizes["alike"] = 2 * round(sizes["lines"] ** (1 / 3))
         step.main(step.Args(out=path, **sizes, seed=1 if test else 0))
     return path
 
@@ -114,9 +116,11 @@ def _logs(graph: Any, params: Any, fields: dict[str, jax.Array], where: jax.Arra
     return jax.nn.log_softmax(raw[:, where, 0].astype(jnp.float32), axis=-1)
 
 
-def from_a_cache(model: Transformer, questions: Questions) -> Float32[np.ndarray, "documents questions ids"]:
-    """The same from a KV cache, which gets 512 tokens a call."""
-    decoder, (documents, length) = CachedDecoder(model), questions.fields["token"].shape
+def from_a_cache(
+    model: Transformer, questions: Questions, dtype: str | None = None
+) -> Float32[np.ndarray, "documents questions ids"]:
+    """The same from a KV cache of that type (None: the model's), which gets 512 tokens a call."""
+    decoder, (documents, length) = CachedDecoder(model, cache_dtype=dtype), questions.fields["token"].shape
     cache, parts = decoder.empty(documents, length, FILLED_TOKENS), []
     for start in range(0, length, FILLED_TOKENS):
         part = {name: x[:, start : start + FILLED_TOKENS] for name, x in questions.fields.items()}

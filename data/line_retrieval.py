@@ -44,6 +44,8 @@ class Args:
     """Words of a key."""
     words: int = 64
     """Words W that each word of a key is drawn from."""
+    alike: int | None = None
+    """Words of the W that the keys of one document are made of, drawn for each; None: all. Few make keys alike."""
     values: int = 64
     """Values that a line can have."""
     seed: int = 0
@@ -80,11 +82,13 @@ def write_document(
 
     Args:
         rng: draws it.
-        args: `lines`, `queries`, `key`, `words` and `values`.
+        args: `lines`, `queries`, `key`, `words`, `alike` and `values`.
     """
-    number = rng.choice(args.words**args.key, args.lines, replace=False)
+    some = args.alike or args.words
+    number = rng.choice(some**args.key, args.lines, replace=False)
     value = rng.integers(args.values, size=args.lines)
-    words = [args.words * i + number // args.words**i % args.words for i in range(args.key)]
+    used = [args.words * i + rng.choice(args.words, some, replace=False) for i in range(args.key)]
+    words = [each[number // some**i % some] for i, each in enumerate(used)]
     lines = np.stack([*words, args.key * args.words + value], axis=1)
     asked = rng.permutation(args.lines)[: args.queries]
     answers = np.zeros((args.lines + args.queries, args.key + 1), bool)
@@ -97,9 +101,12 @@ def _check(args: Args) -> None:
         raise UserError("--lines, --queries, --documents, --key, --words and --values: give 1 or more of each")
     if args.queries > args.lines:
         raise UserError(f"--queries {args.queries}: none is asked for twice, so give at most the {args.lines} lines")
-    if args.lines > args.words**args.key:
-        keys = args.words**args.key
-        raise UserError(f"--lines {args.lines}: {args.key} of {args.words} words make {keys} keys; give more --words")
+    if args.alike is not None and not 1 <= args.alike <= args.words:
+        raise UserError(f"--alike {args.alike}: give 1 or more, and at most the {args.words} words")
+    if args.lines > (args.alike or args.words) ** args.key:
+        some = args.alike or args.words
+        keys, option = some**args.key, "--words" if args.alike is None else "--alike"
+        raise UserError(f"--lines {args.lines}: {args.key} of {some} words make {keys} keys; give more {option}")
     if args.out.suffix != ".npy":
         raise UserError(f"{args.out}: token ids are a .npy file; give it that suffix")
     if args.out.exists() and not args.overwrite:

@@ -75,6 +75,7 @@ def test_recall(tmp_path):
     assert set(figures) == {"lengths", "right", "exact"} and figures["lengths"] == [64, 512]
     assert figures["right"][row][0][0] > 0.95 and row in printed
     assert all(figures["exact"][way]["difference"] < 1e-3 for way in ("cache", "ring4"))
+    assert figures["exact"]["cache_int8"]["right"] > 0.9
 
 
 @pytest.mark.parametrize("name", recall.ROWS)

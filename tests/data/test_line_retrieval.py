@@ -19,8 +19,8 @@ SMALL = lines.Args(out=Path("lines.npy"), lines=3, queries=2, documents=4, key=2
 def test_a_document_by_hand():
     """Three lines and queries about two of them. Keys are (0 to 2, 3 to 5), values 6 to 10."""
     ids, answers = lines.write_document(np.random.default_rng(2), SMALL)
-    written = [[2, 3, 10], [0, 3, 8], [2, 4, 6]]
-    assert ids.reshape(-1, 3).tolist() == [*written, [2, 3, 10], [2, 4, 6]]
+    written = [[2, 4, 10], [0, 4, 8], [2, 3, 6]]
+    assert ids.reshape(-1, 3).tolist() == [*written, [2, 3, 6], [2, 4, 10]]
     assert np.flatnonzero(answers).tolist() == [11, 14]
 
 
@@ -34,6 +34,13 @@ def test_a_query_repeats_one_line_before_it(key, number, asked, seed):
     for i, row in enumerate(rows):
         assert rows[:i].count(row) == keys[:i].count(keys[i]) == int(again[i, -1])
         assert [word // 9 for word in row[:-1]] == list(range(key)) and 0 <= row[-1] - 9 * key < 5
+
+
+def test_keys_are_made_of_few_words_where_they_are_to_be_alike():
+    args = replace(SMALL, lines=4, words=9, alike=2)
+    for seed in range(5):
+        rows = lines.write_document(np.random.default_rng(seed), args)[0].reshape(-1, 3)[:4]
+        assert [len(set(words)) for words in rows[:, :2].T] == [2, 2]
 
 
 def test_the_file_is_read_as_documents_with_weights(tmp_path):
@@ -55,6 +62,8 @@ def test_the_file_is_read_as_documents_with_weights(tmp_path):
         ({"queries": 6}, "--queries 6: none is asked for twice"),
         ({"lines": 10}, "--lines 10: 2 of 3 words make 9 keys"),
         ({"values": 0}, "give 1 or more"),
+        ({"alike": 4}, "--alike 4: give 1 or more, and at most the 3 words"),
+        ({"alike": 1}, "--lines 3: 2 of 1 words make 1 keys; give more --alike"),
         ({"out": Path("lines.npz")}, "lines.npz: token ids are a .npy file"),
     ],
 )

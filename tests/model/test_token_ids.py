@@ -40,7 +40,7 @@ def test_lines_are_encoded_as_trials():
         embed = tokens.embedder({}, config, rngs=nnx.Rngs(0))
         return embed, embed(fields())
 
-    assert embedded("rotary")[1].trials.tolist() == [[0, 0, 1, 1, 2, 2]]
+    np.testing.assert_array_equal(embedded("rotary")[1].trials, [[0, 0, 1, 1, 2, 2]])
     embed, given = embedded("table")
     table, own = (np.asarray(each.embedding[...]) for each in (embed.line, embed.token))
     np.testing.assert_allclose(given.x[0], own[IDS[0]] + table[[0, 0, 1, 1, 1, 1]], rtol=1e-5)  # the last is shared
