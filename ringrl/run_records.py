@@ -10,8 +10,8 @@ from ringrl.readers import RECORD, Count, Text
 
 
 def _check_widths(sizes: dict[str, int]) -> dict[str, int]:
-    if sizes and (sorted(sizes) != ["action", "observation"] or 0 in sizes.values()):
-        raise ValueError("must have the widths of `observation` and `action`, from 1 on, or be empty")
+    if sorted(sizes) not in (["action", "observation"], ["previous"], []) or 0 in sizes.values():
+        raise ValueError("must have the widths of `observation` and `action`, from 1 on, or `previous`, or be empty")
     return sizes
 
 
