@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 Subject = TypeVar("Subject")
@@ -105,3 +106,9 @@ def check_subjects(asked: Sequence[str], known: Mapping[str, str]) -> None:
     """Raise SystemExit where a subject is unknown."""
     if unknown := set(asked) - set(known):
         raise SystemExit(f"{', '.join(sorted(unknown))}: no such subject; there are {', '.join(known)}")
+
+
+def processor() -> str:
+    """The processor's name, as Linux has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "a processor")

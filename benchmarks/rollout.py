@@ -40,7 +40,7 @@ from benchmarks import _environments
 from benchmarks._rollout_context import TOKEN_BYTES, Subject, prepare
 from benchmarks._rollout_subjects import cached, plain_read, recomputed
 from benchmarks._rollout_torch import torch_peer
-from benchmarks._workers import Worker, orders, run_once, seconds_of, serve
+from benchmarks._workers import Worker, orders, processor, run_once, seconds_of, serve
 
 SUBJECTS = {
     "ringrl": "ringrl",
@@ -255,12 +255,6 @@ def summary(found: dict[Case, Found], environments: dict[str, Any]) -> dict[str,
         for case, each in found.items()
     }
     return worst | {"by_case": by_case, "steps": steps, "environments": environments, "processor": processor()}
-
-
-def processor() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "a processor")
 
 
 if __name__ == "__main__":
