@@ -56,6 +56,8 @@ class Args:
 
     run: Path = STUDENT.run(0)
     """Row 0's student."""
+    test: Path = TEST[-1].out
+    """The store whose trajectories it is given."""
     steps: int = 5
     """Training steps that are compared."""
     envs: int = 8
@@ -129,7 +131,7 @@ def compare_returns(args: Args, trajectories: int, folder: Path) -> float:
         copy = folder / f"on_{ring}"
         shutil.copytree(args.run, copy, ignore=shutil.ignore_patterns("evaluation"))  # the run's own tables stay
         options = f"--no-reference --trials 1 --envs {args.envs} --context {(trajectories + 1) * TRIAL}"
-        shown = f"--demonstrations {TEST[-1].out} --trajectories {trajectories} --order random --mesh seq={ring}"
+        shown = f"--demonstrations {args.test} --trajectories {trajectories} --order random --mesh seq={ring}"
         command = [sys.executable, "-m", "ringrl.cli", "evaluate", str(copy), *options.split(), *shown.split()]
         subprocess.run(
             command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"RINGRL_CPU_DEVICES": str(ring)}

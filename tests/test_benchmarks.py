@@ -87,6 +87,33 @@ def test_the_rows_of_recall_load(name):
     assert (config.training.row_steps, (config.training.batch, config.training.steps)) == next(iter(STAGES.items()))
 
 
+@pytest.mark.slow
+def test_ring_context(tmp_path):
+    """Of a student that has hardly learned, on data of 40 episodes."""
+    store, run_of = tmp_path / "pm.store", {name: tmp_path / name for name in ("teacher", "student")}
+    steps = "--policy random --action-repeat 4 --time-limit 400 --episodes 40"
+    collect = f"collect --task point_mass_easy {steps} --out {tmp_path}/pm"
+    build = f"build_store {tmp_path}/pm --tasks point_mass_easy --families point_mass_goal_30mm --out {store}"
+    few = f"data.store={store} training.steps=2 training.log_every=2 training.checkpoint_every=2"
+    small = "agent.trajectories=4 agent.fewest=4 training.row_steps=400"
+    for command in (
+        f"data {collect}",
+        f"data {build}",
+        f"train relabelled_teacher {few} --out {run_of['teacher']}",
+        f"train relabelled_dpt {few} {small} agent.teacher={run_of['teacher']} --out {run_of['student']}",
+    ):
+        subprocess.run([sys.executable, "-m", "ringrl.cli", *command.split()], cwd=ROOT, check=True)
+    given = f"--run {run_of['student']} --test {store} --envs 2"
+    printed, figures = run(*f"benchmarks.ring_context --quick {given}".split())
+    tables = {"losses", "gradients", "returns", "tokens_per_s", "dense_tokens_per_s", "mebibytes"}
+    assert set(figures) == tables | {"processor", "cores"} and "of peak" in printed
+    assert max(figures["losses"].values()) < 1e-5 and max(figures["gradients"].values()) < 1e-4
+    assert figures["returns"] < 0.1 and min(figures["tokens_per_s"].values()) > 0
+    long = figures["mebibytes"]["4000"]
+    assert long["8"] < long["4"] < long["1"] < long["dense"]
+    assert not (run_of["student"] / "evaluation").exists()  # the run's own tables are not replaced
+
+
 JOBS = {job.name: job for row in results.ROWS.values() for job in row}
 
 
