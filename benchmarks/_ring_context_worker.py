@@ -56,6 +56,7 @@ class Found:
     temporaries: int  # bytes on one device, by XLA's buffer assignment
     resident: int | None = None  # bytes by which the process grew while it ran
     seconds: float | None = None  # a step: forward and backward; the median
+    core_seconds: float | None = None  # processor time of the same, of all cores
     mfu: float | None = None  # model FLOPs utilisation: of the processor's measured peak on these cores
 
 
@@ -155,10 +156,17 @@ def measure(case: Case, run: Path) -> Found:
     step = lambda: jax.block_until_ready(compiled(parameters, batch))  # noqa: E731
     if case.calls > 1:
         step()
-    seconds = statistics.median(seconds_of(step) for _ in range(case.calls))
+    seconds, core_seconds = map(statistics.median, zip(*(both_times(step) for _ in range(case.calls)), strict=True))
     shape = {"rows": case.rows, "steps": case.tokens, "tokens_per_step": 1}
     useful = model_flops(subject.config.model, parameters, **shape)
-    return Found(needed, resident("VmHWM") - before, seconds, useful / seconds / peak / jax.device_count())
+    mfu = useful / seconds / peak / jax.device_count()
+    return Found(needed, resident("VmHWM") - before, seconds, core_seconds, mfu)
+
+
+def both_times(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that a call takes, and the processor time of this process meanwhile."""
+    began = time.process_time()
+    return seconds_of(call), time.process_time() - began
 
 
 def work(case: Case, run: Path, steps: int, out: Path | None) -> None:

@@ -1,7 +1,7 @@
 """What the ring gives: the student of docs/results.md row 0, trained on one device and on rings of 4 and 8.
 
     python -m benchmarks.ring_context              # some 8 minutes on 2 cores
-    python -m benchmarks.ring_context --cores 1    # on one
+    python -m benchmarks.ring_context --cores 1 --questions 3    # the third alone, on one
     python -m benchmarks.ring_context --quick      # at a size that measures nothing
 
 It uses row 0's first student, its data and its teacher (`--run`); where that run is not there, `python -m
@@ -16,14 +16,16 @@ device: what a context needs is divided by the number of devices. Three question
    spread over 4 (`ringrl evaluate --mesh seq=4`): the largest difference of a return, of 400.
 3. What does a token cost, by the length of the context? One context a row of 1,000 to 128,000 tokens, on one device;
    the same with plain attention, which has all scores in memory (`dense_attention`), where that is below `--limit`. A
-   figure is the median of a few forward and backward passes, from 64,000 tokens on of one. Memory is of XLA's buffer
-   assignment, the temporaries of one device, compiled for 1, 4 and 8; `resident` is by how much the process grew.
+   figure is the median of a few forward and backward passes, from 64,000 tokens on of one; `core s` is the processor
+   time of all cores, which other work on the machine changes little. Memory is of XLA's buffer assignment, the
+   temporaries of one device, compiled for 1, 4 and 8; `resident` is by how much the process grew.
 
 `of peak` is model FLOPs utilisation: what a step needs over what a large matrix product reaches on the same cores.
 Heads here are 32 wide, where exponentials take longer than products. Nothing comes from a compile cache.
 
 The last line is one JSON object: `losses` and `gradients` (largest relative difference by ring), `returns` (largest
-difference), `tokens_per_s`, `dense_tokens_per_s`, and `mebibytes` (dense, and by ring) by tokens, and the processor.
+difference); by tokens `tokens_per_s`, `tokens_per_core_s`, both for `dense` too, and `mebibytes` (dense, and by ring);
+and the processor.
 """
 
 import json
@@ -66,6 +68,8 @@ class Args:
     """Processor cores that all share."""
     limit: int = 6
     """GiB of temporaries above which plain attention is compiled but not run."""
+    questions: tuple[int, ...] = (1, 2, 3)
+    """Which of the three."""
     quick: bool = False
     """Contexts of 16 trajectories, lengths up to 4,000, 2 steps."""
     case: str = ""
@@ -83,14 +87,17 @@ def main(args: Args) -> None:
     if not args.run.exists():
         subprocess.run([sys.executable, "-m", "benchmarks.results", "small", "--only", "relabelled"], check=True)
     print(f"{processor()}, {args.cores} cores; {args.run}")
-    trajectories = 16 if args.quick else 128
+    trajectories, answers = 16 if args.quick else 128, {}
     with tempfile.TemporaryDirectory() as folder:
-        same = compare_training(args, Case(trajectories), Path(folder))
-        earned = compare_returns(args, trajectories, Path(folder))
-    chosen = QUICK if args.quick else LENGTHS
-    print_header()
-    lengths = [measure_length(args, trajectories, *how) for trajectories, how in chosen.items()]
-    print(json.dumps(same | {"returns": earned} | summary(lengths) | {"processor": processor(), "cores": args.cores}))
+        if 1 in args.questions:
+            answers |= compare_training(args, Case(trajectories), Path(folder))
+        if 2 in args.questions:
+            answers["returns"] = compare_returns(args, trajectories, Path(folder))
+    if 3 in args.questions:
+        print_header()
+        chosen = QUICK if args.quick else LENGTHS
+        answers |= summary([measure_length(args, trajectories, *how) for trajectories, how in chosen.items()])
+    print(json.dumps(answers | {"processor": processor(), "cores": args.cores}))
 
 
 def ask(args: Args, case: Case, *more: str) -> Found:
@@ -153,9 +160,9 @@ class Length:
     dense: Found
     rings: dict[int, Found]  # by number of devices; only compiled
 
-    def rate(self, found: Found) -> float | None:
+    def rate(self, seconds: float | None) -> float | None:
         """Tokens a second; None where it was not run."""
-        return None if found.seconds is None else self.case.rows * self.case.tokens / found.seconds
+        return None if seconds is None else self.case.rows * self.case.tokens / seconds
 
 
 def measure_length(args: Args, trajectories: int, rows: int, calls: int, rings: tuple[int, ...]) -> Length:
@@ -171,18 +178,19 @@ def print_header() -> None:
     """Of the third table."""
     print("\nforward and backward pass by tokens of context; MiB are a device's temporaries")
     rings = "".join(f"{f'ring {n}':>9}" for n in RINGS[1:])
-    ours = f"{'rows':>5}{'s':>9}{'tokens/s':>10}{'of peak':>9}{'resident':>10}{'MiB':>9}{rings}"
+    ours = f"{'rows':>5}{'s':>9}{'core s':>9}{'tokens/s':>10}{'of peak':>9}{'resident':>10}{'MiB':>9}{rings}"
     print(f"{'tokens':>8}{ours}{'plain: tokens/s':>18}{'MiB':>12}", flush=True)
 
 
 def print_length(each: Length) -> None:
     """A row of the third table."""
     x, case = each.ours, each.case
-    speed = f"{case.rows:>5}{x.seconds:>9.2f}{each.rate(x):>10,.0f}{x.mfu:>9.1%}{mebibytes(x.resident):>10}"
+    speed = f"{case.rows:>5}{x.seconds:>9.2f}{x.core_seconds:>9.2f}{each.rate(x.seconds):>10,.0f}{x.mfu:>9.1%}"
     rings = "".join(f"{mebibytes(each.rings[n].temporaries) if n in each.rings else '':>9}" for n in RINGS[1:])
-    plain = f"{each.rate(each.dense):,.0f}" if each.dense.seconds else "too much"
+    plain = f"{each.rate(each.dense.seconds):,.0f}" if each.dense.seconds else "too much"
     plain = f"{plain:>18}{mebibytes(each.dense.temporaries):>12}"
-    print(f"{case.tokens:>8,}{speed}{mebibytes(x.temporaries):>9}{rings}{plain}", flush=True)
+    sizes = f"{mebibytes(x.resident):>10}{mebibytes(x.temporaries):>9}{rings}"
+    print(f"{case.tokens:>8,}{speed}{sizes}{plain}", flush=True)
 
 
 def mebibytes(count: int | None) -> str:
@@ -191,13 +199,16 @@ def mebibytes(count: int | None) -> str:
 
 
 def summary(lengths: list[Length]) -> dict[str, Any]:
-    """The third table's part of the JSON line."""
-    rounded = lambda rate: rate and round(rate)  # noqa: E731
-    rates = {each.case.tokens: rounded(each.rate(each.ours)) for each in lengths}
-    dense = {each.case.tokens: rounded(each.rate(each.dense)) for each in lengths}
-    sizes = {each.case.tokens: {"dense": each.dense, 1: each.ours} | each.rings for each in lengths}
-    memory = {n: {of: round(x.temporaries / 2**20, 1) for of, x in found.items()} for n, found in sizes.items()}
-    return {"tokens_per_s": rates, "dense_tokens_per_s": dense, "mebibytes": memory}
+    """The third question's part of the JSON line."""
+    found: dict[str, Any] = {"mebibytes": {}}
+    for each in lengths:
+        tokens, subjects = each.case.tokens, {"dense": each.dense, 1: each.ours} | each.rings
+        found["mebibytes"][tokens] = {of: round(x.temporaries / 2**20, 1) for of, x in subjects.items()}
+        for name, of in (("", each.ours), ("dense_", each.dense)):
+            for unit, seconds in (("s", of.seconds), ("core_s", of.core_seconds)):
+                rate = each.rate(seconds)
+                found.setdefault(f"{name}tokens_per_{unit}", {})[tokens] = rate and round(rate)
+    return found
 
 
 if __name__ == "__main__":
