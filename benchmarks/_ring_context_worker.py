@@ -57,7 +57,7 @@ class Found:
     resident: int | None = None  # bytes by which the process grew while it ran
     seconds: float | None = None  # a step: forward and backward; the median
     core_seconds: float | None = None  # processor time of the same, of all cores
-    mfu: float | None = None  # model FLOPs utilisation: of the processor's measured peak on these cores
+    mfu: float | None = None  # model FLOPs utilisation of a core: of what a large matrix product reaches on it
 
 
 class Subject:
@@ -142,7 +142,6 @@ def measure(case: Case, run: Path) -> Found:
     import jax
 
     from ringrl.model.flops import model_flops
-    from ringrl.training.tracker import peak_flops
 
     subject = Subject(case, run)
     batch, parameters = next(subject.batches), subject.state.params
@@ -150,7 +149,6 @@ def measure(case: Case, run: Path) -> Found:
     needed = compiled.memory_analysis().temp_size_in_bytes
     if not case.calls or (case.limit and needed > case.limit):
         return Found(needed)
-    peak, _ = peak_flops()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak of what is resident starts anew
     step = lambda: jax.block_until_ready(compiled(parameters, batch))  # noqa: E731
@@ -159,8 +157,22 @@ def measure(case: Case, run: Path) -> Found:
     seconds, core_seconds = map(statistics.median, zip(*(both_times(step) for _ in range(case.calls)), strict=True))
     shape = {"rows": case.rows, "steps": case.tokens, "tokens_per_step": 1}
     useful = model_flops(subject.config.model, parameters, **shape)
-    mfu = useful / seconds / peak / jax.device_count()
-    return Found(needed, resident("VmHWM") - before, seconds, core_seconds, mfu)
+    grown = resident("VmHWM") - before
+    return Found(needed, grown, seconds, core_seconds, useful / core_seconds / core_peak())
+
+
+def core_peak(size: int = 1536) -> float:
+    """FLOPs of a float32 matrix product in a second of processor time: the most of 5, as `peak_flops` of a run's log.
+
+    Processor time, for other work on the machine changes it little.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    a, product = jnp.ones((size, size), jnp.float32), jax.jit(jnp.matmul)
+    call = lambda: product(a, a).block_until_ready()  # noqa: E731
+    call()
+    return 2.0 * size**3 / min(both_times(call)[1] for _ in range(5))
 
 
 def both_times(call: Callable[[], object]) -> tuple[float, float]:

@@ -20,8 +20,9 @@ device: what a context needs is divided by the number of devices. Three question
    time of all cores, which other work on the machine changes little. Memory is of XLA's buffer assignment, the
    temporaries of one device, compiled for 1, 4 and 8; `resident` is by how much the process grew.
 
-`of peak` is model FLOPs utilisation: what a step needs over what a large matrix product reaches on the same cores.
-Heads here are 32 wide, where exponentials take longer than products. Nothing comes from a compile cache.
+`of peak` is model FLOPs utilisation: what a step needs over what a large matrix product does in as much processor time.
+Heads here are 32 wide, so exponentials weigh more beside products than with 64 or 128. No program comes from a compile
+cache.
 
 The last line is one JSON object: `losses` and `gradients` (largest relative difference by ring), `returns` (largest
 difference); by tokens `tokens_per_s`, `tokens_per_core_s`, both for `dense` too, and `mebibytes` (dense, and by ring);
