@@ -14,6 +14,10 @@ from ringrl.collect.replay import Replay, Transitions
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.sampling.relabelled import RelabelledEpisodes
 
+_TOGETHER = 50
+"""Gradient steps whose transitions and members are drawn together: members of motion, each alone, take as long as ten
+gradient steps, for most of that time is NumPy's for every call."""
+
 
 class MemberReplay:
     """The episodes of a store as a `Replay`, with the rewards and the parameters of newly drawn members.
@@ -62,8 +66,10 @@ class MemberReplay:
 
     def sample_steps(self, start: int, stop: int, seed: int) -> Transitions:
         """Minibatches of the gradient steps `start:stop`, on JAX's default device, each a function of (seed, step)."""
-        draws = [self._draw(np.random.default_rng((seed, step))) for step in range(start, stop)]
-        index, members = (np.stack(each) for each in zip(*draws, strict=True))
+        first, last = start // _TOGETHER, -(-stop // _TOGETHER)
+        draws = [self._draw(np.random.default_rng((seed, block))) for block in range(first, last)]
+        these = slice(start - first * _TOGETHER, stop - first * _TOGETHER)
+        index, members = (np.concatenate(each)[these] for each in zip(*draws, strict=True))
         return self.relabelled(index, members)
 
     def relabelled(
@@ -79,21 +85,22 @@ class MemberReplay:
 
     def _draw(
         self, rng: np.random.Generator
-    ) -> tuple[Int64[np.ndarray, " batch"], Float32[np.ndarray, "batch parameters"]]:
+    ) -> tuple[Int64[np.ndarray, "updates batch"], Float32[np.ndarray, "updates batch parameters"]]:
         """Uniform transitions; for a share of them members that pay at a later state of the episode, else any."""
-        index = rng.integers(self._replay.size, size=self._replay.batch)
+        index = rng.integers(self._replay.size, size=_TOGETHER * self._replay.batch)
         members = self._family.members(rng, len(index))
         some = rng.random(len(index)) < self._share
         members[some] = self._hindsight(rng, self._first[index[some]], self._last[index[some]])
-        return index, members
+        shape = (_TOGETHER, self._replay.batch)
+        return index.reshape(shape), members.reshape(*shape, -1)
 
     def _rewards(self, index: np.ndarray, members: np.ndarray) -> Float32[np.ndarray, "*updates batch"]:
         """The n-step sums of discounted rewards, as `Replay` computes them."""
         steps = self._replay.n_step * self._repeat
         rows = self._first[index][..., None] + np.arange(steps)
         last = self._last[index][..., None]
-        paying = np.broadcast_to(members[..., None, :], (*rows.shape, members.shape[-1]))
-        paid = self._family.reward(self._features[np.minimum(rows, last)], paying).astype(np.float64)
+        seen = self._features[np.minimum(rows, last)]
+        paid = self._family.reward(seen, members[..., None, :]).astype(np.float64)
         paid[rows > last] = 0.0
         # Summed as by `rewards_by_agent_step`, so that rewards are those of contexts to the bit.
         summed = np.add.reduceat(paid.ravel(), np.arange(0, paid.size, self._repeat)).astype(np.float32)

@@ -45,8 +45,8 @@ def evaluate(
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
     `task` is the run's own or another of the same widths, such as a domain's own task for an agent of hidden ones; the
-    tables of another are in evaluation/TASK/. An agent of a family's visible task is retrieval in its hidden one
-    (`ringrl.rollout.retrieval`), and is called so.
+    tables of another are in evaluation/TASK/. An agent of a family's visible task is given the member in a canonical
+    task, and is retrieval in the hidden one, and called so (`ringrl.rollout.retrieval`).
     `checkpoint` is `latest`, `best` (the lowest training loss of those kept), or the number of a step.
     `trials` trials in each of `envs` environments, all in one context where the agent's spans trials, of at most
     `context` tokens, of which `when_full` says what is kept (`ringrl.rollout.full_context`). Keys and values are kept

@@ -24,7 +24,7 @@ from ringrl.rollout.evaluable import (
 )
 from ringrl.rollout.full_context import Dropped
 from ringrl.rollout.references import references
-from ringrl.rollout.retrieval import as_retrieval, is_retrieval
+from ringrl.rollout.retrieval import as_canonical, as_retrieval, is_canonical, is_retrieval
 from ringrl.rollout.session import Session
 from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
 from ringrl.rollout.trained_agent import TrainedAgent, agent_and_source, load_trained
@@ -183,7 +183,7 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
     task, seed = task or own, known.get("seed", config.evaluation.seed)
     if task == own:
         check_task(path, own, sizes)
-    elif not is_retrieval(own, task):
+    elif not (is_retrieval(own, task) or is_canonical(own, task)):
         check_other_task(path, task, sizes)
     check_seeds(path, task, seed, known.get("envs", config.evaluation.envs))
     trained = load_trained(path, checkpoint, known)
@@ -193,4 +193,6 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
     if is_retrieval(own, task):
         sent, expert = (as_retrieval(path, trained, task, knows=knows) for knows in (False, True))
         return Evaluated(run, sent, expert)
+    if is_canonical(own, task):
+        return Evaluated(run, as_canonical(path, trained, task))
     return Evaluated(run, trained.in_task(task))

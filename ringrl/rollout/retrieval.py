@@ -1,4 +1,6 @@
-"""Retrieval: an agent that sees what is hidden, sent to the best-paid state of its context. A reference, not an agent.
+"""Agents that see which member of a family of rewards pays, where no observation shows it.
+
+Retrieval is such an agent in the hidden task, sent to the best-paid state of its context. A reference, not an agent.
 
 An agent of `visible_NAME` sees which member of a family of rewards pays. Rolled out in `hidden_NAME`, it is given a
 guess in its place: what is known to a learner that keeps the one best state of its context and acts as this agent does.
@@ -13,9 +15,12 @@ States beyond the arena in which goals lie may be paid a little, and no goal can
 Rewards and states are those of environment steps, and rewards of any size are read: of goals whose rewards never end
 (maze, jaco) also those that are nothing beside the numbers of order 1 that a model sees. Its own trials teach it
 nothing, for a rollout has no features.
+
+In a canonical task of the family, such as walker_walk, nothing is hidden: there it is given the member that the task is
+(`as_canonical`), and called by its own name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +51,12 @@ def is_retrieval(own: str, task: str) -> bool:
     return is_visible(own) and family_of(own) is not None and family_of(task) is not None and not is_visible(task)
 
 
+def is_canonical(own: str, task: str) -> bool:
+    """Whether `task` is a canonical one of the family whose members an agent of the task `own` sees."""
+    family = family_of(own)
+    return family is not None and is_visible(own) and task in family.canonical
+
+
 def as_retrieval(run: Path, agent: TrainedAgent, task: str, *, knows: bool = False) -> TrainedAgent:
     """An agent that sees members of a family, given a guess in `task`, which hides them.
 
@@ -65,13 +76,7 @@ def as_retrieval(run: Path, agent: TrainedAgent, task: str, *, knows: bool = Fal
             f"--task {task}: is of {family.domain}, and {agent.name} sees members of {own.name}, of {own.domain}; give "
             "a task of that domain"
         )
-    if agent.has_context or agent.description.across_trials:
-        raise UserError(
-            f"--task {task}: {agent.name} has a context of its own, and retrieval sends an agent that sees one "
-            "observation, such as td3; evaluate it in its visible task"
-        )
-    sizes = dict(agent.sizes) | {"observation": agent.sizes["observation"] - len(family.parameters)}
-    check_other_task(run, task, sizes)
+    sizes = _without_member(run, agent, task, len(family.parameters))
     return replace(
         agent.in_task(task),
         name=NAME,
@@ -79,8 +84,35 @@ def as_retrieval(run: Path, agent: TrainedAgent, task: str, *, knows: bool = Fal
         sizes=sizes,
         spec=RolloutSpec(context_steps=UNBOUNDED),
         form_of=FeatureForm,
-        _policy=TrainedRetrieval(agent._policy, family, knows),
+        _policy=TrainedRetrieval(agent._policy, family, family.member if knows else None),
     )
+
+
+def as_canonical(run: Path, agent: TrainedAgent, task: str) -> TrainedAgent:
+    """An agent that sees members of a family, given the member that `task` is; `is_canonical`.
+
+    Raises UserError as `as_retrieval`.
+    """
+    family = family_of(agent.config.data.task)
+    assert family is not None
+    member = np.asarray(family.canonical[task], np.float32)
+    return replace(
+        agent.in_task(task),
+        sizes=_without_member(run, agent, task, len(member)),
+        _policy=TrainedRetrieval(agent._policy, family, lambda seed: member),
+    )
+
+
+def _without_member(run: Path, agent: TrainedAgent, task: str, parameters: int) -> dict[str, int]:
+    """The widths of `task`, in which the agent's observation lacks the member's numbers."""
+    if agent.has_context or agent.description.across_trials:
+        raise UserError(
+            f"--task {task}: {agent.name} has a context of its own, and a member is given to an agent that sees one "
+            "observation, such as td3; evaluate it in its visible task"
+        )
+    sizes = dict(agent.sizes) | {"observation": agent.sizes["observation"] - parameters}
+    check_other_task(run, task, sizes)
+    return sizes
 
 
 class FeatureForm(ContextForm):
@@ -105,12 +137,12 @@ class TrainedRetrieval:
     Attributes:
         inner: of the agent that sees the member.
         family: of the members.
-        knows: it is given the environments' own.
+        known: the member of an environment's seed, where it is given that; None: it has to guess.
     """
 
     inner: TrainedPolicy
     family: RewardFamily
-    knows: bool
+    known: Callable[[int], Float32[np.ndarray, " parameters"]] | None = None
 
     @property
     def step(self) -> int:
@@ -124,7 +156,7 @@ class TrainedRetrieval:
 
     def start(self, spec: RolloutSpec, setting: RolloutSetting) -> "RetrievalPolicy":
         """See `ringrl.policy.TrainedPolicy`."""
-        return RetrievalPolicy(self.inner.start(spec, setting), self.family, setting, self.knows)
+        return RetrievalPolicy(self.inner.start(spec, setting), self.family, setting, self.known)
 
 
 class RetrievalPolicy:
@@ -142,12 +174,17 @@ class RetrievalPolicy:
     dropped: Sequence[Dropped] = ()
     explored: int = 0
 
-    def __init__(self, inner: Policy, family: RewardFamily, setting: RolloutSetting, knows: bool):
-        """`inner` sees the member; environment i of the setting has the seed `seed + first + i`."""
+    def __init__(
+        self,
+        inner: Policy,
+        family: RewardFamily,
+        setting: RolloutSetting,
+        known: Callable[[int], Float32[np.ndarray, " parameters"]] | None,
+    ):
+        """`inner` sees the member; environment i of the setting has the seed `seed + first + i`, of which `known`."""
         self._inner, self._family, self.demonstrations = inner, family, 0
         self._seeds = [setting.seed + setting.first + env for env in range(setting.environments)]
-        known = family.member if knows else self._guess
-        self._unpaid = np.stack([known(seed) for seed in self._seeds])
+        self._unpaid = np.stack([(known or self._guess)(seed) for seed in self._seeds])
         self.parameter: Float32[np.ndarray, "envs parameters"] = self._unpaid.copy()
 
     def _guess(self, seed: int) -> Float32[np.ndarray, " parameters"]:

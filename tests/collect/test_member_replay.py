@@ -95,12 +95,12 @@ def test_the_members_of_contexts_are_paid_as_contexts_are_to_the_bit(repeat, n_s
 def test_a_minibatch_is_a_function_of_seed_and_step_and_its_rewards_the_familys(tmp_path):
     episodes = make_episodes(tmp_path, walks(np.random.default_rng(1)))
     replay = replay_of(episodes, batch=64)
-    together = replay.sample_steps(3, 6, seed=0)
-    for step in (3, 4, 5):
+    together = replay.sample_steps(48, 52, seed=0)  # of two blocks of steps that are drawn together
+    for step in range(48, 52):
         alone = replay.sample_steps(step, step + 1, seed=0)
         for whole, one in zip(together, alone, strict=True):
-            np.testing.assert_array_equal(whole[step - 3], one[0])
-    assert not np.array_equal(together.observation, replay.sample_steps(3, 6, seed=1).observation)
+            np.testing.assert_array_equal(whole[step - 48], one[0])
+    assert not np.array_equal(together.observation, replay.sample_steps(48, 52, seed=1).observation)
     members = np.asarray(together.observation[..., 4:]) * SCALES.observation_std[4:]  # halves and quarters: exact
     paid = FAMILY.reward(np.asarray(together.next_observation[..., :2]), members)
     np.testing.assert_array_equal(together.reward, paid)

@@ -1,4 +1,4 @@
-"""Reward-free data of a point mass, with the features of its goals: trajectories of correlated actions."""
+"""Reward-free data, of a point mass unless said otherwise, with the features of a family: correlated actions."""
 
 from pathlib import Path
 
@@ -13,30 +13,38 @@ FAMILY = "point_mass_goal_30mm"
 HIDDEN, VISIBLE = f"hidden_{FAMILY}", f"visible_{FAMILY}"
 
 
-def reward_free_store(path: Path, episodes: int = 8, steps: int = 22, *, features: bool = True) -> Store:
-    """A store of so many episodes of so many environment steps, whose task is point_mass_easy."""
+def reward_free_store(
+    path: Path,
+    episodes: int = 8,
+    steps: int = 22,
+    *,
+    task: str = "point_mass_easy",
+    name: str = FAMILY,
+    features: bool = True,
+) -> Store:
+    """A store of so many episodes of so many environment steps of a task, with the features of a family."""
     rng = np.random.default_rng(0)
 
     def recorded():
         for seed in range(episodes):
-            env = make_env("point_mass_easy", seed=seed, action_repeat=4, time_limit=steps)
-            drift = rng.uniform(-1, 1, 2)
+            env = make_env(task, seed=seed, action_repeat=4, time_limit=steps)
+            drift = rng.uniform(-1, 1, env.action_space.shape)
             yield (
                 record_episode(
-                    env, lambda _, drift=drift: (drift + rng.normal(0, 0.3, 2)).clip(-1, 1).astype(np.float32)
+                    env, lambda _, drift=drift: (drift + rng.normal(0, 0.3, drift.shape)).clip(-1, 1).astype(np.float32)
                 )[0],
                 0,
             )
 
-    family = family_of(HIDDEN)
+    family = family_of(f"hidden_{name}")
     assert family is not None
     build(
         path,
         recorded(),
-        domain="point_mass",
-        tasks=("point_mass_easy",),
+        domain=family.domain,
+        tasks=(task,),
         sources=[DataSource("one", "one", "correlated")],
         provenance={},
-        features={FAMILY: FeatureReader(family)} if features else {},
+        features={name: FeatureReader(family)} if features else {},
     )
     return open_store(path)

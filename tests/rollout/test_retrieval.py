@@ -1,4 +1,7 @@
-"""Retrieval: an agent that sees the member, given a member that pays in the best-paid state of its context."""
+"""Retrieval: an agent that sees the member, given a member that pays in the best-paid state of its context.
+
+And the same agent in a canonical task, given the member that the task is.
+"""
 
 import csv
 import json
@@ -7,12 +10,12 @@ import numpy as np
 import pytest
 
 from ringrl.cli.run_verbs import EvaluateVerb
-from ringrl.envs import HELD_OUT, family_of
+from ringrl.envs import HELD_OUT, family_of, make_env
 from ringrl.errors import UserError
 from ringrl.policy import ContextPolicy, RolloutSetting, RolloutSpec
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate, load_evaluated
-from ringrl.rollout.retrieval import FeatureForm, TrainedRetrieval, as_retrieval, is_retrieval
+from ringrl.rollout.retrieval import FeatureForm, TrainedRetrieval, as_retrieval, is_canonical, is_retrieval
 from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
 from ringrl.rollout.trained_agent import load_agent
 from ringrl.rollout.transition_policy import TransitionPolicy
@@ -38,12 +41,10 @@ def store(tmp_path_factory):
     return reward_free_store(tmp_path_factory.mktemp("retrieval") / "free.store")
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, store):
-    """TD3 that sees goals, learned from the store's features."""
-    path = tmp_path_factory.mktemp("teacher") / "run"
+def learned(path, store, task):
+    """A run of TD3 that sees members of a family, learned from the store's features."""
     sections = {
-        "data": {"store": str(store.path), "task": VISIBLE, "action_repeat": 4},
+        "data": {"store": str(store.path), "task": task, "action_repeat": 4},
         "agent": {"name": "td3", "hidden": [8]},
         "training": {"steps": 2},
         "evaluation": {"trials": 1, "envs": 3, "seed": HELD_OUT},
@@ -52,11 +53,16 @@ def teacher(tmp_path_factory, store):
     return path
 
 
-def policy(knows: bool = False):
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, store):
+    return learned(tmp_path_factory.mktemp("teacher") / "run", store, VISIBLE)
+
+
+def policy(known=None):
     """Retrieval by an agent whose action is the member that it sees, in environments 4 and 5."""
     scales = Normalizer(np.zeros(6, np.float32), np.ones(6, np.float32), 1.0, 1.0)
     sees = TransitionPolicy(lambda observation: observation[:, 4:], scales, 7)
-    return TrainedRetrieval(sees, GOALS, knows).start(RolloutSpec(1), SETTING)
+    return TrainedRetrieval(sees, GOALS, known).start(RolloutSpec(1), SETTING)
 
 
 def context(rewards, trial=(0, 0, 1)) -> dict[str, np.ndarray]:
@@ -94,7 +100,7 @@ def test_states_in_which_no_member_pays_are_passed_over():
 
 
 def test_a_guess_is_another_member_than_the_environments_and_the_expert_knows_that():
-    guess, known = policy().parameter, policy(knows=True).parameter
+    guess, known = policy().parameter, policy(GOALS.member).parameter
     np.testing.assert_array_equal(known, [GOALS.member(HELD_OUT + 4), GOALS.member(HELD_OUT + 5)])
     assert (np.abs(guess - known).max(axis=1) > 0.01).all()
 
@@ -149,3 +155,37 @@ def test_what_is_no_retrieval_is_refused(teacher):
     with pytest.raises(UserError, match="has a context of its own"):
         as_retrieval(teacher, load_evaluated(teacher, "latest", {}, HIDDEN).agent, HIDDEN)
     assert as_retrieval(teacher, agent, HIDDEN).name == "retrieval"
+
+
+def test_in_a_canonical_task_it_is_given_the_member_that_the_task_is(tmp_path):
+    """So it earns what it earns in the family's visible task, of that member."""
+    store = reward_free_store(tmp_path / "motion.store", 2, task="cheetah_run", name="cheetah_motion")
+    run = learned(tmp_path / "run", store, "visible_cheetah_motion")
+    table = evaluate(run, task="cheetah_flip", seed=7)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert table == run / "evaluation" / "cheetah_flip" / "returns.csv"
+    assert [row["agent"] for row in rows] == ["td3"] * 3 + ["random"] * 3
+    family, session = family_of("visible_cheetah_motion"), load_agent(run).start(trial_steps=6)
+    assert family is not None
+    env = make_env(
+        "visible_cheetah_motion", seed=8, action_repeat=4, time_limit=22, parameter=family.canonical["cheetah_flip"]
+    )
+    observation, _ = env.reset()
+    session.new_trial()
+    earned, done = 0.0, False
+    while not done:
+        observation, reward, terminated, truncated, _ = env.step(session.act(observation))
+        done = terminated or truncated
+        session.observe(reward, done)
+        earned += reward
+    np.testing.assert_allclose(float(rows[1]["return"]), earned, rtol=1e-5)
+    with pytest.raises(UserError, match="td3's context is the present trial alone"):
+        EvaluateVerb(run, task="cheetah_flip", demonstrations=str(store.path), trajectories=(2,)).run()
+
+
+def test_what_is_no_canonical_task_of_the_family():
+    assert is_canonical("visible_walker_motion", "walker_run")
+    assert not is_canonical("visible_walker_motion", "cheetah_run")
+    assert not is_canonical("hidden_walker_motion", "walker_run")  # the student's: of its own widths
+    assert not is_canonical("walker_walk", "walker_run")

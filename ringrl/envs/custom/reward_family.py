@@ -84,11 +84,12 @@ class RewardFamily:
         """For each state a member that pays there; any one where those that do lie near a canonical task."""
         seen = features.astype(np.float64)
         found = self.fit(rng, seen).astype(np.float32)
+        inside = np.flatnonzero(self.held_out(found))
         for _ in range(_FITS):
-            inside = self.held_out(found)
-            if not inside.any():
+            if not len(inside):
                 return found
             found[inside] = self.fit(rng, seen[inside]).astype(np.float32)
+            inside = inside[self.held_out(found[inside])]
         return self._redrawn(rng, found)
 
     def member(self, seed: int) -> Float32[np.ndarray, " parameters"]:
@@ -105,11 +106,12 @@ class RewardFamily:
 
     def _redrawn(self, rng: np.random.Generator, drawn: np.ndarray) -> Float32[np.ndarray, "n parameters"]:
         found = drawn.astype(np.float32)
+        inside = np.flatnonzero(self.held_out(found))
         for _ in range(_DRAWS):
-            inside = self.held_out(found)
-            if not inside.any():
+            if not len(inside):
                 return found
-            found[inside] = self.draw(rng, int(inside.sum())).astype(np.float32)
+            found[inside] = self.draw(rng, len(inside)).astype(np.float32)
+            inside = inside[self.held_out(found[inside])]
         raise RuntimeError(f"{self.name}: nearly all of its members lie near canonical tasks")
 
 
