@@ -33,6 +33,8 @@ SIZES = {
     "walker_motion": (24, 6, 5, 20, 0.9),
     "cheetah_motion": (17, 6, 5, 20, 0.9),
     "quadruped_motion": (78, 12, 5, 25, 0.999),
+    "walker_speed": (24, 6, 5, 2, 0.0),
+    "cheetah_speed": (17, 6, 5, 2, 0.0),
 }
 each_family = pytest.mark.parametrize("name", FAMILIES)
 

@@ -22,13 +22,15 @@ from ringrl.envs.custom import (
     quadruped,
     quadruped_motion,
     reacher_arm,
+    speed_families,
     walker,
 )
 from ringrl.envs.custom.reward_family import RewardFamily, make_member
 
 _MOTION = (planar_motion.WALKER, planar_motion.CHEETAH, quadruped_motion.QUADRUPED)
+_SPEED = (speed_families.WALKER, speed_families.CHEETAH)
 FAMILIES: dict[str, RewardFamily] = {
-    family.name: family for family in (*goal_families.FAMILIES, *pose_families.FAMILIES, *_MOTION)
+    family.name: family for family in (*goal_families.FAMILIES, *pose_families.FAMILIES, *_MOTION, *_SPEED)
 }
 """Families of rewards by name; their tasks are `hidden_NAME` and `visible_NAME`."""
 

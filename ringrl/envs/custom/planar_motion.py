@@ -145,10 +145,12 @@ def _family(domain: str, task: str, body: _Body, canonical: dict[str, tuple[floa
     )
 
 
-# The suite's stand reward: 1.2 m with a margin of 0.6 m, and upright.
-_UPRIGHT = (1.2, 1.2, 1 / 0.6, 0.0, 0.0, 1.0, 0.5, 0.75, 0.25, 0.0)
-_ANY_BODY = (0.0,) * len(_BODY)
-_SOFT = 5 / 6  # (5 speed + 1) / 6
+UPRIGHT = (1.2, 1.2, 1 / 0.6, 0.0, 0.0, 1.0, 0.5, 0.75, 0.25, 0.0)
+"""The body of the suite's stand reward: 1.2 m with a margin of 0.6 m, and upright."""
+ANY_BODY = (0.0,) * len(_BODY)
+"""Nothing is asked of the body."""
+SOFT = 5 / 6
+"""The weight of the speed in the suite's walker tasks: (5 speed + 1) / 6."""
 
 WALKER = _family(
     "walker",
@@ -160,10 +162,10 @@ WALKER = _family(
         tall=1.25,
     ),
     {
-        "stand": (*NOTHING, *NOTHING, *_UPRIGHT),
-        "walk": (*at_least(1.0, 1.0, _SOFT), *NOTHING, *_UPRIGHT),
-        "run": (*at_least(8.0, 1 / 8, _SOFT), *NOTHING, *_UPRIGHT),
-        "flip": (*NOTHING, *at_least(5.0, 1 / 5, _SOFT), *_UPRIGHT),
+        "stand": (*NOTHING, *NOTHING, *UPRIGHT),
+        "walk": (*at_least(1.0, 1.0, SOFT), *NOTHING, *UPRIGHT),
+        "run": (*at_least(8.0, 1 / 8, SOFT), *NOTHING, *UPRIGHT),
+        "flip": (*NOTHING, *at_least(5.0, 1 / 5, SOFT), *UPRIGHT),
     },
 )
 CHEETAH = _family(
@@ -176,9 +178,9 @@ CHEETAH = _family(
         tall=0.6,
     ),
     {
-        "run": (*at_least(10.0, 1 / 10), *NOTHING, *_ANY_BODY),
-        "run_backward": (*at_most(-10.0, 1 / 10), *NOTHING, *_ANY_BODY),
-        "flip": (*NOTHING, *at_least(5.0, 1 / 5), *_ANY_BODY),
-        "flip_backward": (*NOTHING, *at_most(-5.0, 1 / 5), *_ANY_BODY),
+        "run": (*at_least(10.0, 1 / 10), *NOTHING, *ANY_BODY),
+        "run_backward": (*at_most(-10.0, 1 / 10), *NOTHING, *ANY_BODY),
+        "flip": (*NOTHING, *at_least(5.0, 1 / 5), *ANY_BODY),
+        "flip_backward": (*NOTHING, *at_most(-5.0, 1 / 5), *ANY_BODY),
     },
 )
