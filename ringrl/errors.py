@@ -1,13 +1,23 @@
 """The one exception that users are meant to see."""
 
+import re
 from pathlib import Path
+
+_LONGEST = 4000
+_NOT_OF_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong, where, and what to do.
 
-    The command line prints it and exits with 2; a traceback appears only with `--debug`.
+    The command line prints it and exits with 2; a traceback appears only with `--debug`. What is quoted of a file may
+    hold anything: line breaks, codes that steer a terminal, and halves of characters become spaces, and what is beyond
+    4000 characters is left out.
     """
+
+    def __init__(self, message: str):
+        line = _NOT_OF_A_LINE.sub(" ", message)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

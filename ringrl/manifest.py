@@ -181,11 +181,17 @@ def parse(content: bytes, path: Path | str) -> dict[str, str]:
     found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
         match = _LINE.fullmatch(line)
-        if match:
+        if match and _is_inside(match[2]):
             found[match[2]] = match[1]
         elif not _TOTAL.fullmatch(line):  # a damaged comment may have swallowed a line
             raise _malformed(path, number)
     return found
+
+
+def _is_inside(name: str) -> bool:
+    """Whether it can be a file of the folder."""
+    parts = name.split("/")
+    return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
 
 
 def _write(folder: Path, sums: Mapping[str, str], head: str = "") -> None:

@@ -109,6 +109,19 @@ def test_mujoco_is_imported_by_the_environments_alone():
             assert not engines, f"{path.relative_to(ROOT)}: import {engines} from ringrl.envs.simulator"
 
 
+ALL = [path for folder in ("ringrl", "agents", "data") for path in sources(folder)]
+PARSERS = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "csv.reader", "csv.DictReader"}
+# What another process has just written; and what Orbax writes, whose damage is expected.
+READ_BY_THEMSELVES = ("readers.py", "locks.py", "processes.py", "checkpoint_files.py")
+
+
+def test_files_are_parsed_by_the_reader_that_turns_every_failure_into_a_sentence():
+    for path in ALL:
+        if path.name not in READ_BY_THEMSELVES:
+            used = PARSERS & {ast.unparse(node) for node in ast.walk(parse(path)) if isinstance(node, ast.Attribute)}
+            assert not used, f"{path.relative_to(ROOT)} uses {sorted(used)}: read with ringrl.readers"
+
+
 @pytest.mark.parametrize("kind", ["agents", "data"])
 def test_recipes_do_not_import_each_other(kind):
     names = {path.stem for path in sources(kind)}
@@ -127,9 +140,6 @@ def twice(names: list[tuple[str, Path]]) -> dict[str, list[str]]:
     for name, path in names:
         found[name].append(str(path.relative_to(ROOT)))
     return {name: paths for name, paths in found.items() if len(paths) > 1}
-
-
-ALL = [path for folder in ("ringrl", "agents", "data") for path in sources(folder)]
 
 
 def test_no_two_files_share_a_name():
