@@ -24,7 +24,7 @@ def test_rewards_by_hand(member, wanted):
     still_upright = [0.0, 0.0, 1.25, 0.0, 1.0]
     moving = np.float32([3.0, -2.0, *still_upright[2:]])
     assert CHEETAH.reward(moving, np.float32(member)) == pytest.approx(wanted, abs=1e-6)
-    # The walker's factors count for 5/6 each, and it stands as the suite wants it to.
+    # The walker's factors count for 5/6 each, and its body is as the suite wants it.
     factors = [(5 * x + 1) / 6 for x in _factors(member, moving)]
     assert WALKER.reward(moving, np.float32(member)) == pytest.approx(np.prod(factors), abs=1e-6)
     lying = np.float32([3.0, -2.0, 0.1, 1.0, 0.0])
