@@ -31,6 +31,7 @@ from ringrl.errors import UserError
 from ringrl.files import atomic_folder
 from ringrl.formats.description import COLLECT
 from ringrl.formats.exorl import write_episode
+from ringrl.manifest import seal
 from ringrl.progress import progress_bar
 from ringrl.relabelling.rewards import Relabeler
 
@@ -181,6 +182,7 @@ def main(args: Args) -> None:
             report(returns[-1])
         description = _describe(args, tasks, steps, returns, _settings(args, config))
         (partial / COLLECT).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        seal(partial)
     last = returns[-10:]
     print(f"{out}: {args.episodes} episodes, {steps} steps; mean return of the last {len(last)}: {np.mean(last):.1f}")
 

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from ringrl.errors import UserError
 from ringrl.files import sync, write_bytes
+from ringrl.locks import exclusive
 
 MANIFEST = "SHA256SUMS"
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _TOTAL = re.compile(r"# ringrl: \d+ files, (\d+) bytes")
 _THREADS = 8
-_STAGED = ".staged-"
+_STAGED, _LOCK = ".staged-", ".manifest.lock"
 _CUT = "a copy that was cut off?"
 _noted: set[str] = set()
 _log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ def seal(folder: Path) -> None:
 def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace files directly in a folder as one fact, the last of them last; the manifest keeps its other lines.
 
-    A process that is killed leaves the old files or, for every reader of `verified_bytes`, the new ones. No other
-    process may do so in this folder meanwhile (`ringrl.locks.exclusive`).
+    A process that is killed leaves the old files or, for every reader of `verified_bytes`, the new ones.
 
     Args:
         folder: is made if it is missing.
@@ -64,7 +64,12 @@ def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    finish(folder)
+    with exclusive(folder / _LOCK, wait=True):
+        _replace_together(folder, files)
+
+
+def _replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    _finish(folder)
     sums = _read(folder) if (folder / MANIFEST).exists() else {}
     hashes = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
     for name, body in files.items():
@@ -77,6 +82,12 @@ def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def finish(folder: Path) -> None:
     """Rename what a killed `replace_together` left to be renamed, and remove what it never came to use."""
+    if any(folder.glob(f"{_STAGED}*")):
+        with exclusive(folder / _LOCK, wait=True):
+            _finish(folder)
+
+
+def _finish(folder: Path) -> None:
     sums = _read(folder) if (folder / MANIFEST).exists() else {}
     wanted = {_staged(folder, name, expected): name for name, expected in sums.items() if "/" not in name}
     for staged in folder.glob(f"{_STAGED}*"):
@@ -131,8 +142,7 @@ def check(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> bo
         hashes = threads.map(lambda name: _hash(folder / name), names)
         for name, found in zip(names, hashes, strict=True):
             if found != sums[name]:
-                cut = find_cut(folder)
-                raise _again(folder, cut) if cut else _changed(folder, name)
+                raise _changed(folder, name, find_cut(folder))
     return True
 
 
@@ -146,7 +156,7 @@ def find_cut(folder: Path) -> str | None:
         return _missing(missing, len(sums))
     head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
     size = sum((folder / name).stat().st_size for name in sums)
-    return None if head is None or size >= int(head[1]) else f"it has {size} of {head[1]} bytes: {_CUT}"
+    return None if head is None or size >= int(head[1]) else f"the folder has {size} of {head[1]} bytes: {_CUT}"
 
 
 def note_unverified(folder: Path | str) -> None:
@@ -221,7 +231,9 @@ def _again(folder: Path, cut: str) -> DamagedError:
     return DamagedError(f"{folder}: {cut} copy it again")
 
 
-def _changed(folder: Path, name: str) -> DamagedError:
+def _changed(folder: Path, name: str, cut: str | None = None) -> DamagedError:
+    if cut is not None:
+        return DamagedError(f"{folder / name}: has changed since it was written, and {cut} copy it again")
     return DamagedError(
         f"{folder / name}: has changed since it was written; restore it or, if you changed it yourself, delete its "
         f"line in {folder / MANIFEST}"

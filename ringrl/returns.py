@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ringrl.errors import UserError
-from ringrl.files import write_text
 from ringrl.readers import WHOLE, read_csv
 
 _BEGINNINGS = ("demonstrations", "explored")
@@ -38,8 +37,8 @@ class TrialReturn:
     explored: int = 0  # trials at the rollout's beginning that acted at random (`ringrl.rollout.exploration`)
 
 
-def write_returns(path: Path, rows: Iterable[TrialReturn]) -> None:
-    """Write a table, complete or not at all; a target that is NaN becomes an empty cell."""
+def format_returns(rows: Iterable[TrialReturn]) -> bytes:
+    """The file of a table; a target that is NaN becomes an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -47,7 +46,7 @@ def write_returns(path: Path, rows: Iterable[TrialReturn]) -> None:
         target = "" if math.isnan(row.target_return) else repr(row.target_return)
         named = [row.agent, row.task, row.seed, row.env, row.trial]
         writer.writerow([*named, repr(row.return_), row.length, target, row.demonstrations, row.explored])
-    write_text(path, text.getvalue())
+    return text.getvalue().encode()
 
 
 def read_returns(path: Path, swept: Swept | None = None) -> tuple[TrialReturn, ...]:

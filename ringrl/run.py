@@ -2,6 +2,7 @@
 
 | file | content |
 |---|---|
+| SHA256SUMS | hashes of the five files that follow (`ringrl.manifest`), which are replaced together |
 | config.yaml | the resolved configuration; written last: a folder that has it is a run |
 | run.json | schema version, ringrl's version, the version of fused tokens (`ringrl.batch.TOKENS`), the agent (`AgentRecord`), and where the store is |
 | agent.py | the agent's source; the run is resumed, evaluated and exported with this copy |
@@ -32,10 +33,12 @@ from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_s
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
-from ringrl.files import alone_in, find_recorded, record_paths, write_bytes, write_text
+from ringrl.files import alone_in, find_recorded, record_paths, write_text
+from ringrl.manifest import MANIFEST, finish, replace_together, require
+from ringrl.metrics_lines import parse_line
 from ringrl.model_config import read_earlier
-from ringrl.readers import parse_json, read_json, read_yaml
-from ringrl.run_records import MetricsRecord, RunRecord, TrainedOnRecord, VersionedRecord
+from ringrl.readers import read_json, read_yaml
+from ringrl.run_records import RunRecord, TrainedOnRecord, VersionedRecord
 from ringrl.run_tables import RunTables
 from ringrl.sampling.normalizer import Normalizer
 
@@ -82,6 +85,7 @@ class RunDirectory(RunTables):
     def training_alone(self) -> Iterator[None]:
         """Keep other processes from training in this directory. UserError where one does, or it cannot be written."""
         with alone_in(self.path):
+            finish(self.path)
             yield
 
     def write(
@@ -91,15 +95,14 @@ class RunDirectory(RunTables):
         normalizer: Normalizer | None,
         description: "AgentDescription",
     ) -> None:
-        """Write all files that training begins with, each complete or not at all, config.yaml last.
+        """Write all files that training begins with, together or not at all (`ringrl.manifest`), config.yaml last.
 
         Where the run exists, its copy of the agent's source and the agent's name stay as they are.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        known = self._record() if self.exists else None
+        known, files = self._record() if self.exists else None, {}
         if known is None:
             source = recipes.find("agents", config.agent.name).read_bytes()
-            write_bytes(self.agent_file, source)
+            files[self.agent_file] = source
             agent = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source))
         else:
             agent = known["agent"]
@@ -107,14 +110,15 @@ class RunDirectory(RunTables):
         if known and known["store"]["absolute"] == store["absolute"]:
             store["given"] = known["store"]["given"]
         if normalizer is not None:
-            normalizer.save(self.normalizer_file)
-        write_text(self.dataset_file, json.dumps(dataset))
-        record = {"schema": SCHEMA, "ringrl": version("ringrl"), "tokens": TOKENS}
+            files[self.normalizer_file] = normalizer.to_json()
+        files[self.dataset_file] = json.dumps(dataset).encode()
+        record = {"schema": SCHEMA, "manifest": MANIFEST, "ringrl": version("ringrl"), "tokens": TOKENS}
         record |= {"agent": asdict(agent), "store": store}
-        write_text(self.record_file, json.dumps(record, indent=1) + "\n")
+        files[self.record_file] = f"{json.dumps(record, indent=1)}\n".encode()
         own = config.agent.model_copy(update={"name": agent.name})
         data = config.data.model_copy(update={"store": store["given"]})
-        write_text(self.config_file, dump_config(config.model_copy(update={"agent": own, "data": data})))
+        files[self.config_file] = dump_config(config.model_copy(update={"agent": own, "data": data})).encode()
+        replace_together(self.path, {path.name: body for path, body in files.items()})
 
     def mark_finished(self) -> None:
         """Write the file that says that the training has come to its end."""
@@ -135,6 +139,7 @@ class RunDirectory(RunTables):
                 f"{self.path}: not a run directory (it has no {self.config_file.name}); pass the folder that "
                 "`ringrl train` made"
             )
+        require(self.path, promised=False)
         values, record = self.settings(), self._record()
         if record is not None and isinstance(values.get("agent"), dict) and isinstance(values.get("data"), dict):
             recorded: dict[str, Any] = dict(record["store"])
@@ -207,7 +212,8 @@ class RunDirectory(RunTables):
         """The lines of metrics.jsonl; none where there is no such file.
 
         Raises:
-            UserError: a line other than the last is not a JSON object. The last may be half-written by a live training.
+            UserError: a line other than the last is no line of numbers, or not what was written. The last may be
+                half-written by a live training.
         """
         path = self.metrics_file
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
@@ -215,7 +221,7 @@ class RunDirectory(RunTables):
             if not line.strip():
                 continue
             try:
-                yield dict(parse_json(line, MetricsRecord, f"{path} line {number}", "mend or delete the line"))
+                yield parse_line(line, f"{path} line {number}")
             except UserError:
                 if number == len(lines):
                     return
@@ -230,4 +236,7 @@ class RunDirectory(RunTables):
         schema = read_json(self.record_file, VersionedRecord, _RESTORE)["schema"]
         if schema not in (1, SCHEMA):
             raise UserError(f"{self.record_file}: schema {schema}, this ringrl reads {SCHEMA}: use the newer ringrl")
-        return read_json(self.record_file, RunRecord, _RESTORE)
+        record = read_json(self.record_file, RunRecord, _RESTORE)
+        if "manifest" in record:
+            require(self.path, promised=True)
+        return record

@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ringrl.files import alone_in, write_text
+from ringrl.files import alone_in
+from ringrl.manifest import MANIFEST, finish, replace_together
 from ringrl.readers import read_json
-from ringrl.returns import Swept, TrialReturn, read_returns, write_returns
+from ringrl.returns import Swept, TrialReturn, format_returns, read_returns
 from ringrl.run_records import EvaluationRecord
 
 RETURNS, TARGETS, DEMONSTRATIONS, EXPLORE, ABLATION = "returns", "targets", "demonstrations", "explore", "ablation-"
@@ -39,14 +40,21 @@ class RunTables:
         with ExitStack() as stack:
             for name in names:
                 stack.enter_context(alone_in(self.evaluation, f".{name}.lock", of=self.table(name)))
+            finish(self.evaluation)
             yield
 
     def write_table(self, name: str, rows: Sequence[TrialReturn], settings: Mapping[str, Any]) -> Path:
-        """Write a table of evaluation/ and the JSON beside it; returns the table's path."""
-        self.evaluation.mkdir(exist_ok=True, parents=True)
-        write_text(self.table_settings_file(name), json.dumps(dict(settings), indent=1) + "\n")
-        write_returns(self.table(name), rows)
+        """Write a table of evaluation/ and the JSON beside it, both or neither; returns the table's path."""
+        about = f"{json.dumps(dict(settings), indent=1)}\n".encode()
+        files = {self.table_settings_file(name).name: about, self.table(name).name: format_returns(rows)}
+        replace_together(self.evaluation, files)
         return self.table(name)
+
+    @property
+    def version(self) -> bytes:
+        """Another one after each `write_table`: what was read between two equal ones belongs together."""
+        path = self.evaluation / MANIFEST
+        return path.read_bytes() if path.is_file() else b""
 
     def read_table(self, name: str = RETURNS) -> tuple[TrialReturn, ...]:
         """The rows of a table. Raises UserError where it is malformed (`ringrl.returns.read_returns`)."""

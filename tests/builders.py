@@ -63,12 +63,14 @@ def make_episode(
     )
 
 
-def unseal(store: Path) -> None:
-    """Make a store one of an earlier ringrl, without hashes, in which nothing else shows what has changed."""
-    (store / "SHA256SUMS").unlink()
-    about = json.loads((store / "store.json").read_text())
-    del about["manifest"]
-    (store / "store.json").write_text(json.dumps(about, indent=2))
+def unseal(folder: Path) -> None:
+    """Make a store, run or export one of an earlier ringrl, without hashes, in which anything may have changed."""
+    (folder / "SHA256SUMS").unlink()
+    for path in (folder / name for name in ("store.json", "run.json", "config.json")):
+        if path.exists():
+            about = json.loads(path.read_text())
+            del about["manifest"]
+            path.write_text(json.dumps(about, indent=2))
 
 
 def random_episode(env: "DMControlEnv", steps: int, rng: np.random.Generator):

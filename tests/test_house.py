@@ -22,7 +22,7 @@ episode batch config_section model_config config
 attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs
 store formats download relabelling sampling collect quality
-model policy agent run_records run_tables run training rollout planner sequence_agent transition_agent
+model policy agent run_records metrics_lines run_tables run training rollout planner sequence_agent transition_agent
 reporting.statistics reporting.figures reporting.page reporting
 card cli __init__
 """.split()

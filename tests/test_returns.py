@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.returns import TrialReturn, read_returns, write_returns
+from ringrl.returns import TrialReturn, format_returns, read_returns
 
 HEADER = "agent,task,seed,env,trial,return,length,target_return"  # of tables without demonstrations
 
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_back(tmp_path):
         TrialReturn("AT, two", "t", 0, 1, 2, 0.1 + 0.2, 22, 1 / 3, demonstrations=16),
         TrialReturn("a", "t", 0, 1, 2, 4.0, 22, np.nan),
     ]
-    write_returns(tmp_path / "returns.csv", rows)
+    (tmp_path / "returns.csv").write_bytes(format_returns(rows))
     first, second = read_returns(tmp_path / "returns.csv")
     assert first == rows[0] and np.isnan(second.target_return) and second.demonstrations == 0
 

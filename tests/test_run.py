@@ -18,7 +18,7 @@ from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory
 from ringrl.training.export import load_export
 from ringrl.training.loop import run_training
-from tests.builders import limit_evaluation
+from tests.builders import limit_evaluation, unseal
 
 SAID = AgentDescription("Mine", across_trials=True)
 
@@ -140,6 +140,7 @@ def test_a_run_of_before_is_read_and_brought_to_the_present_schema(tmp_path):
     run.write(before, {"returns": []}, None, AgentDescription("Agentic Transformer", across_trials=True))
     assert run.agent().sha256 and Path(run.config().agent.name) == run.agent_file
     values["agent"]["name"] = "mine/my_agent.py"
+    unseal(run.path)
     run.record_file.unlink()
     run.config_file.write_text(yaml.safe_dump(values))
     assert run.agent() == AgentRecord("mine/my_agent.py", "my_agent", False)
@@ -147,6 +148,7 @@ def test_a_run_of_before_is_read_and_brought_to_the_present_schema(tmp_path):
 
 def make_schema_1(run: RunDirectory) -> None:
     """What schema 1 did not say is taken out again."""
+    unseal(run.path)
     values = yaml.safe_load(run.config_file.read_text())
     for name in EARLIER:
         del values["model"][name]
@@ -176,6 +178,7 @@ def test_a_run_that_says_nothing_of_positions_is_what_it_was(run):
     ],
 )
 def test_a_record_that_cannot_be_understood_is_refused(run, change, words):
+    unseal(run.path)
     run.record_file.write_text(json.dumps(json.loads(run.record_file.read_text()) | change))
     with pytest.raises(UserError, match=words) as caught:
         run.config()
@@ -190,7 +193,7 @@ def test_tables_have_their_settings_beside_them(run):
         assert rows.table_settings(name) == {"seconds": 1}
     found = {path.name for path in run.evaluation.iterdir()}
     assert found == {"returns.csv", "evaluation.json", "targets.csv", "targets.json", "ablation-blind.csv",
-                     "ablation-blind.json"}  # fmt: skip
+                     "ablation-blind.json", "SHA256SUMS"}  # fmt: skip
     for old in ("blind", "foreign"):
         (run.evaluation / f"probe-{old}.csv").write_text("")
     assert run.ablation_tables() == {"blind": "ablation-blind", "foreign": "probe-foreign"}

@@ -14,7 +14,8 @@ from ringrl.card import card_figures as draw
 from ringrl.card.card_facts import Groups, facts, group_sources, notes
 from ringrl.card.card_sample import Sample, draw_sample
 from ringrl.errors import UserError
-from ringrl.files import write_text
+from ringrl.files import alone_in
+from ringrl.manifest import replace_together
 from ringrl.reporting.figures.data_figures import TaskReturns, return_distribution, return_history
 from ringrl.reporting.figures.drawing import Drawing, render
 from ringrl.reporting.figures.style import SERIES_LIGHT
@@ -46,9 +47,9 @@ def write_card(store: Path | str, out: Path | None = None, *, seed: int = 0) -> 
     card["written"] = now.isoformat(timespec="seconds")
     page = _page(opened, groups, sample, card, now)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "card.json", json.dumps(card, indent=1, allow_nan=False) + "\n")
-        write_text(out / "index.html", page)
+        with alone_in(out):
+            about = f"{json.dumps(card, indent=1, allow_nan=False)}\n"
+            replace_together(out, {"card.json": about.encode(), "index.html": page.encode()})
     except OSError as error:
         raise UserError(f"cannot write the card to {out}: {error.strerror}; choose another place with --out") from None
     return out / "index.html"

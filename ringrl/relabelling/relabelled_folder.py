@@ -35,6 +35,7 @@ from ringrl.files import check_replaceable, replace_folder, write_text
 from ringrl.formats.archive import Member
 from ringrl.formats.description import RELABEL
 from ringrl.formats.exorl import EpisodeFile, write_file
+from ringrl.manifest import seal
 from ringrl.readers import ObjectRecord, read_json
 from ringrl.relabelling.rewards import Mode
 from ringrl.relabelling.workers import BadFile, Workers, parallel_map, relabel_file
@@ -239,6 +240,7 @@ def _publish(job: RelabelJob, work: Path, own: Path, out: Path, overwrite: bool)
     """Rename the work folder to `out`."""
     check_replaceable(out, RELABEL, overwrite)
     try:
+        seal(work)
         replace_folder(out, work, aside=own / "old")
     except OSError as error:
         if job.made(out):

@@ -12,7 +12,6 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from ringrl.errors import UserError
-from ringrl.files import write_text
 from ringrl.readers import RECORD, read_json
 from ringrl.sampling.chains import EpisodeReader, by_agent_step, rewards_by_agent_step
 
@@ -99,10 +98,10 @@ class Normalizer:
         """Observations as the model sees them, float32."""
         return ((observation - self.observation_mean) / self.observation_std).astype(np.float32)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the scales as JSON, complete or not at all."""
+    def to_json(self) -> bytes:
+        """The file of the scales, which `load` reads."""
         values = {name: np.asarray(value).tolist() for name, value in asdict(self).items()}
-        write_text(Path(path), json.dumps(values, indent=1) + "\n")
+        return f"{json.dumps(values, indent=1)}\n".encode()
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "Normalizer":
@@ -116,10 +115,10 @@ class Normalizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Normalizer":
-        """Reads what `save` wrote, to the bit.
+        """Reads what `to_json` made, to the bit.
 
         Raises:
-            UserError: the file is not there, or is not one that `save` wrote.
+            UserError: the file is not there, or is not one of `to_json`.
         """
         return cls.from_values(read_json(Path(path), NormalizerRecord, "is this a run that `ringrl train` made?"))
 

@@ -21,6 +21,7 @@ from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder
+from ringrl.manifest import MANIFEST, check, require, seal
 from ringrl.model.transformer import Transformer
 from ringrl.model_config import read_earlier
 from ringrl.readers import RECORD, Count, Text, read_json
@@ -82,6 +83,7 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     source, agent = RunDirectory(run), RunDirectory(run).agent()
     about: dict[str, Any] = {
         "format": FORMAT,
+        "manifest": MANIFEST,
         "step": step,
         "tokens": TOKENS,
         "agent": asdict(agent) if agent else None,
@@ -100,6 +102,7 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
         if agent and agent.sha256:
             shutil.copyfile(verify_source(source.agent_file, agent), partial / AGENT)
         (partial / WEIGHTS).chmod((partial / ABOUT).stat().st_mode)  # safetensors lets nobody else read it
+        seal(partial)
     return out
 
 
@@ -114,7 +117,10 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, ExportRecord]:
     Raises UserError where there is no whole export, the agent's file makes another model now, or its fused tokens are
     of an earlier ringrl.
     """
+    sealed = check(path)
     about = read_json(path / ABOUT, ExportRecord, _AGAIN)
+    if not sealed:
+        require(path, promised="manifest" in about)
     if about["format"] != FORMAT:
         raise UserError(f"{path}: its {ABOUT} is of another kind; {_AGAIN}")
     values, agent = read_earlier(dict(about["config"])), about.get("agent")

@@ -1,6 +1,5 @@
 """metrics.jsonl, TensorBoard and the progress line; tokens per second and model FLOPs utilisation."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -21,10 +20,9 @@ from ringrl.accelerators import find_accelerator
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.files import write_bytes
+from ringrl.metrics_lines import format_line, parse_line
 from ringrl.model.flops import model_flops, visible_share
-from ringrl.readers import parse_json
 from ringrl.run import RunDirectory
-from ringrl.run_records import MetricsRecord
 
 _NEVER = 1 << 62
 
@@ -65,7 +63,7 @@ class Tracker:
         lines = path.read_bytes().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]
         write_bytes(path, b"".join(line + b"\n" for line in kept))
-        self._file = path.open("a")
+        self._file = path.open("ab")
         self._board = SummaryWriter(str(RunDirectory(run).tensorboard), purge_step=start + 1)
         columns = (
             TextColumn("{task.description}"),
@@ -96,7 +94,7 @@ class Tracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write a line of metrics.jsonl, at once: a killed run keeps what it logged."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write(format_line({"step": step} | values))
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -143,7 +141,7 @@ def check_finite(
 def _step(line: bytes) -> int:
     """The step of a line; one that a kill cut short, or that is damaged, counts as never written: it is but a log."""
     try:
-        return parse_json(line, MetricsRecord, "metrics.jsonl", "leave it out").get("step", _NEVER)
+        return parse_line(line, "metrics.jsonl").get("step", _NEVER)
     except UserError:
         return _NEVER
 

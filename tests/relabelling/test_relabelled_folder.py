@@ -60,7 +60,7 @@ def test_all_files_appear_at_once(folder, tmp_path):
     assert next(steps) and not out.exists() and len(finished(job.work_folder(out))) == 1
     assert list(steps) == [True] * 4
     assert len(list_episodes(out)) == 5 and beside(out) == ["out"] and job.made(out)
-    assert sorted(path.name for path in out.iterdir()) == ["buffer", "relabel.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "buffer", "relabel.json"]
 
 
 def test_what_is_there_is_not_done_again(folder, tmp_path):

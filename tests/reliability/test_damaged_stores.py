@@ -48,7 +48,7 @@ def test_a_copy_that_was_cut_off_is_called_that(store):
     with pytest.raises(UserError, match="1 of .* files are missing, the first is transition/c/0/0: a copy that"):
         read_all(store)
     (store / "transition/c/0/0").write_bytes((store / "lost").read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"it has \d+ of \d+ bytes: a copy that was cut off\?"):
+    with pytest.raises(UserError, match=r"the folder has \d+ of \d+ bytes: a copy that was cut off\?"):
         read_all(store)
     (store / MANIFEST).unlink()
     with pytest.raises(UserError, match=f"{store} is damaged, .*: its {MANIFEST} is missing: a copy that was cut off"):

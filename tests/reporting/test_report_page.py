@@ -70,7 +70,7 @@ def test_all_files_are_there_and_nothing_is_left_over(one_task):
     out, _, _ = one_task
     names = {path.name for path in out.iterdir()}
     figures = {"returns_by_trial", "target_return", "data_returns", "data_history", "loss", "report"}
-    assert names == {"index.html", "summary.json", *(f"{name}.png" for name in figures)}
+    assert names == {"SHA256SUMS", "index.html", "summary.json", *(f"{name}.png" for name in figures)}
     assert (out / "report.png").read_bytes() == (out / "returns_by_trial.png").read_bytes()
     for name in figures:
         pixels = matplotlib.image.imread(out / f"{name}.png")

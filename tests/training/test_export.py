@@ -22,6 +22,7 @@ from ringrl.training.mesh import make_mesh
 from ringrl.training.start import train
 from ringrl.training.state import init_state, split_model
 from ringrl.training.trained_model import load_model, refuse_earlier_tokens
+from tests.builders import unseal
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ def test_an_export_is_the_same_model(run, exported):
 
 def test_what_was_trained_on_fused_tokens_of_an_earlier_ringrl_is_refused(run, exported, tmp_path):
     _, path = exported
+    unseal(path)
     about = json.loads((path / "config.json").read_text())
     assert about.pop("tokens") == RunDirectory(run).tokens == 1
     (path / "config.json").write_text(json.dumps(about))
@@ -79,6 +81,7 @@ def test_what_was_trained_on_fused_tokens_of_an_earlier_ringrl_is_refused(run, e
     with pytest.raises(UserError, match=words):
         load_export(path)
     earlier = RunDirectory(shutil.copytree(run, tmp_path / "earlier"))
+    unseal(earlier.path)
     record = json.loads(earlier.record_file.read_text())
     del record["tokens"]
     earlier.record_file.write_text(json.dumps(record))
@@ -110,6 +113,9 @@ def test_what_is_no_whole_export_is_refused(exported, tmp_path):
         load_export(tmp_path)
     source = (path / "agent.py").read_text()
     (path / "agent.py").write_text(source + "\n")
+    with pytest.raises(UserError, match="agent.py: has changed since it was written"):
+        load_export(path)
+    unseal(path)
     with pytest.raises(UserError, match="agent.py: was changed"):
         load_export(path)
     (path / "agent.py").write_text(source)

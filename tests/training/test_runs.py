@@ -27,7 +27,7 @@ from ringrl.training.processes import local_shard
 from ringrl.training.start import train
 from ringrl.training.state import init_state, split_model
 from ringrl.training.trained_model import load_model
-from tests.builders import limit_evaluation
+from tests.builders import limit_evaluation, unseal
 
 SIZES = {"observation": 5, "action": 1}
 INTERLEAVED = {"name": "agentic_transformer", "trajectories": 2}
@@ -259,7 +259,8 @@ def test_evaluation_reads_the_run_and_leaves_its_checkpoints_alone(finished, mon
     with pytest.raises(UserError, match="not a run directory"):
         evaluate(tmp_path)
     (tmp_path / "config.yaml").write_text(dump_config(config))
-    for name in ("dataset.json", "run.json", "agent.py"):
+    for name in ("dataset.json", "run.json", "agent.py", "SHA256SUMS"):
         shutil.copy(run / name, tmp_path)
+    unseal(tmp_path)
     with pytest.raises(UserError, match="train the run first"):
         evaluate(tmp_path)

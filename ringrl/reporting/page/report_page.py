@@ -12,7 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from ringrl.errors import UserError
-from ringrl.files import alone_in, write_bytes
+from ringrl.files import alone_in
+from ringrl.manifest import replace_together
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
 from ringrl.reporting.figures.trial_figures import returns_by_trial
@@ -34,7 +35,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     Runs of one label on one task are pooled as seeds; each task becomes a section, also those other than a run's own in
     which it was evaluated. Beside the page are
     `summary.json`, a PNG of each figure, and `report.png`, the lead figure. `out` is by default the run's own
-    `report/`, or `runs/report` for several runs. Every file replaces an older one in one step, the page last.
+    `report/`, or `runs/report` for several runs. All files replace older ones together.
 
     Args:
       runs: one run directory or several, evaluated before.
@@ -47,7 +48,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
       >>> import ringrl
       >>> page = ringrl.report("runs/cartpole", "reports/cartpole")
       >>> sorted(path.name for path in page.parent.iterdir())[:3]
-      ['data_history.png', 'data_returns.png', 'index.html']
+      ['SHA256SUMS', 'data_history.png', 'data_returns.png']
     """
     runs = [runs] if isinstance(runs, Path | str) else runs
     paths = list({Path(path).resolve(): Path(path) for path in runs}.values())
@@ -67,8 +68,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     documents["index.html"] = _page(analyses, across, sections, now).encode()
     try:
         with alone_in(out):
-            for name, body in documents.items():
-                write_bytes(out / name, body)
+            replace_together(out, documents)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another place with --out"

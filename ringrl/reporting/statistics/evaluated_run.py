@@ -125,10 +125,18 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
         raise UserError(
             f"{path} has not been evaluated (no {where}/{RETURNS}.csv): run `ringrl evaluate {path}{options}` first"
         )
+    for _ in range(3):  # else an evaluation that ends meanwhile would give a table with the settings of another
+        version, found = run.version, _read(run)
+        if run.version == version:
+            break
+    return found
+
+
+def _read(run: RunDirectory) -> EvaluatedRun:
     ablations = run.ablation_tables()
     swept = [table for table in (TARGETS, DEMONSTRATIONS, EXPLORE) if run.table(table).is_file()]
     return EvaluatedRun(
-        path=path,
+        path=run.path,
         config=run.settings(),
         returns=run.read_table(),
         metrics=read_metrics(run),
@@ -141,7 +149,7 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
         agent=run.agent(),
         demonstrations=run.read_table(DEMONSTRATIONS) if DEMONSTRATIONS in swept else (),
         explored=run.read_table(EXPLORE) if EXPLORE in swept else (),
-        task=task,
+        task=run.task,
     )
 
 
