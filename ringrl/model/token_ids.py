@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from ringrl.config import ModelConfig
 from ringrl.model.layer import LayerInput
-from ringrl.model.tokens import NumberTable
+from ringrl.model.tokens import NoNumber, NumberTable
 
 _SMALL = nnx.initializers.normal(0.02)
 
@@ -54,23 +54,21 @@ class IdEmbedder(nnx.Module):
 
     def __init__(self, tokens: TokenIds, config: ModelConfig, *, rngs: nnx.Rngs):
         self.tokens, width = tokens, config.width
-        self.rotary = config.trial_encoding == "rotary"
+        self._rotary = tokens.line is not None and config.trial_encoding == "rotary"
         self.token = nnx.Embed(tokens.vocabulary, width, embedding_init=_SMALL, rngs=rngs)
         if tokens.previous:
             rows = tokens.previous * tokens.vocabulary
             self.previous = nnx.Embed(rows, width, embedding_init=_SMALL, rngs=rngs)
-        if tokens.line and config.trial_encoding == "table":
-            self.line = NumberTable(config.max_trials, width, embedding_init=_SMALL, rngs=rngs)
+        table = tokens.line is not None and config.trial_encoding == "table"
+        self.line = NumberTable(config.max_trials, width, embedding_init=_SMALL, rngs=rngs) if table else NoNumber()
 
     def __call__(self, steps: Mapping[str, jax.Array]) -> LayerInput:
         """Vectors, positions within the segment and segment ids; and lines if rotated by them."""
-        x, position, lines = self.token(steps["token"]), steps["position"], None
+        position, lines = steps["position"], steps["position"] // (self.tokens.line or 1)
+        x = self.token(steps["token"]) + self.line(lines)
         if self.tokens.previous:
             x = x + self._before(steps["previous"], position)
-        if self.tokens.line:
-            lines = position // self.tokens.line
-            x = x + self.line(lines) if hasattr(self, "line") else x
-        return LayerInput(x, position, steps["segment_ids"], lines if self.rotary else None)
+        return LayerInput(x, position, steps["segment_ids"], lines if self._rotary else None)
 
     def _before(self, previous: jax.Array, position: jax.Array) -> Float[Array, "batch tokens width"]:
         """The sum of the vectors of the ids before each token."""
