@@ -45,8 +45,8 @@ ROWS = RELABELLED | CONTEXT_USE | EARLIER
 OUT = Path("docs/results")
 FIGURES = {
     "relabelled": (f"demonstrations-hidden_{FAMILY}.png",),
-    "ablations": (f"demonstrated_ablations-hidden_{FAMILY}.png", f"demonstrations-hidden_{FAMILY}.png"),
-    "own_trials": (f"explored-hidden_{FAMILY}.png",),
+    "ablations": ("demonstrated_ablations.png", "demonstrations.png"),
+    "own_trials": ("explored.png",),
     "hidden": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
