@@ -36,12 +36,13 @@ import tyro
 from benchmarks._results_context_use import ROWS as CONTEXT_USE
 from benchmarks._results_jobs import ROWS as EARLIER
 from benchmarks._results_jobs import RUNS, Data, Job
+from benchmarks._results_motion import ROWS as MOTION
 from benchmarks._results_relabelled import NAME as FAMILY
 from benchmarks._results_relabelled import ROWS as RELABELLED
 from ringrl.config import load_config
 from ringrl.run import RunDirectory
 
-ROWS = RELABELLED | CONTEXT_USE | EARLIER
+ROWS = RELABELLED | CONTEXT_USE | MOTION | EARLIER
 OUT = Path("docs/results")
 FIGURES = {
     "relabelled": (f"demonstrations-hidden_{FAMILY}.png",),
@@ -50,10 +51,11 @@ FIGURES = {
     "hidden": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
+    "motion": (),
 }  # that docs/results.md shows
 
 
-Row = Literal["small", "relabelled", "ablations", "own_trials", "hidden", "exorl", "context"]
+Row = Literal["small", "relabelled", "ablations", "own_trials", "motion", "hidden", "exorl", "context"]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ class DataConfig(ConfigSection):
     prefetch: int = Field(default=4, ge=0)  # batches read ahead in the background
     # Of a family of rewards: share of the drawn members that pay at a state of the data; the rest as tasks are drawn.
     hindsight: float = Field(default=0.5, ge=0, le=1)
+    # Of td3 on a family's visible task: whether members' rewards are scaled to one average in the data.
+    scale_members: bool = False
 
     @field_validator("store", mode="before")
     @classmethod

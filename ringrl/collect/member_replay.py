@@ -18,6 +18,10 @@ _TOGETHER = 50
 """Gradient steps whose transitions and members are drawn together: members of motion, each alone, take as long as ten
 gradient steps, for most of that time is NumPy's for every call."""
 
+_STATES, _LEAST, _USUAL = 64, np.float32(0.01), np.float32(0.1)
+"""Of `scale_members`: how many states of the data, an average reward well below which members stay small, and what the
+average becomes."""
+
 
 class MemberReplay:
     """The episodes of a store as a `Replay`, with the rewards and the parameters of newly drawn members.
@@ -25,7 +29,15 @@ class MemberReplay:
     Each minibatch is a function of (seed, step).
     """
 
-    def __init__(self, replay: Replay, episodes: RelabelledEpisodes, normalizer: Normalizer, action_repeat: int):
+    def __init__(
+        self,
+        replay: Replay,
+        episodes: RelabelledEpisodes,
+        normalizer: Normalizer,
+        action_repeat: int,
+        *,
+        scale_members: bool = False,
+    ):
         """An empty replay.
 
         Args:
@@ -33,6 +45,9 @@ class MemberReplay:
             episodes: whose features pay; their observations end with the parameter.
             normalizer: the scales of those observations, of which the parameter's are the last.
             action_repeat: environment steps in an agent step.
+            scale_members: whether the rewards of each member are scaled to one average over states of the data. Which
+                policy is best stays as it was; without, critics learn the members that pay most, and the others' values
+                are within their error.
         """
         self._replay, self._family, self._repeat = replay, episodes.family, action_repeat
         self._share, self._hindsight = episodes.hindsight_share, episodes.hindsight_between
@@ -45,6 +60,10 @@ class MemberReplay:
         # Of every transition, the rows of the features after its first environment step and after its episode's last.
         self._first = episodes.store.first_rows[episode] + step * action_repeat + 1
         self._last = episodes.store.first_rows[episode] + episodes.lengths[episode]
+        some = (
+            np.random.default_rng(0).integers(len(self._features), size=_STATES) if scale_members else np.zeros(0, int)
+        )
+        self._states = self._features[some]  # over which members' rewards are averaged; none: they are not scaled
         self._weights = np.zeros((len(episode), replay.n_step), np.float32)  # of each of the n rewards
 
     def add_episode(
@@ -80,7 +99,11 @@ class MemberReplay:
         seen = (members - self._mean) / self._std
         for each in (observation, successor):
             each[..., -seen.shape[-1] :] = seen
-        arrays = (observation, action, self._rewards(index, members), discount, successor)
+        reward = self._rewards(index, members)
+        if len(self._states):
+            average = self._family.reward(self._states, members[..., None, :]).mean(axis=-1)
+            reward = reward * (_USUAL / (_LEAST + average))
+        arrays = (observation, action, reward, discount, successor)
         return Transitions(*map(jnp.asarray, arrays))
 
     def _draw(

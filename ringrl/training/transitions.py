@@ -113,7 +113,7 @@ def fill_replay(config: RunConfig, learner: TransitionLearner, data: EpisodeData
     capacity = int((-(-store.lengths // c.action_repeat)).sum())
     replay = learner.make_replay(capacity, *data.sizes.values())
     if isinstance(store, RelabelledEpisodes) and store.visible:
-        replay = MemberReplay(replay, store, data.scales, c.action_repeat)
+        replay = MemberReplay(replay, store, data.scales, c.action_repeat, scale_members=c.scale_members)
     for begin in range(0, len(store.lengths), EPISODES_AT_ONCE):
         episodes = range(begin, min(begin + EPISODES_AT_ONCE, len(store.lengths)))
         for steps in store.read_many([(e, 0, int(store.lengths[e])) for e in episodes], c.task):

@@ -92,6 +92,19 @@ def test_the_members_of_contexts_are_paid_as_contexts_are_to_the_bit(repeat, n_s
         np.testing.assert_array_equal(got, want)
 
 
+def test_the_rewards_of_members_are_scaled_to_one_average_over_the_data(tmp_path):
+    """So every reward of a member is multiplied by one number: 0.1 over its average and a hundredth."""
+    episodes = make_episodes(tmp_path, walks(np.random.default_rng(2)))
+    scaled = MemberReplay(plain(episodes, 1), episodes, SCALES, 1, scale_members=True)
+    index = np.arange(int(episodes.lengths.sum()))
+    member = np.tile(np.float32([0.02, 0.0]), (len(index), 1))
+    paid = replay_of(episodes).relabelled(index, member).reward
+    found = fill(episodes, scaled, 1).relabelled(index, member).reward
+    average = FAMILY.reward(scaled._states, member[:1]).mean()
+    assert len(scaled._states) == 64 and 0 < average < 1
+    np.testing.assert_allclose(found, paid * 0.1 / (0.01 + average), rtol=1e-5)
+
+
 def test_a_minibatch_is_a_function_of_seed_and_step_and_its_rewards_the_familys(tmp_path):
     episodes = make_episodes(tmp_path, walks(np.random.default_rng(1)))
     replay = replay_of(episodes, batch=64)
