@@ -79,6 +79,16 @@ def episodes(count: int = 2, length: int = 6, widths: tuple[int, int, int] = (5,
     return made
 
 
+def _unseal(folder: Path) -> None:
+    """Remove all hashes; else nothing is ever read but that one is another."""
+    for sums in folder.rglob(MANIFEST):
+        sums.unlink()
+    for path in folder.rglob("*.json"):
+        about = json.loads(path.read_text())
+        about.pop("manifest", None)
+        path.write_text(json.dumps(about))
+
+
 def _make_run(folder: Path) -> None:
     run = RunDirectory(folder)
     card = {"task": TASK, "domain": "cartpole", "store": "cartpole.store", "steps": 18, "relabel": "exact"}
@@ -96,8 +106,7 @@ def _make_run(folder: Path) -> None:
     run.write_table("demonstrations", shown, settings)
     entry = {"loss": 0.5, "tokens": 100, "tokens_per_s": 5.0, "mfu": 0.1}
     run.metrics_file.write_text("".join(json.dumps({"step": step, **entry}) + "\n" for step in (1, 2, 3)))
-    for sums in folder.rglob(MANIFEST):  # else all that is read is that a hash is another
-        sums.unlink()
+    _unseal(folder)
 
 
 def _read_run(folder: Path) -> None:
@@ -169,10 +178,7 @@ def _make_store(folder: Path) -> None:
     made = ((episode, 0) for episode in episodes())
     source = DataSource("rnd", "rnd", "rnd", TASK, {"seed": 0})
     build(folder / "store", made, domain="cartpole", tasks=(TASK,), sources=[source], provenance={"relabel": "exact"})
-    (folder / "store" / MANIFEST).unlink(missing_ok=True)
-    about = json.loads((folder / "store" / "store.json").read_text())
-    about.pop("manifest", None)
-    (folder / "store" / "store.json").write_text(json.dumps(about))
+    _unseal(folder)
 
 
 def _read_store(folder: Path) -> None:
@@ -199,8 +205,7 @@ def _make_export(folder: Path) -> None:
     _make_run(folder / "run")
     config = load_config(_CONFIG | {"model": {"layers": 1, "width": 16, "max_steps": 10}})
     export(build_model(config, make_decoder(config.agent), _SIZES), config, 3, folder / "run", folder / "export")
-    for sums in folder.rglob(MANIFEST):
-        sums.unlink()
+    _unseal(folder)
 
 
 def _make_minari(folder: Path) -> None:

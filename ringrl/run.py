@@ -37,7 +37,7 @@ from ringrl.files import alone_in, find_recorded, record_paths, write_text
 from ringrl.manifest import MANIFEST, finish, replace_together, require
 from ringrl.metrics_lines import parse_line
 from ringrl.model_config import read_earlier
-from ringrl.readers import read_json, read_yaml
+from ringrl.readers import ObjectRecord, read_json, read_yaml
 from ringrl.run_records import RunRecord, TrainedOnRecord, VersionedRecord
 from ringrl.run_tables import RunTables
 from ringrl.sampling.normalizer import Normalizer
@@ -56,11 +56,12 @@ class RunDirectory(RunTables):
     Attributes:
         path: the directory, as given; it need not exist.
         task: whose evaluation's tables are meant, where it is another than the run's own; None: the run's own.
+        tables: where they are, if not in evaluation/ (`ringrl evaluate --out`).
     """
 
-    def __init__(self, path: str | Path, task: str | None = None):
-        self.path, self.task = Path(path), task
-        super().__init__(self.path / "evaluation" / (task or ""))
+    def __init__(self, path: str | Path, task: str | None = None, tables: Path | None = None):
+        self.path, self.task, self.tables = Path(path), task, tables
+        super().__init__((tables or self.path / "evaluation") / (task or ""))
         self.config_file = self.path / "config.yaml"
         self.record_file = self.path / "run.json"
         self.agent_file = self.path / "agent.py"
@@ -73,6 +74,20 @@ class RunDirectory(RunTables):
         self.timing_file = self.path / "timing.json"
         self.report = self.path / "report"
         self.export = self.path / "export"
+
+    @classmethod
+    def of(cls, path: Path, task: str | None = None) -> "RunDirectory":
+        """The run at `path`, or that whose tables are at `path` because `ringrl evaluate --out` wrote them there.
+
+        Raises:
+            UserError: a JSON file there cannot be read.
+        """
+        if not (path / "config.yaml").exists() and not (path / "evaluation").exists():
+            for about in sorted([*path.glob("*.json"), *path.glob("*/*.json")]):
+                run = read_json(about, ObjectRecord, "evaluate the run again").get("run")
+                if isinstance(run, str):
+                    return cls(run, task, path)
+        return cls(path, task)
 
     @property
     def exists(self) -> bool:

@@ -148,6 +148,8 @@ class EvaluateVerb:
     """Also roll out the random policy and the task's expert, into the same table; of several runs one needs them."""
     video: Path | None = None
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
+    out: Path | None = None
+    """Folder of the tables, instead of RUN/evaluation where that can only be read; `ringrl report` takes it as RUN."""
 
     def run(self) -> None:
         """Roll out, and print the tables' paths. Raises UserError for options that exclude each other."""
@@ -165,7 +167,7 @@ class EvaluateVerb:
 
         names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "explore_correlation")}
-        settings["mesh"] = _parse_mesh(self.mesh)
+        settings |= {"mesh": _parse_mesh(self.mesh), "out": self.out}
         settings["checkpoint"] = _strictly(self.run_directory, self.checkpoint, self.strict)
         shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order, "apart": self.apart}
         if self._repeats:

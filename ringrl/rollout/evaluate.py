@@ -14,7 +14,7 @@ from ringrl.progress import progress_bar
 from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, check_room, usual_order
 from ringrl.rollout.evaluated import Evaluated, Start, load_evaluated
 from ringrl.rollout.stored_trajectories import ContextDraw, StoredTrajectories
-from ringrl.rollout.video import record
+from ringrl.rollout.video import check_film, record
 from ringrl.run_tables import RETURNS
 from ringrl.store.episode_store import open_store
 from ringrl.training.processes import is_first
@@ -41,6 +41,7 @@ def evaluate(
     explore: int | None = None,
     explore_correlation: float | None = None,
     mesh: Mapping[str, int] | None = None,
+    out: Path | None = None,
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
@@ -59,6 +60,8 @@ def evaluate(
     of it, relabelled to the task and in `order`: as they are drawn by the evaluation's seed, or ascending by return;
     None: as the agent is trained (`ringrl.rollout.demonstrations.usual_order`). `apart`: drawn for each environment.
     `explore`: the first so many trials act at random, with `explore_correlation` (`ringrl.rollout.exploration`).
+    `out`: the folder of the tables, instead of the run's evaluation/, where that can only be read; a report on `out` is
+    one on the run.
 
     Raises UserError where the run or a setting is wrong, or another process is writing returns.csv; for seeds of
     training tasks; for a given target or context of an agent that has none; and for demonstrations that the agent
@@ -76,7 +79,9 @@ def evaluate(
     given |= {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
     if video is not None and jax.process_count() > 1:
         raise UserError("--video: is made by one process; leave it out, or roll out with --processes 1")
-    trained = load_evaluated(run, checkpoint, given, task)
+    trained = load_evaluated(run, checkpoint, given, task, out)
+    if video is not None:
+        check_film(video, trained.task)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order, apart)
     start = starts[trajectories]
     others = trained.references() if reference and is_first() else {}

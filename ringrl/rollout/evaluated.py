@@ -165,13 +165,19 @@ class Evaluated:
         columns = [field.name for field in fields(Dropped)]
         facts |= {"task": self.task, "agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}}
         facts |= split_of(self.task, self.setting.seed) | dict(more)
+        if self.run.tables is not None:  # by which a report finds the run
+            facts["run"] = str(self.run.path.resolve())
         path = self.run.write_table(table, results, self.setting.model_dump() | facts)
         wait_for_all(f"written {table}")
         return path
 
 
-def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: str | None = None) -> Evaluated:
+def load_evaluated(
+    path: Path, checkpoint: str, given: Mapping[str, Any], task: str | None = None, out: Path | None = None
+) -> Evaluated:
     """The run's agent; of `given`, what is not None changes the run's own setting, and `task` its task.
+
+    Its tables are written to `out`, by default the run's evaluation/.
 
     Raises UserError as `evaluate`.
     """
@@ -189,7 +195,7 @@ def load_evaluated(path: Path, checkpoint: str, given: Mapping[str, Any], task: 
     trained = load_trained(path, checkpoint, known)
     refuse_unused(trained, known)
     check_exploration(trained, retrieves=is_retrieval(own, task))
-    run = RunDirectory(path, None if task == own else task)
+    run = RunDirectory(path, None if task == own else task, out)
     if is_retrieval(own, task):
         sent, expert = (as_retrieval(path, trained, task, knows=knows) for knows in (False, True))
         return Evaluated(run, sent, expert)

@@ -29,6 +29,7 @@ def repeat(
     apart: bool = False,
     explore: Sequence[int] = (),
     checkpoint: str = "latest",
+    out: Path | None = None,
     **given: int | float | str | None,
 ) -> list[Path]:
     """The agent's evaluation once more for each target, number of demonstrations, exploration, and context ablation.
@@ -52,6 +53,7 @@ def repeat(
         apart: as `evaluate`'s.
         explore: how many of the first trials act at random; a single number beside others of these is of all of them.
         checkpoint: as `evaluate`'s.
+        out: as `evaluate`'s.
         given: `evaluate`'s trials, envs, context, target, seed and so on; None: the run's own.
 
     Returns:
@@ -64,7 +66,7 @@ def repeat(
     """
     if len(explore) == 1 and (targets or ablations or trajectories):
         given, explore = given | {"explore": explore[0]}, ()
-    trained = load_evaluated(Path(run), checkpoint, given, task)
+    trained = load_evaluated(Path(run), checkpoint, given, task, out)
     tables = [_for_targets(trained, targets)] if targets else []
     starts, about = demonstrated(trained, demonstrations, trajectories or [0], order, apart)
     if explore and (ablations or targets or len(starts) > 1):

@@ -1,12 +1,14 @@
 """A rollout as a film: one environment, its trials one after the other."""
 
+import importlib.util
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ringrl.envs import VectorEnv, make_vector
-from ringrl.errors import UserError
+from ringrl.envs import VectorEnv, make_env, make_vector
+from ringrl.errors import UserError, unwritable
 from ringrl.files import atomic_file
 from ringrl.rollout.session import Session
 from ringrl.rollout.trials import Group, TrialRows, run_trials
@@ -43,6 +45,29 @@ class WatchedEnvs:
         return observation, reward, terminated, truncated, info
 
 
+def check_film(path: Path, task: str) -> None:
+    """See, before anything is rolled out for it, whether a film of `task` can be written to `path`.
+
+    Raises:
+        UserError: imageio is not installed, the ending names no format, the folder cannot be written, or the machine
+            cannot render.
+    """
+    if importlib.util.find_spec("imageio") is None:
+        raise UserError('films need imageio: pip install "ringrl[video]"')
+    if not path.suffix:
+        raise UserError(f"{path}: the ending chooses the format; give a name.mp4")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise unwritable(path, error) from error
+    env = make_env(task, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.render()
+    env.close()
+
+
 def record(
     path: Path, start: Callable[[VectorEnv], Session], task: str, trials: int, *, seed: int, action_repeat: int
 ) -> None:
@@ -53,12 +78,10 @@ def record(
     The ending of `path` chooses the format (.mp4, .gif). The film is complete or not there. Raises UserError where
     imageio is not installed, the format is unknown, or the machine cannot render (see `DMControlEnv.render`).
     """
-    try:
-        import imageio
-    except ImportError as error:
-        raise UserError('films need imageio: pip install "ringrl[video]"') from error
+    check_film(path, task)
+    import imageio
+
     envs = make_vector(task, 1, seed=seed, action_repeat=action_repeat, render_mode="rgb_array")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         fps = envs.envs[0].metadata["render_fps"]
         with atomic_file(path) as partial, warnings.catch_warnings(), imageio.get_writer(partial, fps=fps) as film:

@@ -76,7 +76,7 @@ class EvaluatedRun:
     @property
     def directory(self) -> RunDirectory:
         """Where its tables are."""
-        return RunDirectory(self.path, self.task)
+        return RunDirectory.of(self.path, self.task)
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ def read_runs(path: Path) -> list[EvaluatedRun]:
     Raises:
       UserError: as `read_run`.
     """
-    run = RunDirectory(path)
+    run = RunDirectory.of(path)
     others = sorted({table.parent.name for table in run.evaluation.glob("*/*.csv")})
     own = [] if others and not any(run.evaluation.glob("*.csv")) else [read_run(path)]
     return own + [read_run(path, task) for task in others]
@@ -117,7 +117,7 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
     Raises:
       UserError: no such directory, no evaluation yet, or a file that cannot be understood (named, with the line).
     """
-    run = RunDirectory(path, task)
+    run = RunDirectory.of(path, task)
     if not path.is_dir():
         raise UserError(f"{path} is not a run directory: give the directory that `ringrl train` printed")
     if not run.table().is_file():
@@ -136,7 +136,7 @@ def _read(run: RunDirectory) -> EvaluatedRun:
     ablations = run.ablation_tables()
     swept = [table for table in (TARGETS, DEMONSTRATIONS, EXPLORE) if run.table(table).is_file()]
     return EvaluatedRun(
-        path=run.path,
+        path=run.tables or run.path,
         config=run.settings(),
         returns=run.read_table(),
         metrics=read_metrics(run),
