@@ -1,5 +1,6 @@
 """The one exception that users are meant to see."""
 
+import os
 import re
 from pathlib import Path
 
@@ -20,6 +21,9 @@ class UserError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """The error to raise where `path` cannot be written."""
-    return UserError(f"{path}: cannot be written ({error.strerror}); make room there, or choose another place")
+def unwritable(path: Path, error: Exception) -> UserError:
+    """The error to raise where `path` cannot be written, for a reason of the system's, TensorStore's or another's."""
+    code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))  # of TensorStore; of safetensors
+    system = os.strerror(int(code[1] or code[2])) if code else getattr(error, "strerror", None)
+    reason = system or " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: cannot be written ({reason}); make room there, or choose another place")

@@ -50,7 +50,8 @@ def atomic_file(path: Path, *, staging: Path | None = None, durable: bool = True
         if durable:
             sync(path.parent)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # of a write, which knows no name; of a name that no user knows
+        named = (error.filename, error.filename2)
+        if named == (None, None) or str(temporary) in map(str, named):  # of a write; of a name that no user knows
             error.filename, error.filename2 = str(path), None
         raise
     finally:

@@ -7,6 +7,7 @@ import sys
 _ADVICE = {
     errno.ENOSPC: "make room there, or choose another place",
     errno.EDQUOT: "make room there, or choose another place",
+    errno.EFBIG: "raise the limit with `ulimit -f`, or choose another place",
     errno.EROFS: "choose another place",
     errno.EACCES: "check its owner and mode, or choose another place",
     errno.EPERM: "check its owner and mode, or choose another place",

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 import numpy as np
 import tensorstore as ts
 
+from ringrl.errors import unwritable
+
 _SHARD_BYTES = 2**25  # what a file holds at most before compression, and a writer buffers
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _CHECKSUM = {"name": "crc32c"}
@@ -101,10 +103,11 @@ class ColumnWriter:
         self._buffer = np.empty((file_rows or shard_rows(row_bytes, chunk_rows), *row_shape), dtype)
         self._filled = 0
         self._written = 0
-        self._array = ts.open(_spec(path, self._buffer, chunk_rows, compressed), create=True).result()
+        self._path = path
+        self._array = self._written_by(ts.open(_spec(path, self._buffer, chunk_rows, compressed), create=True))
 
     def append(self, rows: np.ndarray) -> None:
-        """Add rows after the last."""
+        """Add rows after the last. Raises UserError where they cannot be written."""
         while len(rows):
             count = min(len(rows), len(self._buffer) - self._filled)
             self._buffer[self._filled : self._filled + count] = rows[:count]
@@ -114,13 +117,23 @@ class ColumnWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered. Between flushes of whole files no file is written twice."""
+        """Write what is buffered. Between flushes of whole files no file is written twice.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         if not self._filled:
             return
         stop = self._written + self._filled
-        self._array = self._array.resize(exclusive_max=[stop] + [None] * (self._array.rank - 1)).result()
-        self._array[self._written : stop].write(self._buffer[: self._filled]).result()
+        self._array = self._written_by(self._array.resize(exclusive_max=[stop] + [None] * (self._array.rank - 1)))
+        self._written_by(self._array[self._written : stop].write(self._buffer[: self._filled]))
         self._written, self._filled = stop, 0
+
+    def _written_by(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except ValueError as error:
+            raise unwritable(self._path, error) from error
 
 
 def shard_rows(row_bytes: int, chunk_rows: int) -> int:

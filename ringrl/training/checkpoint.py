@@ -1,6 +1,8 @@
 """Checkpoints through Orbax: asynchronous, sharded, atomic, hashed; the newest and those of lowest loss are kept."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -11,7 +13,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from ringrl.config import RunConfig
-from ringrl.errors import UserError
+from ringrl.errors import UserError, unwritable
 from ringrl.manifest import DamagedError
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint_files import (
@@ -30,6 +32,8 @@ from ringrl.training.processes import from_first, is_first, wait_for_all
 
 _calls = count()
 _log = logging.getLogger(__name__)
+# Orbax logs, with a traceback each, what its threads raise, which then is raised as well; and that it only reads.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -63,8 +67,19 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what Orbax's threads raise, now or at the next call, into a UserError."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise errors of many kinds
+            raise unwritable(self.folder, error) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -87,10 +102,15 @@ class Checkpoints:
         return step
 
     def save(self, step: int, state: Any, about: dict, loss: float) -> None:
-        """Start writing; returns when the state has been copied off the devices."""
+        """Start writing; returns when the state has been copied off the devices.
+
+        Raises:
+            UserError: this checkpoint, or the one before, cannot be written.
+        """
         self._losses[step] = loss
         items = {STATE: ocp.args.StandardSave(state), ABOUT: ocp.args.JsonSave(about | {"loss": loss})}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, like: Any, which: str = "latest", *, strict: bool = False) -> tuple[Any, dict]:
         """The state that `which` names (see `find`), laid out as `like` (arrays or ShapeDtypeStructs with shardings),

@@ -19,7 +19,7 @@ from ringrl.agent import make_decoder
 from ringrl.agent_record import AgentRecord, verify_source
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, parse_config
-from ringrl.errors import UserError
+from ringrl.errors import UserError, unwritable
 from ringrl.files import atomic_folder
 from ringrl.manifest import MANIFEST, check, require, seal
 from ringrl.model.transformer import Transformer
@@ -78,7 +78,7 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
         overwrite: replace `out` if it is an export.
 
     Raises:
-        UserError: `out` is there already.
+        UserError: `out` is there already, or cannot be written.
     """
     source, agent = RunDirectory(run), RunDirectory(run).agent()
     about: dict[str, Any] = {
@@ -97,7 +97,10 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     about["dataset"] = source.dataset()
     arrays = {name: np.asarray(x, np.float32) for name, x in _named(split_model(model)[1]).items()}
     with atomic_folder(out, marker=ABOUT, overwrite=overwrite) as partial:
-        save_file(arrays, partial / WEIGHTS)
+        try:
+            save_file(arrays, partial / WEIGHTS)
+        except SafetensorError as error:
+            raise unwritable(out, error) from error
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if agent and agent.sha256:
             shutil.copyfile(verify_source(source.agent_file, agent), partial / AGENT)
