@@ -23,6 +23,7 @@ from ringrl.formats.exorl import list_episodes, read_episode, write_episode
 from ringrl.formats.minari import write_dataset
 from ringrl.formats.token_file import TokenFile
 from ringrl.manifest import MANIFEST, check, seal
+from ringrl.metrics_lines import format_line
 from ringrl.policy import RolloutSetting, RolloutSpec
 from ringrl.reporting import write_report
 from ringrl.reporting.page.summary import summarise
@@ -79,17 +80,8 @@ def episodes(count: int = 2, length: int = 6, widths: tuple[int, int, int] = (5,
     return made
 
 
-def _unseal(folder: Path) -> None:
-    """Remove all hashes; else nothing is ever read but that one is another."""
-    for sums in folder.rglob(MANIFEST):
-        sums.unlink()
-    for path in folder.rglob("*.json"):
-        about = json.loads(path.read_text())
-        about.pop("manifest", None)
-        path.write_text(json.dumps(about))
-
-
-def _make_run(folder: Path) -> None:
+def make_run(folder: Path) -> None:
+    """A run that was evaluated, without checkpoints."""
     run = RunDirectory(folder)
     card = {"task": TASK, "domain": "cartpole", "store": "cartpole.store", "steps": 18, "relabel": "exact"}
     card |= {"episodes": 3, "sources": [{"name": "rnd", "collector": "rnd", "episodes": 3}], "source": [0, 0, 0]}
@@ -105,8 +97,22 @@ def _make_run(folder: Path) -> None:
     shown = [TrialReturn(names[0], TASK, 0, env, 0, 5.0, 9, 9.0, number) for number in (0, 2) for env in (0, 1)]
     run.write_table("demonstrations", shown, settings)
     entry = {"loss": 0.5, "tokens": 100, "tokens_per_s": 5.0, "mfu": 0.1}
-    run.metrics_file.write_text("".join(json.dumps({"step": step, **entry}) + "\n" for step in (1, 2, 3)))
-    _unseal(folder)
+    run.metrics_file.write_bytes(b"".join(format_line({"step": step, **entry}) for step in (1, 2, 3)))
+
+
+def unsealed(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    """The files of an earlier ringrl, without hashes: else all that is read of one is that its hash is another."""
+
+    def made(folder: Path) -> None:
+        make(folder)
+        for sums in folder.rglob(MANIFEST):
+            sums.unlink()
+        for path in (path for name in ("run.json", "store.json", "config.json") for path in folder.rglob(name)):
+            about = json.loads(path.read_text())
+            about.pop("manifest", None)
+            path.write_text(json.dumps(about))
+
+    return made
 
 
 def _read_run(folder: Path) -> None:
@@ -174,11 +180,11 @@ def _read_archive(folder: Path) -> None:
     _read_folder(folder / "rnd.zip")
 
 
-def _make_store(folder: Path) -> None:
+def make_store(folder: Path) -> None:
+    """A store of two episodes."""
     made = ((episode, 0) for episode in episodes())
     source = DataSource("rnd", "rnd", "rnd", TASK, {"seed": 0})
     build(folder / "store", made, domain="cartpole", tasks=(TASK,), sources=[source], provenance={"relabel": "exact"})
-    _unseal(folder)
 
 
 def _read_store(folder: Path) -> None:
@@ -201,11 +207,11 @@ def _make_manifest(folder: Path) -> None:
     seal(folder)
 
 
-def _make_export(folder: Path) -> None:
-    _make_run(folder / "run")
+def make_export(folder: Path) -> None:
+    """An exported model, beside its run."""
+    make_run(folder / "run")
     config = load_config(_CONFIG | {"model": {"layers": 1, "width": 16, "max_steps": 10}})
     export(build_model(config, make_decoder(config.agent), _SIZES), config, 3, folder / "run", folder / "export")
-    _unseal(folder)
 
 
 def _make_minari(folder: Path) -> None:
@@ -226,9 +232,9 @@ def _write_page(folder: Path) -> None:
 
 
 READERS = (
-    Reader("run", 12, _make_run, _read_run, ("*.json", "config.yaml")),
-    Reader("report", 6, _make_run, _report, ("*.json", "*.jsonl", "config.yaml", "evaluation/*")),
-    Reader("resume", 6, _make_run, _resume, ("*.json", "*.jsonl", "config.yaml")),
+    Reader("run", 12, unsealed(make_run), _read_run, ("*.json", "config.yaml")),
+    Reader("report", 6, unsealed(make_run), _report, ("*.json", "*.jsonl", "config.yaml", "evaluation/*")),
+    Reader("resume", 6, unsealed(make_run), _resume, ("*.json", "*.jsonl", "config.yaml")),
     Reader("config", 14, _make_config, lambda folder: load_config(folder / "config.yaml")),
     Reader("override", 14, lambda folder: _write(folder / "override", b"training.steps=100"), _override),
     Reader("folder", 14, _make_folder, lambda folder: describe_folder(folder), ("*.json",)),
@@ -241,7 +247,7 @@ READERS = (
     ),
     Reader("episode", 8, _make_folder, _read_folder, ("buffer/*",)),
     Reader("archive", 4, _make_archive, _read_archive, ("rnd.zip",)),
-    Reader("store", 6, _make_store, _read_store),
+    Reader("store", 6, unsealed(make_store), _read_store),
     Reader(
         "tokens",
         3,
@@ -251,8 +257,8 @@ READERS = (
     Reader("session", 3, _make_session, lambda folder: read_session(folder / "session.npz")),
     Reader("manifest", 2, _make_manifest, check, (MANIFEST,)),
     Reader("minari", 1.5, _make_minari, _import_minari, ("hopper/**/*",)),
-    Reader("export", 0.2, _make_export, lambda folder: load_export(folder / "export"), ("export/*",)),
-    Reader("page", 0.05, _make_run, _write_page, ("*.json", "*.jsonl", "config.yaml", "evaluation/*")),
+    Reader("export", 0.2, unsealed(make_export), lambda folder: load_export(folder / "export"), ("export/*",)),
+    Reader("page", 0.05, unsealed(make_run), _write_page, ("*.json", "*.jsonl", "config.yaml", "evaluation/*")),
 )
 
 
