@@ -6,10 +6,13 @@
 Parts, each a file of its own:
 
     fuzzed    every reader of files is given mutated ones (benchmarks/_faults_fuzzed.py)
+    flipped   one bit changes in checkpoints, exports, stores and runs (benchmarks/_faults_flipped.py)
+    kills     every step is killed, and given again (benchmarks/_faults_kills.py)
 
 There is no peer. A table for each part says what was tried and what came of it. The last line is one JSON object:
-`fuzzed`, the mutations that were read; `untyped`, those that ended in anything but a UserError of one line; `hangs`.
-The status is 1 if anything but the number of tries is not 0.
+`fuzzed`, the mutations that were read; `untyped`, those that ended in anything but a UserError of one line; `hangs`;
+`flipped`, the bits; `silently_wrong`, those after which other numbers were read without a word; `kills`; `lost`,
+`differing`, `torn`, `leftovers`, of them. The status is 1 if anything but the number of tries is not 0.
 """
 
 import json
@@ -18,7 +21,9 @@ from dataclasses import dataclass
 
 import tyro
 
+from benchmarks._faults_flipped import run_flipped
 from benchmarks._faults_fuzzed import run_fuzzed
+from benchmarks._faults_kills import run_kills
 
 
 @dataclass(frozen=True)
@@ -27,15 +32,27 @@ class Args:
 
     mutations: int = 100_000
     """Of files, over all readers."""
+    flips: int = 600
+    """Bits."""
+    kills: int = 240
+    """Of all steps together."""
+    only: str | None = None
+    """Kill this step alone."""
     seed: int = 0
     """Of everything that is drawn."""
 
 
 def main(args: Args) -> None:
     """Print a table for each part, then the figures as JSON."""
-    figures = run_fuzzed(args.mutations, args.seed)
+    figures: dict[str, int] = {}
+    if args.kills:  # first, for it forks: no other part may have started threads or JAX
+        figures |= run_kills(args.kills, args.seed, args.only)
+    if args.flips:
+        figures |= run_flipped(args.flips, args.seed)
+    if args.mutations:
+        figures |= run_fuzzed(args.mutations, args.seed)
     print(json.dumps(figures))
-    if figures["untyped"] or figures["hangs"]:
+    if any(value for name, value in figures.items() if name not in ("fuzzed", "flipped", "kills")):
         sys.exit(1)
 
 
