@@ -58,6 +58,7 @@ def run_kills(count: int, seed: int, only: str | None = None) -> dict[str, int]:
         row = " ".join(f"{value:>{width}}" for value, width in zip(columns, widths, strict=True))
         print(f"{step.name:<12} {found['kills']:>7} {row}", flush=True)
         total += found
+    _compile_quickly(None)
     return {name: total[name] for name in ("kills", "lost", "differing", "torn", "leftovers")}
 
 
@@ -86,12 +87,12 @@ def _kill_often(step: Step, count: int, draw: random.Random) -> Counter:
     return found
 
 
-def _compile_quickly(cache: Path) -> None:
-    """Programs are kept, and optimised little: most of the time of such small steps goes into compiling."""
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+def _compile_quickly(cache: Path | None) -> None:
+    """Programs are kept, and optimised little: most of the time of such small steps goes into compiling. None: undo."""
+    jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", cache is not None)
 
 
 def _undisturbed(step: Step, start: Path, place: Path) -> Undisturbed:
@@ -183,7 +184,8 @@ def _become(work: Callable[[], Any], log: Path) -> None:
     status = 1
     try:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1), os.dup2(file, 2)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
         work()
         status = 0
     except BaseException as error:

@@ -8,6 +8,7 @@ Parts, each a file of its own:
     fuzzed    every reader of files is given mutated ones (benchmarks/_faults_fuzzed.py)
     flipped   one bit changes in checkpoints, exports, stores and runs (benchmarks/_faults_flipped.py)
     kills     every step is killed, and given again (benchmarks/_faults_kills.py)
+    hashing   what hashes cost (benchmarks/_faults_hashing.py)
 
 There is no peer. A table for each part says what was tried and what came of it. The last line is one JSON object:
 `fuzzed`, the mutations that were read; `untyped`, those that ended in anything but a UserError of one line; `hangs`;
@@ -23,6 +24,7 @@ import tyro
 
 from benchmarks._faults_flipped import run_flipped
 from benchmarks._faults_fuzzed import run_fuzzed
+from benchmarks._faults_hashing import run_hashing
 from benchmarks._faults_kills import run_kills
 
 
@@ -36,6 +38,8 @@ class Args:
     """Bits."""
     kills: int = 240
     """Of all steps together."""
+    hashed: int = 256
+    """Megabytes of the checkpoint and the store by which the cost of hashes is measured; 0: it is not."""
     only: str | None = None
     """Kill this step alone."""
     seed: int = 0
@@ -44,15 +48,18 @@ class Args:
 
 def main(args: Args) -> None:
     """Print a table for each part, then the figures as JSON."""
-    figures: dict[str, int] = {}
+    figures: dict[str, float] = {}
     if args.kills:  # first, for it forks: no other part may have started threads or JAX
         figures |= run_kills(args.kills, args.seed, args.only)
     if args.flips:
         figures |= run_flipped(args.flips, args.seed)
     if args.mutations:
         figures |= run_fuzzed(args.mutations, args.seed)
+    faults = dict(figures)
+    if args.hashed:
+        figures |= run_hashing(args.hashed)
     print(json.dumps(figures))
-    if any(value for name, value in figures.items() if name not in ("fuzzed", "flipped", "kills")):
+    if any(value for name, value in faults.items() if name not in ("fuzzed", "flipped", "kills")):
         sys.exit(1)
 
 

@@ -10,7 +10,19 @@ import pytest
 
 @pytest.mark.parametrize("step", ["build_store", pytest.param("train", marks=pytest.mark.slow)])
 def test_nothing_is_lost_torn_or_left(step):
-    command = [sys.executable, "-m", "benchmarks.faults", "--kills", "3", "--flips", "0", "--mutations", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.faults",
+        "--kills",
+        "3",
+        "--flips",
+        "0",
+        "--mutations",
+        "0",
+        "--hashed",
+        "0",
+    ]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([*command, "--only", step], capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
