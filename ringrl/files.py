@@ -242,6 +242,7 @@ def find_recorded(recorded: Mapping[str, str | None], folder: Path) -> str:
     """
     given, absolute, relative = (recorded[key] for key in ("given", "absolute", "relative"))
     assert given is not None
-    candidates = [] if absolute is None or relative is None else [Path(absolute), folder.resolve() / relative]
-    found = next((os.path.normpath(path) for path in candidates if path.exists()), given)
-    return given if Path(given).expanduser().resolve() == Path(found).resolve() else found
+    # os.path's functions, for which a name that no file system takes is one of no file.
+    candidates = [] if absolute is None or relative is None else [absolute, os.path.join(folder.resolve(), relative)]
+    found = next((os.path.normpath(path) for path in candidates if os.path.exists(path)), given)
+    return given if os.path.realpath(os.path.expanduser(given)) == os.path.realpath(found) else found

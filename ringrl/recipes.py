@@ -42,9 +42,9 @@ def find(kind: str, name: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: no such file or recipe; the message names the nearest recipes and lists all.
     """
-    suffix, path = SUFFIXES[kind], Path(name).expanduser()
+    suffix, path = SUFFIXES[kind], Path(os.path.expanduser(name))
     shipped = _shipped(kind)
-    if path.is_file():
+    if os.path.isfile(path):  # False also of a name that no file system takes
         return path.resolve()
     if path.suffix in (suffix, ".yml") or len(path.parts) > 1:
         # `configs/demo.yaml` is how the documentation names a shipped config; it works outside a checkout as well.

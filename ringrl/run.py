@@ -21,6 +21,7 @@ A run without run.json, schema 0, names its agent in config.yaml, and calls an a
 """  # noqa: E501  # a table
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -92,7 +93,7 @@ class RunDirectory(RunTables):
     @property
     def exists(self) -> bool:
         """Whether there is a run."""
-        return self.config_file.exists()
+        return os.path.exists(self.config_file)  # False also of a name that no file system takes
 
     # Training
 

@@ -12,7 +12,10 @@ from benchmarks import _faults_fuzzed
 from benchmarks._faults_fuzzed import fuzz, fuzz_in_process
 from benchmarks._faults_mutations import mutate
 from benchmarks._faults_readers import READERS, Reader
+from ringrl import recipes
 from ringrl.errors import UserError
+from ringrl.files import find_recorded
+from ringrl.run import RunDirectory
 
 SLOW = ("minari", "export", "page")  # tens of milliseconds to seconds a file
 
@@ -64,3 +67,11 @@ def test_mutations_are_many_and_those_of_a_seed_the_same():
 def test_a_message_is_one_line_of_text_for_any_terminal():
     message = str(UserError("a\nb\x1b[31m c\u2028d \ud800 é"))
     assert message == "a b [31m c d   é" and len(str(UserError("x" * 10**6))) < 5000
+
+
+@pytest.mark.parametrize("name", ["x" * 2000, "~nobody-of-that-name/x", f"{'y' * 300}/z"])
+def test_names_that_no_file_system_takes_are_names_of_no_file(name, tmp_path):
+    with pytest.raises(UserError, match="no such file|no recipe of that name"):
+        recipes.find("configs", name)
+    assert find_recorded({"given": name, "absolute": name, "relative": name}, tmp_path) == name
+    assert not RunDirectory(tmp_path / name).exists
