@@ -34,11 +34,12 @@ class DamagedError(UserError):
     """A file is missing, or is not what was written."""
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, *, staging: Path | None = None) -> None:
     """Write the manifest of all that is in a finished folder; everything is on the disk then, not only in memory.
 
     Args:
         folder: with its subfolders; no other process writes in it.
+        staging: the folder of the manifest's temporary file, where `folder` may survive a kill; default: `folder`.
 
     Raises:
         OSError: a file cannot be read, or the manifest not be written.
@@ -48,7 +49,7 @@ def seal(folder: Path) -> None:
     with ThreadPoolExecutor(_THREADS) as threads:
         hashes = list(threads.map(lambda name: _sync_and_hash(folder / name), names))
     size = sum((folder / name).stat().st_size for name in names)
-    _write(folder, dict(zip(names, hashes, strict=True)), f"# ringrl: {len(names)} files, {size} bytes\n")
+    _write(folder, dict(zip(names, hashes, strict=True)), f"# ringrl: {len(names)} files, {size} bytes\n", staging)
 
 
 def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -204,9 +205,9 @@ def _is_inside(name: str) -> bool:
     return "\0" not in name and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
 
 
-def _write(folder: Path, sums: Mapping[str, str], head: str = "") -> None:
+def _write(folder: Path, sums: Mapping[str, str], head: str = "", staging: Path | None = None) -> None:
     lines = "".join(f"{value}  {name}\n" for name, value in sorted(sums.items()))
-    write_bytes(folder / MANIFEST, f"{head}{lines}".encode())
+    write_bytes(folder / MANIFEST, f"{head}{lines}".encode(), staging=staging)
 
 
 def _staged(folder: Path, name: str, expected: str) -> Path:

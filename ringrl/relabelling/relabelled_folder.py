@@ -240,7 +240,7 @@ def _publish(job: RelabelJob, work: Path, own: Path, out: Path, overwrite: bool)
     """Rename the work folder to `out`."""
     check_replaceable(out, RELABEL, overwrite)
     try:
-        seal(work)
+        seal(work, staging=own)
         replace_folder(out, work, aside=own / "old")
     except OSError as error:
         if job.made(out):
