@@ -52,7 +52,9 @@ def _jobs(name: str) -> tuple[Job, ...]:
             "motion_dpt",
             data,
             where | hidden | _STUDENT[name] | {"agent.teacher": f"{RUNS}/{teacher}-seed{{seed}}"},
-            evaluations=tuple(f"--task {task} {shown} --context {_ROOM[name]}" for task in TASKS[name]),
+            evaluations=tuple(
+                f"--task {task} {how} --context {_ROOM[name]}" for task in TASKS[name] for how in (_ALONE, shown)
+            ),
             after=(teacher,),
         ),
         Job(
@@ -60,7 +62,7 @@ def _jobs(name: str) -> tuple[Job, ...]:
             "motion_fb",
             data,
             where | {"data.task": TASKS[name][0]},
-            evaluations=tuple(f"--task {task} {shown}" for task in TASKS[name]),
+            evaluations=tuple(f"--task {task} {how}" for task in TASKS[name] for how in (_ALONE, shown)),
         ),
     )
 
