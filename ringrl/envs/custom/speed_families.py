@@ -60,7 +60,7 @@ class _Bounds:
 def _near(members: np.ndarray, canonical: np.ndarray) -> np.ndarray:
     """Whether the same is asked for, by about the same bounds."""
     close = np.abs(members - canonical) < _NEAR * np.abs(canonical)
-    return np.where(canonical == 0, members == 0, close).all(axis=1)
+    return np.all(np.where(canonical == 0, members == 0, close), axis=1)
 
 
 def _family(bounds: _Bounds, canonical: dict[str, tuple[float, float]]) -> RewardFamily:
