@@ -266,7 +266,8 @@ def _trials_card(analysis: Analysis, series: Series) -> dict[str, Any]:
 def _shown_card(curve: DemonstrationCurve) -> dict[str, Any]:
     state = {True: "up", False: "down", None: "flat"}[curve.above("first")]
     unit, number = f"after {curve.numbers[-1]} demonstrations", cell("", curve.points["first"][-1])
-    return {"label": curve.label, "number": number, "unit": unit, "state": state, "verdict": curve.finding("first")}
+    words = curve.finding("first").removeprefix(f"{curve.label}, ")
+    return {"label": curve.label, "number": number, "unit": unit, "state": state, "verdict": words}
 
 
 def unbroken(text: str) -> str:
