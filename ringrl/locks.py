@@ -15,7 +15,9 @@ from ringrl.errors import UserError, unwritable
 _log = logging.getLogger(__name__)
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_taken: set[int] = set()  # the open files whose locks this process has
+_taken: dict[
+    int, list[Path]
+] = {}  # the open files whose locks this process has: each one's path, and folders made for it
 
 
 @contextmanager
@@ -39,15 +41,26 @@ def exclusive(lock: Path, *, of: Path | None = None, wait: bool = False) -> Iter
     file = _try_lock(lock, of or lock, wait)
     while file is None:
         file = _try_lock(lock, of or lock, wait)
+    _taken[file] = [lock, *missing]
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        _taken.discard(file)
-        os.close(file)
-        with suppress(OSError):  # one is not empty, so that those above it are not either
-            for folder in missing:
-                folder.rmdir()
+        _release(file)
+
+
+def release_all() -> None:
+    """Free all locks of this process, which is about to end at once (`os._exit`), and remove their files."""
+    for file in list(_taken):
+        _release(file)
+
+
+def _release(file: int) -> None:
+    lock, *made = _taken.pop(file)
+    lock.unlink(missing_ok=True)
+    os.close(file)
+    with suppress(OSError):  # one is not empty, so that those above it are not either
+        for folder in made:
+            folder.rmdir()
 
 
 def _try_lock(lock: Path, of: Path, wait: bool) -> int | None:
@@ -61,7 +74,7 @@ def _try_lock(lock: Path, of: Path, wait: bool) -> int | None:
         return None
     except OSError as error:
         raise unwritable(of, error) from error
-    _taken.add(file)
+    _taken[file] = [lock]
     try:
         if _flock(file, lock, wait) and os.path.samestat(os.fstat(file), lock.stat()):
             _write_owner(file)
@@ -93,7 +106,7 @@ def _flock(file: int, lock: Path, wait: bool) -> bool:
 
 
 def _close(file: int) -> None:
-    _taken.discard(file)
+    _taken.pop(file)
     os.close(file)
 
 

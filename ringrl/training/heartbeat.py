@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 
 from ringrl.errors import UserError
+from ringrl.locks import release_all
 
 # Messages, a line each: a heartbeat; the end of all, with its reason; the regular end of this process.
 BEAT, END, FINISHED = b".", b"end ", b"finished"
@@ -126,6 +127,7 @@ class Heartbeat:
             deadline = time.monotonic() + _END_SECONDS
             for peer in self._peers:
                 _wait_until_closed(peer, deadline)
+        release_all()
         os._exit(1)
 
     def _send(self, message: bytes) -> None:

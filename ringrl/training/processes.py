@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int64
 
 from ringrl.errors import UserError
+from ringrl.locks import release_all
 from ringrl.training.heartbeat import Heartbeat, connect, listen, wait_for_host
 
 T = TypeVar("T")
@@ -238,4 +239,5 @@ def _end(heartbeat: Heartbeat, error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     heartbeat.fail(message)
+    release_all()
     os._exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -16,6 +16,7 @@ from ringrl.agent import make_agent
 from ringrl.batch import LABELLED_BATCH_SCHEMA
 from ringrl.envs import family_of
 from ringrl.errors import UserError
+from ringrl.manifest import replace_together
 from ringrl.model.transformer import make_attend
 from ringrl.run import RunDirectory
 from ringrl.store.episode_store import open_store
@@ -124,7 +125,7 @@ def test_a_run_goes_on_by_what_its_data_are_not_by_the_members_that_were_drawn(f
     began = run.dataset()
 
     def go_on(**changes):
-        run.dataset_file.write_text(json.dumps(began | changes))
+        replace_together(run.path, {run.dataset_file.name: json.dumps(began | changes).encode()})
         ringrl.train(None, "training.steps=1", resume=run.path)
         return run.dataset()
 

@@ -195,7 +195,7 @@ def test_a_run_is_evaluated_after_demonstrations(run, tiny_store):
     options = {"trials": 2, "envs": 2, "demonstrations": tiny_store, "trajectories": 3}
     table = evaluate(run, **options).read_text().splitlines()
     rows = [line.split(",") for line in table if line.startswith("forward_backward")]
-    assert len(rows) == 4 and {row[-1] for row in rows} == {"3"}
+    assert len(rows) == 4 and {row[-2] for row in rows} == {"3"}
     about = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert about["trajectories"] == [3] and about["dropped"]["rows"] == []
 

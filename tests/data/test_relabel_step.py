@@ -56,7 +56,7 @@ def test_the_files_are_kept_but_for_the_rewards(step, folder, tmp_path, capsys):
     about = json.loads((out / "relabel.json").read_text())
     assert (about["domain"], about["mode"]) == ("cartpole", "exact") and about["mujoco"]
     assert about["ringrl"] == __version__
-    assert sorted(path.name for path in out.iterdir()) == ["buffer", "relabel.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["SHA256SUMS", "buffer", "relabel.json"]
     assert describe_folder(out).tasks == ("cartpole_balance", "cartpole_swingup")
 
 

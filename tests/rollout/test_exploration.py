@@ -8,6 +8,7 @@ import pytest
 
 from ringrl.cli.run_verbs import EvaluateVerb
 from ringrl.errors import UserError
+from ringrl.manifest import replace_together
 from ringrl.policy import RolloutSetting
 from ringrl.returns import read_returns
 from ringrl.rollout.evaluate import evaluate
@@ -150,5 +151,5 @@ def test_a_table_without_the_column_is_read(run):
     table = evaluate(run, trials=1, reference=False)
     with table.open() as file:
         lines = [row[:-1] for row in csv.reader(file)]
-    table.write_text("\n".join(",".join(line) for line in lines) + "\n")
+    replace_together(table.parent, {table.name: "\n".join(",".join(line) for line in [*lines, ""]).encode()})
     assert {row.explored for row in read_returns(table)} == {0}

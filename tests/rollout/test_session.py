@@ -8,6 +8,7 @@ import pytest
 from ringrl.config import parse_config
 from ringrl.envs import make_vector
 from ringrl.errors import UserError
+from ringrl.manifest import replace_together
 from ringrl.policy import RolloutSetting
 from ringrl.rollout.evaluate import load_evaluated
 from ringrl.rollout.session import Session
@@ -108,7 +109,7 @@ def test_it_has_the_context_and_the_target_that_the_evaluation_has(tmp_path, tin
     assert loaded.spec == load_evaluated(tmp_path / "run", "latest", {}).agent.spec
     assert (loaded.target, loaded.spec.context_steps) == (7.0, 1)
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("context: 9", "context: 2"))
+    replace_together(config.parent, {config.name: config.read_bytes().replace(b"context: 9", b"context: 2")})
     with pytest.raises(UserError, match=r"evaluation.context \(--context\) is 2: a step of this agent takes 5 tokens"):
         load_agent(tmp_path / "run")
 

@@ -42,7 +42,8 @@ def test_a_frame_is_the_state_after_each_agent_step_of_the_trials(tmp_path):
         env={"MUJOCO_GL": "egl", "JAX_PLATFORMS": "cpu", "PATH": ""},
         capture_output=True,
     )
-    assert [float(line) for line in done.stdout.split()] == [float(second) for second in range(1, 11)] * 2
+    tried, *shown = map(float, done.stdout.split())  # that it can render is tried first
+    assert tried == 0 and shown == [float(second) for second in range(1, 11)] * 2
     assert 2 <= len(imageio.v3.imread(path)) <= 20  # equal frames are one in a GIF
     assert [each.name for each in tmp_path.iterdir()] == ["film.gif"]
 

@@ -20,6 +20,9 @@ from ringrl.training.mesh import make_mesh
 VALUES = {"step": np.int32(7), "params": {"kernel": np.arange(64, dtype=np.float32).reshape(8, 8)}}
 ONE = MeshConfig()
 
+# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which may be in the next test.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def place(mesh: MeshConfig, values: dict = VALUES) -> dict:
     """`values` on a mesh, the matrix spread over all of it."""
@@ -108,12 +111,6 @@ def as_of_format_2(folder) -> None:
     (folder / "metrics/metrics").write_text(json.dumps({"loss": loss}))
 
 
-# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, and `complaint` does that
-# lest another test be blamed.
-leaves_coroutines = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@leaves_coroutines
 def test_a_damaged_checkpoint_without_hashes_is_named(saved, tmp_path):
     run, folder = broken(saved, tmp_path)
     for path in (folder / "state").rglob("*"):
@@ -125,7 +122,6 @@ def test_a_damaged_checkpoint_without_hashes_is_named(saved, tmp_path):
     assert f"{folder}: cannot be read (" in complaint(run)
 
 
-@leaves_coroutines
 def test_a_checkpoint_of_another_model_is_refused(saved):
     like = {"step": jnp.int32(0), "params": {"kernel": jnp.zeros((8, 4))}}
     assert "cannot be read (" in complaint(saved, like)
