@@ -15,9 +15,8 @@ from ringrl.errors import UserError, unwritable
 _log = logging.getLogger(__name__)
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-_taken: dict[
-    int, list[Path]
-] = {}  # the open files whose locks this process has: each one's path, and folders made for it
+# The open files whose locks this process has: each one's path, and the folders that were made for it.
+_taken: dict[int, list[Path]] = {}
 
 
 @contextmanager

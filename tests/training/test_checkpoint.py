@@ -20,7 +20,8 @@ from ringrl.training.mesh import make_mesh
 VALUES = {"step": np.int32(7), "params": {"kernel": np.arange(64, dtype=np.float32).reshape(8, 8)}}
 ONE = MeshConfig()
 
-# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which may be in the next test.
+# Orbax leaves coroutines behind when a restore fails; they complain when they are collected, which may be in another
+# test.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 

@@ -52,7 +52,8 @@ class AblationEffect:
         if self.matters is None:
             few = self.seeds * self.envs < PAIRS_FOR_VERDICT
             why = f"too few environments ({self.seeds * self.envs}) to tell" if few else "no difference shown"
-            return f"{words.removesuffix(',')}: {why} in the {last} trial (intact minus ablated {show(self.cost, signed=True)})."
+            difference = show(self.cost, signed=True)
+            return f"{words.removesuffix(',')}: {why} in the {last} trial (intact minus ablated {difference})."
         cost = self.cost if self.matters else Estimate(-self.cost.value, -self.cost.high, -self.cost.low)
         number, _, interval = show(cost).partition(" ")
         return f"{words} the {last} trial earns {number} {'less' if self.matters else 'more'} {interval}."
