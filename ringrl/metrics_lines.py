@@ -9,14 +9,13 @@ from ringrl.errors import UserError
 from ringrl.readers import parse_json
 from ringrl.run_records import MetricsRecord
 
-_CHECKSUM = b', "crc32": '
 _ADVICE = "mend or delete the line"
 
 
 def format_line(entry: Mapping[str, int | float]) -> bytes:
     """The line of `entry`, with its end."""
     body = json.dumps(dict(entry)).encode()
-    return body[:-1] + _CHECKSUM + str(zlib.crc32(body)).encode() + b"}\n"
+    return body[:-1] + b', "crc32": ' + str(zlib.crc32(body)).encode() + b"}\n"
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
@@ -26,8 +25,10 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
         UserError: it is no line of numbers, or not what was written; names `where`.
     """
     entry = dict(parse_json(line, MetricsRecord, where, _ADVICE))
-    body, written, checksum = line.rpartition(_CHECKSUM)
-    if written and checksum.strip() != f"{zlib.crc32(body + b'}')}}}".encode():
+    body, _, last = line.rpartition(b', "')
+    name, _, value = last.partition(b'": ')
+    right = value.strip() == f"{zlib.crc32(body + b'}')}}}".encode()
+    if right != (name == b"crc32"):  # a checksum by another name is one whose name was damaged
         raise UserError(f"{where}: has changed since it was written; {_ADVICE}")
     entry.pop("crc32", None)
     return entry
