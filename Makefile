@@ -6,12 +6,13 @@ READY := .venv/.ready
 # The workers share the cores, so each one's NumPy products stay on a single thread.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint bench results results-small clean
+.PHONY: help demo test test-all lint audit bench results results-small clean
 
 help:
 	@echo "make demo      collect, train, evaluate and report on real dm_control, in a few minutes"
 	@echo "make test      the tests; make test-all adds the slow ones"
 	@echo "make lint      ruff and pyright"
+	@echo "make audit     licences of all that is installed, and what is known of its vulnerabilities"
 	@echo "make bench     every benchmark against its peer"
 	@echo "make results-small  return against trajectories in the context, one seed, in some 12 minutes"
 	@echo "make results   all rows of docs/results.md, three seeds, in 8 hours"
@@ -29,6 +30,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# pip-audit has an environment of its own, for it is no dependency. --strict: what it cannot find out about is a failure.
+audit: $(READY)
+	$(BIN)/python .ci/licences.py
+	test -x .venv/audit/bin/pip-audit || $(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.9"
+	$(BIN)/python -m pip list --disable-pip-version-check --format=freeze --exclude-editable > .venv/audit/installed.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement .venv/audit/installed.txt
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"

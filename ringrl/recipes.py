@@ -8,13 +8,14 @@ and its copy is as old as the install, which is why the checkout comes first.
 import ast
 import difflib
 import hashlib
+import importlib.machinery
 import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from ringrl.errors import UserError
 from ringrl.files import atomic_file
@@ -87,6 +88,19 @@ def copy(name: str, destination: str | os.PathLike[str]) -> Path:
     return target
 
 
+def is_shipped(kind: str, source: bytes) -> bool:
+    """Whether a shipped recipe of that kind has this very source."""
+    return any(path.read_bytes() == source for path in _shipped(kind).values())
+
+
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Runs a file's source, never compiled code beside it (`__pycache__`), which nothing binds to that source."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load(kind: str, name: str | os.PathLike[str]) -> ModuleType:
     """Runs a recipe's file as a module and returns it; a second call with the same file returns the same module.
 
@@ -100,9 +114,10 @@ def load(kind: str, name: str | os.PathLike[str]) -> ModuleType:
     module_name = f"ringrl_{kind}_{path.stem}_{hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:8]}"
     if module_name in sys.modules:
         return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise UserError(f"{path}: not a Python file; {kind} are loaded from .py files")
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_SourceLoader(module_name, str(path)))
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

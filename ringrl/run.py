@@ -42,6 +42,7 @@ from ringrl.readers import ObjectRecord, read_json, read_yaml
 from ringrl.run_records import RunRecord, TrainedOnRecord, VersionedRecord
 from ringrl.run_tables import RunTables
 from ringrl.sampling.normalizer import Normalizer
+from ringrl.trust import remember_trained, require_trusted, require_trusted_config
 
 if TYPE_CHECKING:  # which imports JAX
     from ringrl.agent import AgentDescription
@@ -117,8 +118,9 @@ class RunDirectory(RunTables):
         """
         known, files = self._record() if self.exists else None, {}
         if known is None:
-            source = recipes.find("agents", config.agent.name).read_bytes()
-            files[self.agent_file] = source
+            file = recipes.find("agents", config.agent.name)
+            files[self.agent_file] = source = file.read_bytes()
+            remember_trained(source, file, config.data.task)
             agent = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source))
         else:
             agent = known["agent"]
@@ -148,7 +150,8 @@ class RunDirectory(RunTables):
         """The run's configuration, its agent being the run's own copy, and its store where it is found now.
 
         Raises:
-            UserError: there is no run, its configuration is wrong, or its copy of the agent is not what was recorded.
+            UserError: there is no run, its configuration is wrong, or its copy of the agent is not what was recorded,
+                or is not trusted (`ringrl.trust`).
         """
         if not self.exists:
             raise UserError(
@@ -161,19 +164,22 @@ class RunDirectory(RunTables):
             recorded: dict[str, Any] = dict(record["store"])
             values["agent"]["name"] = str(verify_source(self.agent_file, record["agent"]))
             values["data"]["store"] = find_recorded(recorded, self.path)
+        require_trusted_config(values)
         return parse_config(values, str(self.config_file))
 
     def with_own_agent(self, config: RunConfig) -> RunConfig:
         """`config` with the run's copy of its agent; unchanged where there is no copy yet.
 
         Raises:
-            UserError: `config` names another agent than the run has, or the copy is not what was recorded.
+            UserError: `config` names another agent than the run has, or the copy is not what was recorded, or is not
+                trusted (`ringrl.trust`).
         """
         record = self._record() if self.exists else None
         if record is None or config.agent.name == str(self.agent_file):
             return config
         agent = record["agent"]
         copy = verify_source(self.agent_file, agent)
+        require_trusted(copy)
         if config.agent.name != agent.name:
             if sha256(recipes.find("agents", config.agent.name).read_bytes()) != agent.sha256:
                 raise UserError(f"{self.path}: its agent is {agent.name}, not {config.agent.name}; name a new run")

@@ -33,6 +33,14 @@ def pytest_sessionstart(session):
         compile_cache.prune()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_record_of_trust(tmp_path_factory):
+    """What tests train with is not remembered as trusted by who runs them (`ringrl.trust`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly(request):
     """In the folders of COMPILED_QUICKLY, XLA optimises little, also in the processes that tests start."""

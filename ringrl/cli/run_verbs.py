@@ -70,6 +70,8 @@ class TrainVerb:
     """Continue this run from its newest checkpoint, under its own configuration; a.b=c changes settings of it."""
     strict: bool = False
     """With --resume: stop where the newest checkpoint is damaged, instead of going back to the newest good one."""
+    trust: bool = False
+    """With --resume: run the program that is the run's agent, whoever wrote it (SECURITY.md)."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where many processes train together and no launcher that JAX knows has started them."""
     processes: int | None = None
@@ -89,7 +91,7 @@ class TrainVerb:
             config, overrides = self.config, self.overrides
             if self.resume is not None and config is not None and "=" in config:  # there is no CONFIG before it
                 config, overrides = None, (config, *overrides)
-            run = train(config, *overrides, out=self.out, resume=self.resume, strict=self.strict)
+            run = train(config, *overrides, out=self.out, resume=self.resume, strict=self.strict, trust=self.trust)
             if is_first():
                 print(f"run: {run}")
 
@@ -150,13 +152,16 @@ class EvaluateVerb:
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
     out: Path | None = None
     """Folder of the tables, instead of RUN/evaluation where that can only be read; `ringrl report` takes it as RUN."""
+    trust: bool = False
+    """Run the program that is the run's agent, whoever wrote it (SECURITY.md)."""
 
     def run(self) -> None:
         """Roll out, and print the tables' paths. Raises UserError for options that exclude each other."""
         self._check()
         from ringrl.training.processes import is_first, joined
+        from ringrl.trust import trusting
 
-        with joined(self.coordinator, self.processes, self.process):
+        with joined(self.coordinator, self.processes, self.process), trusting(self.trust):
             for table in self._tables():
                 if is_first():
                     print(f"returns: {table}")
@@ -208,15 +213,19 @@ class ExportVerb:
     """Stop where the latest checkpoint is damaged, instead of going back to the newest good one."""
     overwrite: bool = False
     """Replace an earlier export."""
+    trust: bool = False
+    """Run the program that is the run's agent, whoever wrote it (SECURITY.md)."""
 
     def run(self) -> None:
         """Write the two files."""
         from ringrl.run import RunDirectory
         from ringrl.training.export import export
         from ringrl.training.trained_model import load_model
+        from ringrl.trust import trusting
 
         run = RunDirectory(self.run_directory)
-        config = run.config()
+        with trusting(self.trust):
+            config = run.config()
         model, step = load_model(run.path, config, run.dataset()["sizes"], _strictly(run.path, self.step, self.strict))
         print(f"export: {export(model, config, step, run.path, self.out or run.export, overwrite=self.overwrite)}")
 

@@ -26,6 +26,21 @@ _ROOM = 2**28  # bytes that stay free on the disk where a server does not announ
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https, and from https to https alone."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if after not in ("http", "https") or (before == "https" and after == "http"):
+            raise UserError(
+                f"{req.full_url}: the server redirects to {newurl}, which is not encrypted, so that anyone on the way "
+                "could change the file; ask who runs the server, or give that address itself if you accept this"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class _Interrupted(Exception):
     """The connection ended early. The bytes in the partial file are good, or were removed: ask again."""
 
@@ -65,9 +80,9 @@ def fetch(
         What the server says of the file, with its size.
 
     Raises:
-        UserError: in one line: if the server refuses, contradicts itself about the length, or sends more than it
-            announced; if the disk is too full, or becomes so where no size is announced; or if the retries are used
-            up, with what to do.
+        UserError: in one line: if the server refuses, redirects from https to what is not encrypted, contradicts itself
+            about the length, or sends more than it announced; if the disk is too full, or becomes so where no size is
+            announced; or if the retries are used up, with what to do.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: not an http or https address")
@@ -99,7 +114,7 @@ def _receive(url: str, partial: Path, copies: int, timeout: float, on_progress: 
         if known.validator:
             request.add_header("If-Range", known.validator)
     try:
-        with urllib.request.build_opener().open(request, timeout=timeout) as reply:
+        with urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout) as reply:
             remote, start = _parse_reply(reply, url, partial, known, have)
             if remote.size is not None:
                 require_space(partial.parent, copies * remote.size - start)

@@ -18,6 +18,7 @@ from ringrl.rollout.video import check_film, record
 from ringrl.run_tables import RETURNS
 from ringrl.store.episode_store import open_store
 from ringrl.training.processes import is_first
+from ringrl.trust import trusting
 
 
 def evaluate(
@@ -42,6 +43,7 @@ def evaluate(
     explore_correlation: float | None = None,
     mesh: Mapping[str, int] | None = None,
     out: Path | None = None,
+    trust: bool = False,
 ) -> Path:
     """Roll a checkpoint of the run out; None takes the run's own setting. Returns the path of returns.csv.
 
@@ -62,10 +64,12 @@ def evaluate(
     `explore`: the first so many trials act at random, with `explore_correlation` (`ringrl.rollout.exploration`).
     `out`: the folder of the tables, instead of the run's evaluation/, where that can only be read; a report on `out` is
     one on the run.
+    `trust`: run the agent that the run brings along, whoever wrote it; otherwise there is a question, or an error,
+    where it is neither shipped nor known to this user (`ringrl.trust`).
 
-    Raises UserError where the run or a setting is wrong, or another process is writing returns.csv; for seeds of
-    training tasks; for a given target or context of an agent that has none; and for demonstrations that the agent
-    cannot be shown.
+    Raises UserError where the run or a setting is wrong, or another process is writing returns.csv; for an agent that
+    is not trusted; for seeds of training tasks; for a given target or context of an agent that has none; and for
+    demonstrations that the agent cannot be shown.
 
     Example:
         >>> import ringrl
@@ -79,7 +83,8 @@ def evaluate(
     given |= {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}
     if video is not None and jax.process_count() > 1:
         raise UserError("--video: is made by one process; leave it out, or roll out with --processes 1")
-    trained = load_evaluated(run, checkpoint, given, task, out)
+    with trusting(trust):
+        trained = load_evaluated(run, checkpoint, given, task, out)
     if video is not None:
         check_film(video, trained.task)
     starts, about = demonstrated(trained, demonstrations, [trajectories], order, apart)

@@ -24,6 +24,7 @@ from ringrl.run import RunDirectory
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.training.export import is_export, load_export
 from ringrl.training.mesh import rollout_mesh
+from ringrl.trust import trusting
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,7 @@ def load_agent(
     *,
     mesh: Mapping[str, int] | None = None,
     cache_dtype: str | None = None,
+    trust: bool = False,
 ) -> TrainedAgent:
     """A trained agent, to be rolled out in any environment of the observations and actions it was trained on.
 
@@ -179,10 +181,12 @@ def load_agent(
             processes the run's mesh alone, which must be of all their devices.
         cache_dtype: in which the context's keys and values are kept: `float32`, `bfloat16` or `int8`. Default: the
             config's `evaluation.cache_dtype`, or the model's compute dtype.
+        trust: run the agent that the folder brings along, whoever wrote it; otherwise there is a question, or an error,
+            where it is neither shipped nor known to this user (`ringrl.trust`).
 
     Raises:
-        UserError: there is no run, no such checkpoint, a run that has no policy, such as a language model's, or a mesh
-            of more devices than there are.
+        UserError: there is no run, no such checkpoint, a run that has no policy, such as a language model's, a mesh of
+            more devices than there are, or an agent that is not trusted.
 
     Example:
         >>> import ringrl
@@ -200,7 +204,8 @@ def load_agent(
         ((1,), True)
     """
     given = {"mesh": mesh, "cache_dtype": cache_dtype}
-    return load_trained(Path(run), checkpoint, {name: value for name, value in given.items() if value is not None})
+    with trusting(trust):
+        return load_trained(Path(run), checkpoint, {name: value for name, value in given.items() if value is not None})
 
 
 def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> TrainedAgent:

@@ -31,6 +31,7 @@ from ringrl.sampling.normalizer import NormalizerRecord
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import abstract_state, merge_model, split_model
 from ringrl.training.trained_model import refuse_earlier_tokens
+from ringrl.trust import require_trusted_config
 
 WEIGHTS, ABOUT, AGENT = "model.safetensors", "config.json", "agent.py"
 FORMAT = "ringrl export"
@@ -117,8 +118,8 @@ def is_export(path: Path) -> bool:
 def load_export(path: Path) -> tuple[Transformer, RunConfig, ExportRecord]:
     """The model on one device, its run's configuration, and all that config.json says.
 
-    Raises UserError where there is no whole export, the agent's file makes another model now, or its fused tokens are
-    of an earlier ringrl.
+    Raises UserError where there is no whole export, its agent is not trusted (`ringrl.trust`), the agent's file makes
+    another model now, or its fused tokens are of an earlier ringrl.
     """
     sealed = check(path)
     about = read_json(path / ABOUT, ExportRecord, _AGAIN)
@@ -129,6 +130,7 @@ def load_export(path: Path) -> tuple[Transformer, RunConfig, ExportRecord]:
     values, agent = read_earlier(dict(about["config"])), about.get("agent")
     if agent and agent.sha256:
         values |= {"agent": values["agent"] | {"name": str(verify_source(path / AGENT, agent))}}
+    require_trusted_config(values)
     config = parse_config(values, str(path / ABOUT))
     alone = config.model_copy(update={"mesh": type(config.mesh)()})
     decoder = make_decoder(config.agent)

@@ -13,15 +13,12 @@ its reason. JAX's timeout is set longer than this one and stays as the last reso
 """
 
 import os
-import secrets
 import selectors
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 
-from ringrl.errors import UserError
 from ringrl.locks import release_all
 
 # Messages, a line each: a heartbeat; the end of all, with its reason; the regular end of this process.
@@ -146,84 +143,3 @@ def _wait_until_closed(peer: socket.socket, deadline: float) -> None:
             peer.settimeout(max(deadline - time.monotonic(), 0.001))
     except OSError:
         return
-
-
-def wait_for_host(address: str, seconds: float) -> None:
-    """Return as soon as something listens at `address`, HOST:PORT; where nothing does, JAX aborts with a stack trace.
-
-    Raises:
-        UserError: if nothing does within `seconds`.
-    """
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"nothing answers at --coordinator {address} ({error}): is process 0 running?"
-                ) from error
-            time.sleep(0.2)
-
-
-def listen(host: str, count: int, seconds: float) -> tuple[str, Callable[[], dict[socket.socket, int]]]:
-    """Process 0's side of the connections.
-
-    Args:
-        host: the name by which the others reach process 0.
-        count: the number of the others.
-        seconds: in which all should have connected.
-
-    Returns:
-        The address for `connect`, and a function that waits for the others and returns their sockets and numbers; it
-        raises UserError if they have not connected in time.
-    """
-    server = socket.create_server(("", 0), backlog=max(count, 1), dualstack_ipv6=False)
-    token = secrets.token_hex(16)  # a connection that does not begin with it is closed
-    address = f"{host}|{server.getsockname()[1]}|{token}"
-
-    def accept() -> dict[socket.socket, int]:
-        peers: dict[socket.socket, int] = {}
-        deadline = time.monotonic() + seconds
-        with server:
-            while len(peers) < count:
-                server.settimeout(max(deadline - time.monotonic(), 0.001))
-                try:
-                    peer, _ = server.accept()
-                    peer.settimeout(_SEND_SECONDS)
-                    given, _, number = peer.recv(128).strip().partition(b" ")
-                except TimeoutError:
-                    if time.monotonic() < deadline:
-                        continue
-                    missing = sorted(set(range(1, count + 1)) - set(peers.values()))
-                    for peer in peers:
-                        peer.close()
-                    raise UserError(f"processes {missing} did not reach process 0 within {seconds:.0f} s") from None
-                except OSError:  # of a connection that was closed again
-                    continue
-                if secrets.compare_digest(given, token.encode()):
-                    peers[peer] = int(number)
-                else:
-                    peer.close()
-        return peers
-
-    return address, accept
-
-
-def connect(address: str, me: int, seconds: float) -> dict[socket.socket, int]:
-    """The other processes' side: process `me`'s socket, connected with process 0 at the `address` that it gave.
-
-    Raises:
-        UserError: if process 0 cannot be reached.
-    """
-    host, port, token = address.split("|")
-    try:
-        peer = socket.create_connection((host, int(port)), timeout=seconds)
-        peer.sendall(f"{token} {me}\n".encode())
-    except OSError as error:
-        raise UserError(
-            f"process {me} cannot reach process 0 at {host}:{port} ({error}): open the ports between the hosts"
-        ) from error
-    return {peer: 0}

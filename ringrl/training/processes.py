@@ -26,7 +26,8 @@ from jaxtyping import Bool, Int64
 
 from ringrl.errors import UserError
 from ringrl.locks import release_all
-from ringrl.training.heartbeat import Heartbeat, connect, listen, wait_for_host
+from ringrl.training.heartbeat import Heartbeat
+from ringrl.training.rendezvous import addresses_of, bind_address, connect, listen, wait_for_host
 
 T = TypeVar("T")
 
@@ -180,6 +181,8 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
             process,
             cluster_detection_method="deactivate" if coordinator else None,
             initialization_timeout=int(JOIN_SECONDS),
+            # By default it listens on all interfaces; a launcher's name for it says too little to choose one.
+            coordinator_bind_address=bind_address(coordinator) if coordinator and not process else None,
             heartbeat_timeout_seconds=int(2 * heartbeat_timeout) + 10,  # ours is first, with a clearer message
             shutdown_timeout_seconds=60,
         )
@@ -215,12 +218,16 @@ def _service() -> Any:
 
 def _start_heartbeat(timeout: float) -> Heartbeat:
     """Connect every process with process 0, and start to watch the connections."""
-    me = jax.process_index()
+    me, client = jax.process_index(), _service().client
+    host = (_service().coordinator_address or "localhost").rpartition(":")[0].strip("[]")
     if me:
+        client.key_value_set(f"ringrl/addresses/{me}", json.dumps(addresses_of(host)))
         peers = connect(from_first("heartbeat", str), me, JOIN_SECONDS)
     else:
-        host = (_service().coordinator_address or "localhost").rpartition(":")[0].strip("[]")
-        address, accept = listen(host, jax.process_count() - 1, JOIN_SECONDS)
+        others = range(1, jax.process_count())
+        known = [client.blocking_key_value_get(f"ringrl/addresses/{i}", int(JOIN_SECONDS * 1000)) for i in others]
+        seen = [address for addresses in known for address in json.loads(addresses)]
+        address, accept = listen(host, seen, len(others), JOIN_SECONDS)
         from_first("heartbeat", lambda: address)
         peers = accept()
     return Heartbeat(me, peers, timeout)

@@ -9,6 +9,7 @@ from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 from ringrl.training.loop import refuse_existing, run_training
 from ringrl.training.processes import from_first
+from ringrl.trust import trusting
 
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
 _SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
@@ -22,6 +23,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     strict: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Train an agent in a run directory, or continue a run from its newest checkpoint.
 
@@ -33,13 +35,16 @@ def train(
         out: the run directory, which must be new; default `runs/NAME-seedN`.
         resume: a run directory to continue, under its own configuration; then `config` is None.
         strict: refuse to continue where the newest checkpoint is damaged, instead of going back to the newest good one.
+        trust: run the agents that `resume` and `agent.teacher` bring along, whoever wrote them; otherwise there is a
+            question, or an error, where they are neither shipped nor known to this user (`ringrl.trust`).
 
     Returns:
         The run directory. Where many processes train together, all of them call this and return the same.
 
     Raises:
         UserError: a wrong configuration, missing data, a run that exists already or, for `resume`, does not exist, or
-            a change of what a run keeps: its seed, agent, model and data; and while another process trains in it.
+            a change of what a run keeps: its seed, agent, model and data; while another process trains in it; and an
+            agent that is not trusted.
         FloatingPointError: the loss or its gradient is not finite; the message names the step.
 
     Example:
@@ -55,8 +60,9 @@ def train(
         raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG, only a.b=c")
     if resume is None and config is None:
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
-    values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
-    run_training(parse_config(values, run), Path(run), new=resume is None, strict=strict)
+    with trusting(trust):
+        values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
+        run_training(parse_config(values, run), Path(run), new=resume is None, strict=strict)
     return Path(run)
 
 
