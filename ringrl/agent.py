@@ -116,12 +116,18 @@ class Trainer(Protocol):
 
     def updates(self, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
         """Train from `start` gradient steps to the run's last: after each compiled call the gradient steps done, the
-        new state, and float32 scalars, `loss` and `grad_norm` among them. A state is donated to the next call.
+        new state, and float32 scalars, `loss` and `grad_norm` among them, and `weight_max` and `moment_max` of that
+        state (`ringrl.training.soundness.magnitudes`). A state is donated to the next call.
 
         A call ends at every step that is logged or kept. The first batch is read before this returns.
 
         Raises UserError where the settings do not fit the data.
         """
+        ...
+
+    def explain(self, step: int, found: str) -> tuple[str, str]:
+        """For a message on the call that ended at `step`, one of the last two, with metrics of which `found` is said:
+        what is to be said of the step at fault, such as `loss is nan at step 12`, and what its batch was."""
         ...
 
     def rates(self, step: int) -> dict[str, float]:

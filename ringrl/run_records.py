@@ -2,7 +2,7 @@
 
 from typing import Annotated, NotRequired
 
-from pydantic import AfterValidator, with_config
+from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from ringrl.agent_record import AgentRecord
@@ -61,6 +61,15 @@ class DatasetRecord(TypedDict):
     source: list[Count]
     returns: list[float]
     steps: Count
+    notes: NotRequired[list[str]]
+
+
+@with_config(RECORD)
+class CollectedRecord(TypedDict):
+    """What dataset.json says of the environment that the data are of."""
+
+    action_repeat: list[Count]
+    changed_settings: dict[str, dict[str, str]]
 
 
 @with_config(RECORD)
@@ -69,6 +78,8 @@ class TrainedOnRecord(TypedDict):
 
     sizes: Annotated[dict[str, Count], AfterValidator(_check_widths)]
     returns: list[float]
+    lengths: NotRequired[Annotated[list[Count], Field(min_length=2, max_length=2)]]
+    collected: NotRequired[CollectedRecord]
 
 
 @with_config(RECORD)
@@ -83,6 +94,7 @@ class EvaluationRecord(TypedDict, total=False):
     seed: Count
     checkpoint_step: Count
     seconds: float
+    notes: list[str]
 
 
 @with_config(RECORD)

@@ -250,7 +250,7 @@ def test_train_prints_progress_refuses_a_second_run_and_stops_at_nan(ringrl, tin
     wild = ("optimizer.learning_rate=1e30", "optimizer.clip_norm=1e30")
     status, _, err = ringrl("train", tmp_path / "c.yaml", *wild, "--out", tmp_path / "wild")
     assert status == 1 and err.startswith("ringrl: FloatingPointError: ") and err.count("\n") == 1
-    assert "at step 2: lower optimizer.learning_rate" in err
+    assert "weight_max is " in err and " at step 1: lower optimizer.learning_rate (1e+30 there)" in err
 
 
 def test_one_truncated_file_is_named_and_leaves_no_store(tmp_path):

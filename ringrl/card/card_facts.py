@@ -147,6 +147,7 @@ def _coverage(groups: Groups, sample: Sample) -> dict[str, Any]:
         "observation": ranges,
         "action_at_limit": round(float(sample.action_at_limit), 4),
         "discount_zero": round(float(sample.discount_zero), 6),
+        "ending_episodes": sample.ending,
     }
 
 
@@ -168,14 +169,22 @@ def notes(store: Store, card: dict[str, Any], sample: Sample) -> list[str]:
         found.append(f"Observations never change in dimension {_listed(still)} of {store.dims.observation}.")
     if sample.action_at_limit > 0.5:
         found.append(f"{sample.action_at_limit:.0%} of the actions are at the limit, -1 or 1.")
-    if sample.discount_zero:
-        found.append("Some episodes really end (discount 0); others stop at a time limit.")
+    if sample.ending:
+        found.append(_ends(sample.ending, sample.episodes, store.episodes))
     if not store.dims.physics:
         found.append("There are no physics states, so rewards of other tasks cannot be computed from this store.")
     modes = {source.relabelled for source in store.sources} | {store.provenance.get("relabel")}
     if "exorl" in modes:
         found.append("Rewards are ExoRL's own number, which leaves out the action (relabel mode exorl).")
     return found
+
+
+def _ends(ending: int, drawn: int, episodes: int) -> str:
+    """How many episodes really end, of those that were looked at."""
+    looked = "" if drawn == episodes else f" that were looked at, of {episodes:,} in all,"
+    if ending == drawn:
+        return f"All {drawn:,} episodes{looked} really end (discount 0)."
+    return f"{ending:,} of {drawn:,} episodes{looked} really end (discount 0); the others stop at a time limit."
 
 
 def _copies(store: Store) -> int:

@@ -99,7 +99,7 @@ def _counts(card: dict[str, Any]) -> list[tuple[str, str, str]]:
     same = length["min"] == length["max"]
     steps = f"{length['median']:g} each" if same else f"{length['min']:g} to {length['max']:g} each"
     counts = [
-        ("Episodes", f"{card['episodes']:,}", ""),
+        ("Episodes", f"{card['episodes']:,}", _ends(card)),
         ("Steps", _amount(card["steps"]), steps),
         ("Observation", f"{widths['observation']}", f"+ {widths['action']} action"),
         ("Physics state", f"{widths['physics']}", "wide" if widths["physics"] else "none kept"),
@@ -107,6 +107,14 @@ def _counts(card: dict[str, Any]) -> list[tuple[str, str, str]]:
     if card["bytes"] is not None:
         counts.append(("On disk", _bytes(card["bytes"]), f"{card['bytes_per_step']:.0f} B a step"))
     return counts
+
+
+def _ends(card: dict[str, Any]) -> str:
+    """How many episodes really end, of those that were looked at."""
+    ending, drawn = card["coverage"]["ending_episodes"], card["coverage"]["sampled_episodes"]
+    if ending in (0, drawn):
+        return "none really ends" if not ending else "all really end"
+    return f"{ending:,} of {drawn:,}{' drawn' if drawn < card['episodes'] else ''} really end"
 
 
 def _shares(store: Store, groups: Groups) -> list[tuple[str, float]]:

@@ -31,6 +31,7 @@ class Sample:
         ranges: minimum, 5%, median, 95%, maximum of every dimension.
         action_at_limit: share of the actions' numbers that are -1 or 1.
         discount_zero: share of the steps that end an episode for real.
+        ending: the drawn episodes that end so.
     """
 
     episodes: int
@@ -42,6 +43,7 @@ class Sample:
     ranges: Float64[np.ndarray, "5 observation"]
     action_at_limit: float
     discount_zero: float
+    ending: int
 
 
 def draw_sample(
@@ -81,6 +83,7 @@ def draw_sample(
         ranges=np.quantile(observed.astype(np.float64), _LEVELS, axis=0),
         action_at_limit=float(np.mean(limit)),
         discount_zero=float(np.mean(ended)),
+        ending=int(np.count_nonzero(ended)),
     )
 
 

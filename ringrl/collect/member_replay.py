@@ -91,6 +91,11 @@ class MemberReplay:
         index, members = (np.concatenate(each)[these] for each in zip(*draws, strict=True))
         return self.relabelled(index, members)
 
+    def drawn(self, step: int, seed: int) -> Int64[np.ndarray, " batch"]:
+        """The rows in the minibatch of gradient step `step`."""
+        block, inside = divmod(step, _TOGETHER)
+        return self._draw(np.random.default_rng((seed, block)))[0][inside]
+
     def relabelled(
         self, index: Int64[np.ndarray, "*updates batch"], members: Float32[np.ndarray, "*updates batch parameters"]
     ) -> Transitions:

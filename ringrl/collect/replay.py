@@ -83,10 +83,11 @@ class Replay:
 
     def sample_steps(self, start: int, stop: int, seed: int) -> Transitions:
         """The minibatches of the gradient steps `start:stop`, drawn as by `sample`, each a function of (seed, step)."""
-        draws = [
-            np.random.default_rng((seed, step)).integers(self.size, size=self.batch) for step in range(start, stop)
-        ]
-        return self._take(np.stack(draws))
+        return self._take(np.stack([self.drawn(step, seed) for step in range(start, stop)]))
+
+    def drawn(self, step: int, seed: int) -> Int64[np.ndarray, " batch"]:
+        """The rows in the minibatch that `sample_steps` gives of gradient step `step`."""
+        return np.random.default_rng((seed, step)).integers(self.size, size=self.batch)
 
     def take(self, index: Int64[np.ndarray, "*updates batch"]) -> tuple[np.ndarray, ...]:
         """The fields of `Transitions` in rows `index`, new NumPy arrays; rows are in the order of `add_episode`."""

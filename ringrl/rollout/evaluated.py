@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.progress import Progress
 
 from ringrl.config import Ablation, EvaluationConfig
@@ -30,6 +31,7 @@ from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
 from ringrl.rollout.trained_agent import TrainedAgent, agent_and_source, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.run import RunDirectory
+from ringrl.training.data_notes import evaluation_notes, noted, target_notes
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.processes import is_first, wait_for_all
 
@@ -51,11 +53,15 @@ class Evaluated:
         run: where its tables are.
         agent: who acts.
         expert: of retrieval, the agent that is sent, given what is hidden; None: it is the run's own agent.
+        notes: what this environment and the data disagree about.
+        returns: of the data's episodes.
     """
 
     run: RunDirectory
     agent: TrainedAgent
     expert: TrainedAgent | None = None
+    notes: tuple[str, ...] = ()
+    returns: tuple[float, ...] = ()
 
     @property
     def task(self) -> str:
@@ -164,7 +170,7 @@ class Evaluated:
         rows = [list(astuple(each)) for each in dropped]
         columns = [field.name for field in fields(Dropped)]
         facts |= {"task": self.task, "agent": self.agent.name, "dropped": {"columns": columns, "rows": rows}}
-        facts |= split_of(self.task, self.setting.seed) | dict(more)
+        facts |= split_of(self.task, self.setting.seed) | {"notes": list(self.notes)} | dict(more)
         if self.run.tables is not None:  # by which a report finds the run
             facts["run"] = str(self.run.path.resolve())
         path = self.run.write_table(table, results, self.setting.model_dump() | facts)
@@ -183,8 +189,9 @@ def load_evaluated(
     """
     known = {name: value for name, value in given.items() if value is not None}
     run = RunDirectory(path)
-    config, sizes = run.config(), run.dataset()["sizes"]
-    agent_and_source(path, run.label(), config)
+    config, dataset = run.config(), run.dataset()
+    agent, _ = agent_and_source(path, run.label(), config)
+    sizes = dataset["sizes"]
     own = config.data.task
     task, seed = task or own, known.get("seed", config.evaluation.seed)
     if task == own:
@@ -196,9 +203,12 @@ def load_evaluated(
     refuse_unused(trained, known)
     check_exploration(trained, retrieves=is_retrieval(own, task))
     run = RunDirectory(path, None if task == own else task, out)
+    acting, expert = trained.in_task(task), None
+    notes = evaluation_notes(acting.config, agent, dataset, acting.trial_steps())
+    if trained.target is not None and acting.config.evaluation.target is not None:
+        notes += target_notes([acting.config.evaluation.target], np.asarray(dataset["returns"]))
     if is_retrieval(own, task):
-        sent, expert = (as_retrieval(path, trained, task, knows=knows) for knows in (False, True))
-        return Evaluated(run, sent, expert)
-    if is_canonical(own, task):
-        return Evaluated(run, as_canonical(path, trained, task))
-    return Evaluated(run, trained.in_task(task))
+        acting, expert = (as_retrieval(path, trained, task, knows=knows) for knows in (False, True))
+    elif is_canonical(own, task):
+        acting = as_canonical(path, trained, task)
+    return Evaluated(run, acting, expert, tuple(noted(notes)), tuple(dataset["returns"]))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import Ablation, change_section
 from ringrl.errors import UserError
@@ -15,6 +17,7 @@ from ringrl.rollout.evaluable import check_exploration
 from ringrl.rollout.evaluate import demonstrated
 from ringrl.rollout.evaluated import Evaluated, Start, load_evaluated
 from ringrl.run_tables import ABLATION, DEMONSTRATIONS, EXPLORE, TARGETS
+from ringrl.training.data_notes import noted, target_notes
 
 
 def repeat(
@@ -108,7 +111,9 @@ def _for_targets(trained: Evaluated, targets: Sequence[float]) -> _Repetition:
         )
     asked = [change_section(trained.setting, {"target": target}, "--targets").target for target in targets]
     starts = {f"target {each:g}": partial(trained.session, spec=replace(spec, target=each)) for each in asked}
-    return _Repetition(TARGETS, starts, {"target": None, "targets": asked})
+    numbers = [each for each in asked if each is not None]
+    notes = [*trained.notes, *noted(target_notes(numbers, np.asarray(trained.returns)))]
+    return _Repetition(TARGETS, starts, {"target": None, "targets": asked, "notes": notes})
 
 
 def _for_exploration(

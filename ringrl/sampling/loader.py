@@ -80,6 +80,14 @@ def make_loader(
     return closing_at_end(iter(grain.MapDataset.range(start_step, ROWS).map(read).to_iter_dataset(options)))
 
 
+def batch_episodes(
+    sampler: ContextSampler, *, seed: int, step: int, batch: int, steps: int, action_repeat: int, packing: bool
+) -> Int64[np.ndarray, " pieces"]:
+    """The episode of each piece of the contexts in batch `step` of a loader with these settings; nothing is read."""
+    rows = np.arange(batch, dtype=np.int64)
+    return _BatchSampler(sampler, seed, batch, steps, action_repeat, packing, rows)(step).plan.episode
+
+
 def closing_at_end(iterator: grain.DatasetIterator) -> Iterator[Any]:
     """What `iterator` gives; when this is closed or dropped, the iterator's threads end."""
     try:

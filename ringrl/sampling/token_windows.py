@@ -53,18 +53,27 @@ def token_batches(
         raise UserError(f"{tokens.path}: {length:,} tokens of a document do not make a row of {steps:,}")
     if tokens.document is None and length <= steps:
         raise UserError(f"{tokens.path}: {length:,} tokens do not make a row of {steps:,} and the token after it")
-    starts, apart = (length - steps, 1) if tokens.document is None else (len(tokens.ids) // length, length)
 
     def read(element: int) -> dict[str, np.ndarray]:
         step, local = divmod(int(element), len(rows))
-        rng = np.random.default_rng(np.random.SeedSequence([seed, step, int(rows[local])]))
-        return token_row(tokens, int(rng.integers(starts)) * apart, positions, previous)
+        (start,) = row_starts(tokens, rows[[local]], steps, seed, step)
+        return token_row(tokens, int(start), positions, previous)
 
     dataset = grain.MapDataset.range(start_step * len(rows), ROWS).map(read)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch * len(rows))
     batches = dataset.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
     kind = PrecededTokenBatch if previous else TokenBatch
     return closing_at_end(iter(batches.map(lambda arrays: kind(**arrays))))
+
+
+def row_starts(
+    tokens: TokenFile, rows: Int64[np.ndarray, " rows"], steps: int, seed: int, step: int
+) -> Int64[np.ndarray, " rows"]:
+    """The indices in the file of the first tokens of rows of batch `step`; arguments as of `token_batches`."""
+    document = tokens.document
+    starts, apart = (len(tokens.ids) - steps, 1) if document is None else (len(tokens.ids) // document, document)
+    generators = [np.random.default_rng(np.random.SeedSequence([seed, step, int(row)])) for row in rows]
+    return np.array([rng.integers(starts) * apart for rng in generators], np.int64)
 
 
 def token_row(

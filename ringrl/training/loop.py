@@ -8,9 +8,11 @@ from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
+from ringrl.training.data_notes import noted, training_notes
 from ringrl.training.processes import is_first, wait_for_all
+from ringrl.training.soundness import UpdateCheck
 from ringrl.training.state import set_rope_base
-from ringrl.training.tracker import NoTracker, Tracker, check_finite
+from ringrl.training.tracker import NoTracker, Tracker
 from ringrl.training.trained_model import refuse_earlier_tokens
 
 
@@ -30,8 +32,8 @@ def run_training(config: RunConfig, run: Path, *, new: bool = False, strict: boo
     A damaged newest checkpoint is named, and the newest good one used; with `strict` it is an error.
 
     Raises UserError when the data or the tokens are no longer those that the run began with, while another process
-    trains in `run`, and if `new`, where there is a run; and FloatingPointError, naming the step, when the loss or its
-    gradient is not finite.
+    trains in `run`, and if `new`, where there is a run; and FloatingPointError when the loss, its gradient or what the
+    update made of the weights cannot be (`ringrl.training.soundness`), one step later at most and before it is saved.
     """
     with RunDirectory(run).training_alone() if is_first() else nullcontext():
         if new and is_first():  # only now that no other can make one meanwhile
@@ -58,14 +60,17 @@ def _train_alone(config: RunConfig, run: Path, strict: bool) -> None:
         updates = trainer.updates(state, start)  # settings that do not fit the data are found before there is a run
         wait_for_all("ready to train")
         if is_first():
-            directory.write(config, trainer.data.card, trainer.data.normalizer, agent.description)
+            notes = noted(training_notes(config, agent, trainer.data))
+            directory.write(config, trainer.data.card | {"notes": notes}, trainer.data.normalizer, agent.description)
+        check = UpdateCheck(trainer.explain, trainer.step_sizes, start or None)
         with Tracker(run, t.steps, start, directory.label()) if is_first() else NoTracker() as metrics:
             for step, state, values in updates:
                 metrics.advance(step)
                 log, save = (step % every == 0 or step == t.steps for every in (t.log_every, t.checkpoint_every))
-                numbers = check_finite(step, values, trainer.step_sizes) if log or save else {}
+                numbers = check.passed(step, values, now=log or save)
                 if log:
                     metrics.log(step, numbers | trainer.rates(step))
                 if save:
                     about = describe(step, config.seed, trainer.mesh)
                     checkpoints.save(step, trainer.pack(state), about, numbers["loss"])
+                    check.checkpoint = step

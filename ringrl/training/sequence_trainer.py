@@ -11,6 +11,7 @@ from ringrl.agent import Decoder, TrainingData
 from ringrl.config import RunConfig
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.processes import LocalShard, local_shard
+from ringrl.training.soundness import largest_number
 from ringrl.training.state import TrainState, init_state, make_train_step
 from ringrl.training.tracker import Clock
 
@@ -20,6 +21,10 @@ class BatchData(TrainingData, Protocol):
 
     def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of every batch from `start_step` on, without end: arrays [rows, steps, ...] by name."""
+        ...
+
+    def name_batch(self, index: int) -> str:
+        """What the whole batch of an index is made of, such as `episodes 3, 17 of data.store`; for messages."""
         ...
 
 
@@ -77,6 +82,11 @@ class SequenceTrainer:
             clock.count(batch)
             state, values = train_step(state, placed)
             yield step, state, values
+
+    def explain(self, step: int, found: str) -> tuple[str, str]:
+        """See `Trainer`. The batch is read again, this process's part of it."""
+        batch = next(self.data.batches(step - 1, self._shard))
+        return f"{found} at step {step}", f"{self.data.name_batch(step - 1)}, {largest_number(batch)}"
 
     def rates(self, step: int) -> dict[str, float]:
         """Tokens, tokens per second, model FLOPs utilisation and more, see `ringrl.training.tracker.Clock`."""

@@ -17,6 +17,7 @@ from ringrl.model.output_heads import make_head
 from ringrl.model.transformer import Transformer, make_attend
 from ringrl.model_config import rope_base_for
 from ringrl.training.mesh import parameter_shardings
+from ringrl.training.soundness import magnitudes
 
 
 class TrainState(NamedTuple):
@@ -120,6 +121,7 @@ def make_train_step(
             learning_rate = jnp.asarray(schedule(state.step), jnp.float32)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {"loss": total / weight, "grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
+        metrics |= magnitudes(params, optimizer_state)
         metrics["padding"] = jnp.mean(batch["segment_ids"] == 0)  # share of positions that are padding
         return state._replace(step=state.step + 1, params=params, optimizer=optimizer_state), metrics
 

@@ -1,6 +1,5 @@
 """metrics.jsonl, TensorBoard and the progress line; tokens per second and model FLOPs utilisation."""
 
-import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -122,20 +121,6 @@ class NoTracker:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """As `Tracker.log`."""
-
-
-def check_finite(
-    step: int, values: Mapping[str, jax.Array], lower: str = "optimizer.learning_rate"
-) -> dict[str, float]:
-    """The metrics of a step, which are scalars, as numbers.
-
-    Raises FloatingPointError when one is not finite, for nothing after it could be: `lower` names the setting at fault.
-    """
-    numbers = {name: float(value) for name, value in values.items()}
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value} at step {step}: lower {lower}, or check the data")
-    return numbers
 
 
 def _step(line: bytes) -> int:

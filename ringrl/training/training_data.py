@@ -15,17 +15,19 @@ from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
 from ringrl.model.token_ids import TokenIds
 from ringrl.run import RunDirectory
-from ringrl.sampling.loader import make_loader
+from ringrl.sampling.loader import batch_episodes, make_loader
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.samplers import ContextSampler
-from ringrl.sampling.token_windows import token_batches
+from ringrl.sampling.token_windows import row_starts, token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
+from ringrl.training.soundness import listed
 from ringrl.training.teacher import Labels
 
+_CONTEXTS = 16  # that are looked at, to know how many trajectories they have
 _MEMBERS = 4096  # of a family, of which a visible parameter's scales are measured
-_SINCE = ("features", "seed", "scales")  # entries of dataset.json that earlier runs do not have
+_SINCE = ("features", "seed", "scales", "lengths", "collected")  # entries of dataset.json that earlier runs do not have
 
 SampleContexts = Callable[[Episodes, str, int], ContextSampler]
 """(episodes, task, action repeat) -> the sampler of an agent's contexts."""
@@ -87,6 +89,12 @@ class EpisodeData:
         self.card["returns"] = RunDirectory(run).dataset()["returns"]
         return RunDirectory(run).normalizer()
 
+    def name_episodes(self, indices: Int64[np.ndarray, " some"]) -> str:
+        """Episodes by their index in the store, and which sources they are from; for messages."""
+        store = self.episodes.store if isinstance(self.episodes, RelabelledEpisodes) else self.episodes
+        names = [store.sources[each].name for each in np.unique(store.source[indices])]
+        return f"episodes {listed(indices)} of {self._config.data.store} (from {listed(names)})"
+
     @property
     def scales(self) -> Normalizer:
         """What `prepare` found."""
@@ -139,6 +147,26 @@ class ContextData(EpisodeData):
         )
         return (batch.asdict() for batch in loader)
 
+    def most_trajectories(self) -> int:
+        """The most trajectories in the first of the contexts that it draws."""
+        data, rng = self._config.data, np.random.default_rng(self._config.seed)
+        sampler = self._sample_contexts(self.episodes, data.task, data.action_repeat)
+        return max(len(sampler.sample(rng).episode) for _ in range(_CONTEXTS))
+
+    def name_batch(self, index: int) -> str:
+        """See `BatchData`: the episodes in the contexts, of which the batch may have the beginnings alone."""
+        config, data, training = self._config, self._config.data, self._config.training
+        episodes = batch_episodes(
+            self._sample_contexts(self.episodes, data.task, data.action_repeat),
+            seed=config.seed,
+            step=index,
+            batch=training.batch,
+            steps=training.row_steps,
+            action_repeat=data.action_repeat,
+            packing=training.packing,
+        )
+        return self.name_episodes(episodes)
+
 
 class TokenData:
     """Windows of a file of token ids.
@@ -182,6 +210,13 @@ class TokenData:
             prefetch=c.data.prefetch,
         )
         return (batch.asdict() for batch in loader)
+
+    def name_batch(self, index: int) -> str:
+        """See `BatchData`: the tokens at which its rows begin."""
+        training = self._config.training
+        rows = np.arange(training.batch, dtype=np.int64)
+        starts = row_starts(self._text, rows, training.row_steps, self._config.seed, index)
+        return f"rows from tokens {listed(starts)} of {self._text.path}"
 
 
 def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, " local"]:
@@ -233,11 +268,26 @@ def _card(config: RunConfig, episodes: Episodes) -> dict:
         "store": str(config.data.store),
         "episodes": store.episodes,
         "steps": int(store.lengths.sum()),
+        "lengths": [int(store.lengths.min()), int(store.lengths.max())],
+        "collected": _collected(store),
         "relabel": _relabel_mode(store) if store is episodes else "members",
         "sources": [{"name": s.name, "collector": s.collector, "episodes": s.episodes} for s in store.sources],
         "returns": episodes.returns(config.data.task).tolist(),
         "source": store.source.tolist(),
         "sizes": episodes.sizes,
+    }
+
+
+def _collected(store: Store) -> dict[str, Any]:
+    """In which environment the sources were collected, as far as they say and a run could be in another."""
+    said = {source.name: source.collected for source in store.sources}
+    about = [*said.values(), store.provenance.get("histories")]
+    repeats = [each.get("action_repeat") for each in about if isinstance(each, dict)]
+    settings = {name: each["changed_settings"] for name, each in said.items() if each.get("changed_settings")}
+    changed = {name: {k: str(v) for k, v in each.items()} for name, each in settings.items() if isinstance(each, dict)}
+    return {
+        "action_repeat": sorted({each for each in repeats if type(each) is int and each > 0}),
+        "changed_settings": changed,
     }
 
 

@@ -2,13 +2,14 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from ringrl.collect.member_replay import MemberReplay
 from ringrl.collect.replay import Replay, Transitions
@@ -18,9 +19,11 @@ from ringrl.errors import UserError
 from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
 from ringrl.sampling.relabelled import RelabelledEpisodes
 from ringrl.training.mesh import make_mesh
+from ringrl.training.soundness import find_unsound, largest_number, magnitudes_of_state
 from ringrl.training.training_data import EpisodeData, open_episodes
 
 EPISODES_AT_ONCE = 16
+_measure = jax.jit(magnitudes_of_state)
 MOST_STEPS_A_CALL = 100  # gradient steps fused into one compiled call: more gain no speed, and take memory
 
 
@@ -67,6 +70,8 @@ class TransitionTrainer:
         self.data, self.mesh = EpisodeData(config), make_mesh(config.mesh)
         self._config, self._learner = config, learner
         self._size = 0  # of a minibatch
+        self._replay: Replay | MemberReplay | None = None
+        self._calls_before: deque[tuple[int, int, Any]] = deque(maxlen=2)  # the last ones' steps, and states before
         self._since, self._done = 0.0, 0  # when `rates` was called last, and the step that was
 
     def init(self) -> Any:
@@ -83,7 +88,8 @@ class TransitionTrainer:
 
     def updates(self, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
         """See `Trainer`; fills the replay."""
-        return self._calls(fill_replay(self._config, self._learner, self.data), state, start)
+        self._replay = fill_replay(self._config, self._learner, self.data)
+        return self._calls(self._replay, state, start)
 
     def _calls(
         self, replay: Replay | MemberReplay, state: Any, start: int
@@ -93,8 +99,39 @@ class TransitionTrainer:
         for first, last in calls(start, t.steps, t.log_every, t.checkpoint_every):
             batches = replay.sample_steps(first, last, self._config.seed)
             self._size = batches.reward.shape[-1]
+            self._calls_before.append((first, last, state))
             state, values = self._learner.update(state, batches)
-            yield last, state, values
+            yield last, state, values | _measure(state)
+
+    def explain(self, step: int, found: str) -> tuple[str, str]:
+        """See `Trainer`. The call's steps are done again, each alone, to find the one at fault."""
+        replay, seed = self._replay, self._config.seed
+        assert replay is not None, "`updates` comes first"
+        first, state = next((first, state) for first, last, state in self._calls_before if last == step)
+        # Where the learner gives the state before away, or one step alone is rounded otherwise, the call is named.
+        steps, what = range(first, step), f"{found} in one of the steps {first + 1} to {step}"
+        for index, unsound in self._each_alone(replay, steps, state):
+            if unsound is not None:
+                steps, what = range(index, index + 1), f"{unsound} at step {index + 1}"
+                break
+        rows = np.concatenate([replay.drawn(each, seed) for each in steps])
+        batches = replay.sample_steps(steps.start, steps.stop, seed)
+        arrays = {name: np.asarray(array) for name, array in batches._asdict().items()}
+        return what, f"{self.data.name_episodes(self._episodes_of(rows))}, {largest_number(arrays)}"
+
+    def _each_alone(self, replay: Replay | MemberReplay, steps: range, state: Any) -> Iterator[tuple[int, str | None]]:
+        """Gradient steps from `state` on, and what is unsound after each; none where the state is no longer there."""
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+            return
+        for index in steps:
+            state, values = self._learner.update(state, replay.sample_steps(index, index + 1, self._config.seed))
+            numbers = jax.device_get(values | _measure(state))
+            yield index, find_unsound({name: float(value) for name, value in numbers.items()})
+
+    def _episodes_of(self, rows: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
+        """The episode of each row of the replay, whose rows are the store's agent steps in order."""
+        ends = np.cumsum(-(-self.data.episodes.lengths // self._config.data.action_repeat))
+        return np.searchsorted(ends, rows, side="right")
 
     def rates(self, step: int) -> dict[str, float]:
         """Transitions so far, and transitions per second since the last call."""

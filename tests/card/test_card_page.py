@@ -14,8 +14,11 @@ from ringrl.store.episode_store import DataSource, build, open_store
 from tests.reporting.browser import check_drawing, check_width, each_scheme, each_width, needs_browser
 
 
-def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=None, **provenance):
-    """A store whose source s has an episode for each of `returns[s]`, which is a number or one for each task."""
+def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=None, ends=(), **provenance):
+    """A store whose source s has an episode for each of `returns[s]`, which is a number or one for each task.
+
+    Episodes `ends` really end.
+    """
     rng = np.random.default_rng(0)
     rows = [(source, np.atleast_1d(value)) for source, mine in enumerate(returns) for value in mine]
     tasks = tasks or [f"walker_{index}" for index in range(len(rows[0][1]))]
@@ -27,11 +30,9 @@ def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=Non
             reward[-1] = value
             seen = rng.normal(size=(length + 1, observation)).astype(np.float32)
             seen[:, 0] = 7
-            acted = np.full((length, 2), action, np.float32)
-            yield (
-                Episode(seen, acted, reward, np.ones(length, np.float32), rng.normal(size=(length + 1, 4))),
-                source,
-            )
+            acted, discount = np.full((length, 2), action, np.float32), np.ones(length, np.float32)
+            discount[-1] = index not in ends
+            yield Episode(seen, acted, reward, discount, rng.normal(size=(length + 1, 4))), source
 
     sources = [DataSource(f"walker/{chr(97 + index)}", "x", f"c{index % 3}") for index in range(len(returns))]
     about = {"relabel": "exact"} | provenance
@@ -40,6 +41,28 @@ def make_store(path, returns, lengths=None, observation=3, action=0.5, tasks=Non
 
 def card_of(store):
     return json.loads(json.dumps(describe(open_store(store))[0], allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    ("ends", "note", "unit"),
+    [
+        ((), None, "none really ends"),
+        ((1,), "1 of 4 episodes really end (discount 0); the others stop at a time limit.", "1 of 4 really end"),
+        ((0, 1, 2, 3), "All 4 episodes really end (discount 0).", "all really end"),
+    ],
+)
+def test_how_many_episodes_really_end_is_said_as_it_is(ends, note, unit, tmp_path):
+    page = write_card(make_store(tmp_path / "s", [[1, 2, 3, 4]], ends=ends))
+    card = json.loads(page.with_name("card.json").read_text())
+    assert [each for each in card["notes"] if "really end" in each] == ([note] if note else [])
+    assert card["coverage"]["ending_episodes"] == len(ends) and unit in page.read_text()
+
+
+def test_of_a_large_store_it_is_said_how_many_were_looked_at(tmp_path):
+    card = card_of(make_store(tmp_path / "s", [range(500)], ends=range(500)))
+    drawn = card["coverage"]["sampled_episodes"]
+    assert drawn < 500 and card["coverage"]["ending_episodes"] == drawn
+    assert f"All {drawn} episodes that were looked at, of 500 in all, really end (discount 0)." in card["notes"]
 
 
 def test_counts_and_returns_are_those_of_every_episode(tmp_path):

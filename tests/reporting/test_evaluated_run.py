@@ -160,6 +160,19 @@ def test_a_run_with_the_random_policy_alone_is_refused(make_run):
         arrange([read_run(path)])
 
 
+def test_what_settings_and_data_disagree_about_is_in_the_report_once(make_run):
+    """Said by the training of both runs and by one's evaluation."""
+    paths = [make_run(f"run{seed}", seed=seed) for seed in (0, 1)]
+    for path in paths:
+        card = json.loads((path / "dataset.json").read_text())
+        (path / "dataset.json").write_text(json.dumps(card | {"notes": ["model.max_steps is 9"]}))
+    about = json.loads((path / "evaluation" / "evaluation.json").read_text())
+    notes = {"notes": ["target return 900: far outside", "model.max_steps is 9"]}
+    (path / "evaluation" / "evaluation.json").write_text(json.dumps(about | notes))
+    (section,) = arrange([read_run(path) for path in paths])
+    assert section.notes == ("run0, run1: model.max_steps is 9.", "run1: target return 900: far outside.")
+
+
 def test_data_of_another_task_is_not_taken_for_this_ones(make_run):
     path = make_run(task="walker_run")
     card = json.loads((path / "dataset.json").read_text())

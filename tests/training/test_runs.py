@@ -18,6 +18,7 @@ from ringrl.config import dump_config
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
+from ringrl.rollout.repetitions import repeat
 from ringrl.run import RunDirectory
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.checkpoint import Checkpoints
@@ -219,24 +220,6 @@ def test_what_does_not_fit_leaves_no_run_behind(sections, message, tiny_config, 
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_kept(tiny_config, tmp_path):
-    config = tiny_config(
-        FUSED,
-        optimizer={"learning_rate": 1e30, "warmup_steps": 0, "clip_norm": 1e30},
-        training={"steps": 6, "checkpoint_every": 1, "log_every": 100},
-        model={"remat": "none"},
-    )
-    run = tmp_path / "run"
-    with pytest.raises(
-        FloatingPointError, match=r"(loss|grad_norm) is (nan|inf) at step \d: lower optimizer"
-    ) as caught:
-        run_training(config, run)
-    step = int(re.search(r"step (\d)", str(caught.value)).group(1))
-    with Checkpoints(run, read_only=True) as checkpoints:
-        assert checkpoints.latest_step == (step - 1 or None)
-    assert (run / "metrics.jsonl").read_text() == ""
-
-
 def test_evaluation_reads_the_run_and_leaves_its_checkpoints_alone(finished, monkeypatch, tmp_path):
     run, config = finished
     limit_evaluation(monkeypatch, 22)
@@ -254,6 +237,13 @@ def test_evaluation_reads_the_run_and_leaves_its_checkpoints_alone(finished, mon
     assert again.splitlines()[1:] == [",".join(row) for row in ours]  # the same seeds, the same returns
     about = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert (about["trials"], about["target"], about["checkpoint_step"]) == (2, 12.5, 4)
+    assert about["notes"][0].startswith(
+        "a trial of cartpole_balance has 6 agent steps, and the longest episode of the d"
+    )
+    assert about["notes"][1].startswith("target return 12.5: far outside the data's, 32.5") and len(about["notes"]) == 2
+    repeat(run, targets=[1e6], trials=1)
+    about = json.loads((run / "evaluation" / "targets.json").read_text())
+    assert [note.partition(":")[0] for note in about["notes"][1:]] == ["target return 1e+06"]
     with pytest.raises(UserError, match="`trials`"):
         evaluate(run, trials=0)
     with pytest.raises(UserError, match="not a run directory"):

@@ -41,6 +41,7 @@ class DataSet:
     returns: Float64[np.ndarray, " episodes"]  # total reward of each episode, in file order
     source: Int64[np.ndarray, " episodes"]  # index into `sources`
     steps: int  # environment steps altogether
+    notes: tuple[str, ...] = ()  # what the settings of the training and the data disagree about
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ def read_dataset(path: Path) -> DataSet | None:
         returns=returns,
         source=source,
         steps=card["steps"],
+        notes=tuple(card.get("notes", ())),
     )
 
 

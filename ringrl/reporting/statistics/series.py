@@ -111,8 +111,23 @@ def _section(task: str, runs: Sequence[EvaluatedRun], labels: dict[str, str]) ->
     if others:
         notes.append(f"Trained on data of {', '.join(sorted(others))}; those returns say nothing about {task}.")
     notes.extend(note for run in mine for note in other_settings(run))
+    notes.extend(_disagreements(mine))
     random, expert = (_reference(task, name, mine) for name in references)
     return TaskSection(task, tuple(series), random, expert, _datasets(task, mine), tuple(notes))
+
+
+def _disagreements(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """What the runs' settings and their data disagree about, each once with the runs that it is of."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        about = [run.evaluation, *run.repetitions.values()]
+        notes = [
+            *(run.dataset.notes if run.dataset else ()),
+            *(note for each in about for note in each.get("notes", ())),
+        ]
+        for note in dict.fromkeys(notes):
+            found.setdefault(note, []).append(run.name)
+    return [f"{', '.join(dict.fromkeys(names))}: {note}." for note, names in found.items()]
 
 
 def _series_of_agent(task: str, agent: str, label: str, runs: Sequence[EvaluatedRun], notes: list[str]) -> list[Series]:
