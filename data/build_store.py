@@ -51,7 +51,9 @@ class Args:
     address: str | None = None
     """Of the Dask scheduler or Ray cluster; default: one started on this machine."""
     skip_bad: bool = False
-    """Move bad files to quarantine/ and go on, instead of stopping at the first."""
+    """Move bad and foreign files to quarantine/ and go on, instead of stopping at the first."""
+    clip: bool = False
+    """Clip actions to [-1, 1], however far they are beyond, as the environment does too."""
     overwrite: bool = False
     """Replace a store of that name."""
 
@@ -65,8 +67,13 @@ def main(args: Args) -> None:
     if not args.folders:
         raise UserError("no folder of episodes given")
     descriptions = [describe_folder(folder, args.domain) for folder in args.folders]
-    readers = [read_folder(folder, skip_bad=args.skip_bad) for folder in args.folders]
+    readers = [read_folder(folder, skip_bad=args.skip_bad, clip=args.clip) for folder in args.folders]
     _check_alike(args.folders, descriptions, [reader.dims for reader in readers])
+    if args.relabel != "recorded" and not readers[0].dims.physics:
+        raise UserError(
+            f"{args.folders[0]}: its files have no physics states, of which rewards are computed; take those in the "
+            "files with --relabel recorded, and name their tasks with --tasks"
+        )
     tasks = args.tasks or _tasks(args, descriptions, readers[0].dims)
     if args.relabel == "recorded":
         episodes = [_recorded(tasks, *each) for each in zip(args.folders, descriptions, readers, strict=True)]
@@ -79,7 +86,7 @@ def main(args: Args) -> None:
         domain=descriptions[0].domain,
         tasks=tasks,
         sources=[description.source for description in descriptions],
-        provenance={"relabel": args.relabel},
+        provenance={"relabel": args.relabel} | ({"clip": True} if args.clip else {}),
         features=_features(args.families, descriptions[0].domain),
         overwrite=args.overwrite,
     )
@@ -121,7 +128,9 @@ def _relabelled(args: Args, tasks: tuple[str, ...], reader: read_folder) -> Iter
     assert args.relabel != "recorded"
     workers = Workers(args.jobs, args.backend, args.address)
     skip = reader.skip if args.skip_bad else None
-    files = relabel_files(reader.files, tasks, args.relabel, dims=reader.dims, workers=workers, on_damaged=skip)
+    files = relabel_files(
+        reader.files, tasks, args.relabel, dims=reader.dims, clip=args.clip, workers=workers, on_damaged=skip
+    )
     return (episode for _, episode in files)
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
-from ringrl.formats.exorl import DummyRow, read_folder, read_with_dummy_row
+from ringrl.formats.exorl import DummyRow, EpisodeFile, read_folder, read_with_dummy_row
 from ringrl.progress import tracked
 from ringrl.quality.column_difference import ATOL, RTOL
 from ringrl.quality.consistency import check_episodes
@@ -40,6 +40,10 @@ class Args:
     """Task ids of the recorded reward columns, in order. Default: those that the folder tells, else any that fits."""
     episodes: int = 10
     """How many to check, spread evenly over the folder; 0 for all."""
+    skip_bad: bool = False
+    """Leave bad and foreign files out, say how many, and go on, instead of stopping at the first."""
+    clip: bool = False
+    """Clip actions to [-1, 1], however far they are beyond, as the environment does too."""
     json: bool = False
     """Print one JSON object instead of the table."""
 
@@ -54,24 +58,34 @@ def main(args: Args) -> None:
     if args.episodes < 0:
         raise UserError(f"--episodes is {args.episodes}: give how many to check, or 0 for all")
     description = describe_folder(args.folder, args.domain)
-    reader = read_folder(args.folder)
+    reader = read_folder(args.folder, skip_bad=args.skip_bad, move=False, clip=args.clip)
     count = min(args.episodes or len(reader), len(reader))
     chosen = [reader.files[index] for index in np.linspace(0, len(reader) - 1, count).astype(int)]
-    progress = tracked(chosen, f"checking {args.folder}", len(chosen))
-
-    def episodes() -> Iterator[tuple[Episode, DummyRow]]:
-        for path in progress:
-            yield read_with_dummy_row(path, dims=reader.dims)
-
-    report = check_episodes(episodes(), description.domain, reader.dims, args.task or description.tasks)
+    episodes = _read(reader, tracked(chosen, f"checking {args.folder}", len(chosen)), args)
+    report = check_episodes(episodes, description.domain, reader.dims, args.task or description.tasks)
     problems = report.problems()
     if args.json:
-        print(json.dumps({"agrees": not problems, "problems": problems, "rtol": RTOL, "atol": ATOL, **asdict(report)}))
+        found = {"agrees": not problems, "problems": problems, "skipped": reader.skipped, "rtol": RTOL, "atol": ATOL}
+        print(json.dumps(found | asdict(report)))
     else:
         _print_table(args.folder, report)
+        if reader.skipped:
+            print(f"{reader.skipped} bad files skipped; the first: {reader.reasons[0]}")
     if problems:
         more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise SystemExit(f"ringrl: {args.folder} disagrees with our {description.domain}: {problems[0]}{more}")
+
+
+def _read(reader: read_folder, files: Iterator[EpisodeFile], args: Args) -> Iterator[tuple[Episode, DummyRow]]:
+    for path in files:
+        try:
+            found = read_with_dummy_row(path, dims=reader.dims, clip=args.clip)
+        except UserError as error:
+            if not args.skip_bad:
+                raise
+            reader.skip(path, str(error))
+        else:
+            yield found
 
 
 def _print_table(folder: Path, report: ConsistencyReport) -> None:

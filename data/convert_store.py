@@ -25,6 +25,8 @@ class Args:
     """The old store, a folder or a URL."""
     out: Path
     """The store to make."""
+    clip: bool = False
+    """Clip actions to [-1, 1], however far they are beyond, as the environment does too."""
     overwrite: bool = False
     """Replace a store of that name."""
 
@@ -35,14 +37,14 @@ def main(args: Args) -> None:
     Raises:
         UserError: in one line, if the store is damaged or not of format 2, or `out` exists. No store is left then.
     """
-    old = StoreV2(args.store)
+    old = StoreV2(args.store, clip=args.clip)
     build(
         args.out,
         tracked(old, "converting the store", len(old)),
         domain=old.domain,
         tasks=old.tasks,
         sources=old.sources,
-        provenance=old.provenance | {"converted_from_format": VERSION},
+        provenance=old.provenance | {"converted_from_format": VERSION} | ({"clip": True} if args.clip else {}),
         returns={task: old.returns(task) for task in old.tasks},
         overwrite=args.overwrite,
     )

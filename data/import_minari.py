@@ -41,6 +41,8 @@ class Args:
     """The store to make."""
     task: str | None = None
     """The task whose rewards these are; default the data sets' environment, such as Hopper-v5."""
+    clip: bool = False
+    """Clip actions to their bounds, however far they are beyond, as the environment does too."""
     overwrite: bool = False
     """Replace a store of that name."""
 
@@ -59,17 +61,22 @@ def main(args: Args) -> None:
     total = sum(dataset.total_episodes for dataset in datasets)
     build(
         args.out,
-        tracked(_episodes(datasets), "building the store", total),
+        tracked(_episodes(datasets, args.clip), "building the store", total),
         domain=domain_of(task),
         tasks=(task,),
         sources=[_source(dataset) for dataset in datasets],
-        provenance={"relabel": "recorded", "minari": version("minari"), "gymnasium": version("gymnasium")},
+        provenance=_provenance(args),
         overwrite=args.overwrite,
     )
     print(summary(open_store(args.out), f"{len(datasets)} data set(s)"))
     for dataset in datasets:
         if changed := changed_settings(dataset):
             print(f"  {dataset.id} was collected with {changed}: evaluation in {task} is without that")
+
+
+def _provenance(args: Args) -> dict[str, Any]:
+    versions = {name: version(name) for name in ("minari", "gymnasium")}
+    return {"relabel": "recorded"} | versions | ({"clip": True} if args.clip else {})
 
 
 def _common_task(datasets: list[Any]) -> str:
@@ -95,9 +102,9 @@ def _source(dataset: Any) -> DataSource:
     return DataSource(dataset.id, folder, metadata.get("algorithm_name"), task_of(dataset), about)
 
 
-def _episodes(datasets: list[Any]) -> Iterator[tuple[Episode, int]]:
+def _episodes(datasets: list[Any], clip: bool) -> Iterator[tuple[Episode, int]]:
     for source, dataset in enumerate(datasets):
-        for episode in read_episodes(dataset):
+        for episode in read_episodes(dataset, clip=clip):
             yield episode, source
 
 

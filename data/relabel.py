@@ -43,7 +43,9 @@ class Args:
     address: str | None = None
     """Of the Dask scheduler or Ray cluster. Default: one that is started here."""
     skip_bad: bool = False
-    """Leave bad files out, say so in OUT/skipped.txt, and go on, instead of stopping at the first."""
+    """Leave bad and foreign files out, say so in OUT/skipped.txt, and go on, instead of stopping at the first."""
+    clip: bool = False
+    """Clip actions to [-1, 1], however far they are beyond, as the environment does too."""
     overwrite: bool = False
     """Replace a folder that this step made."""
 
@@ -64,6 +66,7 @@ def main(args: Args) -> None:
         backend=args.backend,
         address=args.address,
         skip_bad=args.skip_bad,
+        clip=args.clip,
         overwrite=args.overwrite,
     )
     skipped = f"; {len(found.skipped)} bad files skipped, see {args.out / SKIPPED}" if found.skipped else ""

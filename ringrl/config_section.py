@@ -1,5 +1,7 @@
 """What every block of a configuration is."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -17,3 +19,10 @@ class ConfigSection(BaseModel):
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
             raise ValueError(f"{str(value).lower()} is not a value of this setting")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        """A path in the home folder, of a store, a file of an agent or a teacher's run, is written out."""
+        begins = isinstance(value, str | Path) and str(value).startswith("~") and "/" in str(value)
+        return type(value)(os.path.expanduser(value)) if begins else value

@@ -227,11 +227,16 @@ def _is_running(pid: int) -> bool:
     return True
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it, with the home folder in place of `~`."""
+    return Path(os.path.expanduser(path))
+
+
 def record_paths(given: str, folder: Path) -> dict[str, str | None]:
     """A path as given, absolute, and relative to the folder that keeps it; of a URL only as given."""
     if "://" in given:
         return {"given": given, "absolute": None, "relative": None}
-    absolute = Path(given).expanduser().resolve()
+    absolute = user_path(given).resolve()
     return {"given": given, "absolute": str(absolute), "relative": os.path.relpath(absolute, folder.resolve())}
 
 

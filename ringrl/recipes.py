@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from ringrl.errors import UserError
-from ringrl.files import atomic_file
+from ringrl.files import atomic_file, user_path
 
 SUFFIXES = {"agents": ".py", "data": ".py", "configs": ".yaml"}
 """The kinds of recipes, which are also the names of their folders, and the suffix of their files."""
@@ -43,7 +43,7 @@ def find(kind: str, name: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: no such file or recipe; the message names the nearest recipes and lists all.
     """
-    suffix, path = SUFFIXES[kind], Path(os.path.expanduser(name))
+    suffix, path = SUFFIXES[kind], user_path(name)
     shipped = _shipped(kind)
     if os.path.isfile(path):  # False also of a name that no file system takes
         return path.resolve()
@@ -77,7 +77,7 @@ def copy(name: str, destination: str | os.PathLike[str]) -> Path:
         UserError: no such recipe, a name that two kinds share, or a file that is already there.
     """
     source = _find_any(name)
-    target = Path(destination).expanduser()
+    target = user_path(destination)
     if target.is_dir() or str(destination).endswith(os.sep):
         target = target / source.name
     if target.exists():

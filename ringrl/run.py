@@ -34,7 +34,7 @@ from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_s
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
-from ringrl.files import alone_in, find_recorded, record_paths, write_text
+from ringrl.files import alone_in, find_recorded, record_paths, user_path, write_text
 from ringrl.manifest import MANIFEST, finish, replace_together, require
 from ringrl.metrics_lines import parse_line
 from ringrl.model_config import read_earlier
@@ -62,7 +62,7 @@ class RunDirectory(RunTables):
     """
 
     def __init__(self, path: str | Path, task: str | None = None, tables: Path | None = None):
-        self.path, self.task, self.tables = Path(path), task, tables
+        self.path, self.task, self.tables = user_path(path), task, tables
         super().__init__((tables or self.path / "evaluation") / (task or ""))
         self.config_file = self.path / "config.yaml"
         self.record_file = self.path / "run.json"

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from ringrl import __version__, cli, recipes
+from ringrl.cli import entry
 from ringrl.cli.entry import VERBS
 from ringrl.cli.failures import explain
 from ringrl.config import dump_config
@@ -109,6 +110,27 @@ def test_an_interrupt_is_one_line(ringrl, monkeypatch):
 
     monkeypatch.setattr(recipes, "listing", interrupt)
     assert ringrl("ls") == (130, "", "ringrl: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "argument, expanded",
+    [
+        ("~/runs/a", "/home/me/runs/a"),
+        ("--out=~/runs/a", "/home/me/runs/a"),
+        ("--out=~", "/home/me"),
+        ("data.store=~/stores/a", "/home/me/stores/a"),
+        ("agent.teacher=~", "~"),  # YAML's null
+        ("runs/~/a", "runs/~/a"),
+        ("~nobody-here/a", "~nobody-here/a"),
+    ],
+)
+def test_the_home_folder_is_written_out_where_shells_leave_it(argument, expanded, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = []
+    monkeypatch.setattr(entry, "_dispatch", given.extend)
+    monkeypatch.setattr(sys, "argv", ["ringrl", "evaluate", argument])
+    cli.main()
+    assert given == ["evaluate", argument.partition("~")[0] + expanded if "=" in argument else expanded]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS, "data", "data collect", "data build_store", "data relabel"])

@@ -1,5 +1,7 @@
 """Configurations: every shipped one loads, overrides apply, and what is wrong is named in one line."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -35,6 +37,18 @@ def test_overrides_are_yaml_and_win():
     assert (config.training.steps, config.optimizer.learning_rate, config.seed) == (7, 3e-4, 5)
     assert config.agent.draw == "stratified" and config.evaluation.target is None
     assert load_config("demo_at", ("mesh.data=2",)).mesh.data == 2  # a section that the file leaves out
+
+
+def test_paths_in_the_home_folder_are_written_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config("demo_dt", ("data.store=~/stores/walker",))
+    assert config.data.store == f"{tmp_path}/stores/walker"
+    values = config.model_dump(mode="json") | {"data": {"store": Path("~/s"), "task": "~"}}
+    assert parse_config(values, "test").data.store == f"{tmp_path}/s"
+    assert parse_config(values, "test").data.task == "~"  # no path
+    own = tmp_path / "own.py"
+    own.write_text(recipes.find("agents", "behavior_cloning").read_text())
+    assert load_config("demo_bc", ("agent.name=~/own.py",)).agent.name == str(own)
 
 
 @pytest.mark.parametrize(

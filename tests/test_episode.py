@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ringrl.config import parse_config
-from ringrl.episode import Dims, Episode
+from ringrl.episode import MAGNITUDE_LIMIT, Dims, Episode
 from ringrl.errors import UserError
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build, open_store
@@ -109,6 +109,22 @@ def test_arrays_of_any_dtype_become_an_episode():
     assert shown.demonstrator is not None and shown.demonstrator.dtype == np.float32
 
 
+def test_actions_far_beyond_are_clipped_where_that_is_asked_for():
+    action = np.array([[0.5, -3.0], [1e9, 1.0], [-1.001, 0.0]])
+    arrays = (np.zeros((4, 1)), action, np.zeros(3))
+    clipped = Episode.from_arrays(*arrays, terminated=False, truncated=True, demonstrator=-action, clip=True)
+    np.testing.assert_array_equal(clipped.action, np.float32([[0.5, -1], [1, 1], [-1, 0]]))
+    np.testing.assert_array_equal(clipped.demonstrator, -clipped.action)
+    with pytest.raises(UserError, match="clip the actions"):
+        Episode.from_arrays(*arrays, terminated=False)
+
+
+def test_the_largest_numbers_are_taken():
+    most = np.full((4, 1), MAGNITUDE_LIMIT)
+    episode = Episode.from_arrays(most, np.zeros((3, 1)), -most[:3], terminated=False, physics=most)
+    assert np.isfinite(np.square(episode.observation).sum() * episode.reward.size)
+
+
 @pytest.mark.parametrize(
     "end", [True, 1, np.True_, np.array(True), np.array([0, 0, 1]), np.array([False, False, True])]
 )
@@ -137,6 +153,19 @@ def test_an_end_may_be_given_as_numpy_gives_it(end):
         ({"demonstrator": np.zeros((4, 1))}, "of 3 actions has 4 of demonstrator for 3"),
         ({"demonstrator": np.array([[0], [1.5], [0]])}, r"a demonstrator's action is 1.5, outside \[-1, 1\]"),
         ({"demonstrator": np.array([[0], [0], [np.nan]])}, "demonstrator is NaN or infinite in step 2"),
+        (
+            {"observation": np.array([[0], [0], [-3e38], [0]])},
+            "observation is 3e[+]38 in size, beyond 1e[+]10, .* step 2",
+        ),
+        ({"reward": np.array([0, 2e10, 0])}, "reward is 2e[+]10 in size, beyond 1e[+]10, first in step 1"),
+        ({"physics": np.array([[0.0], [0], [0], [1e11]])}, "physics is 1e[+]11 in size.* step 3"),
+        ({"terminated": np.array([0, 0, np.nan])}, "terminated has a NaN or an infinite number"),
+        ({"truncated": np.array([0, 1, 0])}, "truncated is set in step 1 of 3: only the last step can end an episode"),
+        ({"truncated": np.array([0, 1])}, "2 of truncated for 3"),
+        ({"observation": np.zeros((4, 8, 8, 3))}, "as pixels are: give state observations"),
+        ({"observation": np.zeros((4, 8, 8))}, r"float64 of shape \(4, 8, 8\), as pixels are"),
+        ({"observation": np.zeros((4, 64), np.uint8)}, "observation is uint8 of shape .*, as pixels are"),
+        ({"action": np.array([[0.5], [np.inf], [0]]), "clip": True}, "action is NaN or infinite in step 1"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changes, message):

@@ -4,10 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.files import alone_in, atomic_file, atomic_folder, write_text
+from ringrl.files import alone_in, atomic_file, atomic_folder, user_path, write_text
+from ringrl.formats.exorl import list_episodes, write_episode
+from ringrl.run import RunDirectory
+from ringrl.store.episode_store import build, open_store
 
 PARTIAL = f"out.partial-{platform.node()}-"
 
@@ -147,3 +152,14 @@ def test_temporary_files_of_dead_processes_are_removed_and_those_of_the_living_k
         with alone_in(tmp_path):
             assert names(tmp_path) == sorted([*kept, mine.name, ".lock"])
         alive.communicate(b"\n")
+
+
+def test_paths_in_the_home_folder_are_found_by_all_that_take_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/a") == tmp_path / "a" and user_path("~nobody-here/a") == Path("~nobody-here/a")
+    episode = Episode.from_arrays(np.zeros((3, 1)), np.zeros((2, 1)), np.ones(2), terminated=True)
+    assert build("~/stores/rig", [episode], domain="rig") == tmp_path / "stores" / "rig"
+    assert open_store("~/stores/rig").path == tmp_path / "stores" / "rig"
+    path = write_episode(tmp_path / "files", 0, episode)
+    assert list_episodes("~/files") == [path]
+    assert RunDirectory("~/runs/a").path == tmp_path / "runs" / "a"

@@ -42,7 +42,7 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [_expand_home(argument) for argument in arguments if argument != "--debug"]
     if arguments == ["--version"]:
         print(f"ringrl {__version__}")
         return
@@ -60,6 +60,17 @@ def _run(arguments: list[str]) -> None:
         if debug:
             raise
         _stop(*explain(error))
+
+
+def _expand_home(argument: str) -> str:
+    """`~` at the beginning of an argument or after its `=`, where shells leave it, as the home folder.
+
+    Alone after the `=` of a setting it is YAML's null.
+    """
+    name, separator, value = argument.partition("=")
+    if separator and (name.startswith("-") or "/" in value):
+        return f"{name}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
 
 
 def _open_closed_streams() -> None:

@@ -75,15 +75,20 @@ def is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and not path.is_dir()
 
 
+def names_npz(name: str) -> bool:
+    """Whether a file's name says that it is an npz archive, or one that was copied, renamed or cut off."""
+    return ".npz" in name.lower() and not name.startswith(".")  # macOS adds a hidden shadow of every file
+
+
 def episode_members(archive: Path) -> list[Member]:
-    """The episode files of an archive: those in `buffer/`, or if it has none, all .npz files; in no order.
+    """The episode files of an archive, and what is named like one (`names_npz`): those in `buffer/`, or if it has none,
+    all; in no order.
 
     Raises:
         UserError: as `audit`; if there are none, or they lie in several folders.
     """
     files = [PurePosixPath(info.filename) for info in audit(archive) if not info.is_dir()]
-    # macOS adds a hidden shadow of every file.
-    paths = [path for path in files if path.suffix == ".npz" and not path.name.startswith(".")]
+    paths = [path for path in files if names_npz(path.name)]
     paths = [path for path in paths if path.parent.name == "buffer"] or paths
     folders = sorted({str(path.parent) for path in paths})
     if not folders:

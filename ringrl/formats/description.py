@@ -8,6 +8,7 @@ from typing_extensions import TypedDict
 
 from ringrl.envs import domains
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.formats.archive import episode_members, is_archive, read_small
 from ringrl.readers import RECORD, Text, parse_json, read_bytes
 from ringrl.store.episode_store import DataSource
@@ -51,40 +52,57 @@ def describe_folder(folder: Path, domain: str | None = None) -> Description:
     Args:
         folder: of the episode files, or the one above it that contains `buffer/`; or a .zip of either, which may be
             named `DOMAIN/ALGORITHM.zip` or hold such folders, and whose download is described by `NAME.download.json`.
+            Where links lead to it, the path as given says what it is, or if that says nothing, the one they lead to.
         domain: what the domain is, if nothing tells it.
 
     Raises:
         UserError: if there is no such folder, if nothing tells the domain, if what tells it contradicts `domain`, or
             if a JSON file is damaged; as `episode_members` for an archive.
     """
-    given = folder = folder.resolve()
-    archive = folder if is_archive(folder) else None
-    if archive is None and not folder.is_dir():
+    given = user_path(folder).absolute()
+    archive = given if is_archive(given) else None
+    if archive is None and not given.is_dir():
         raise UserError(f"{given}: no such folder of episodes")
-    if archive is not None:  # from here on as if it were unpacked where it lies
-        folder = archive.with_suffix("") / PurePosixPath(episode_members(archive)[0].path).parent
-    home = folder.parent if folder.name == "buffer" else folder
-    relabelled = _read_record(archive, (folder / RELABEL, home / RELABEL))
-    collected = _read_record(archive, (folder / COLLECT, home / COLLECT)) or relabelled.get("collect", {})
-    record = archive.with_name(f"{archive.stem}.{DOWNLOAD}") if archive else home / DOWNLOAD
-    downloaded = _read_record(None, (record,))
-    name, collector = home.name, collected.get("collector")
+    if archive is None:
+        folders = (given, given.resolve())
+        records = tuple(_home(each) / DOWNLOAD for each in folders)
+    else:  # as if it were unpacked where it lies
+        within = PurePosixPath(episode_members(archive)[0].path).parent
+        folders = tuple(each.with_suffix("") / within for each in (archive, archive.resolve()))
+        records = tuple(each.with_name(f"{each.stem}.{DOWNLOAD}") for each in (archive, archive.resolve()))
+    homes = [_home(each) for each in folders]
+    beside = [*zip(folders, homes, strict=True)]
+    relabelled = _read_record(archive, tuple(place / RELABEL for pair in beside for place in pair))
+    collected = _read_record(archive, tuple(place / COLLECT for pair in beside for place in pair))
+    collected = collected or relabelled.get("collect", {})
+    downloaded = _read_record(None, records)
+    name, collector = homes[0].name, collected.get("collector")
     found = relabelled.get("domain") or collected.get("domain")
-    if not found and home.parent.name in domains():
-        found, collector, name = home.parent.name, home.name, f"{home.parent.name}/{home.name}"
+    telling = next((home for home in homes if home.parent.name in domains()), None)
+    if not found and telling is not None:
+        found, collector, name = telling.parent.name, telling.name, f"{telling.parent.name}/{telling.name}"
     if not found and downloaded:
         found, collector = downloaded.get("domain"), downloaded.get("collector")
         name = f"{found}/{collector}"
+    _check_domain(given, found, domain)
+    task = collected.get("task")
+    recorded = relabelled.get("tasks") or collected.get("tasks") or ([task] if task else None)
+    source = DataSource(name, given.name, collector, task, dict(collected), relabelled.get("mode"))
+    return Description(str(found or domain), tuple(recorded) if recorded else None, source)
+
+
+def _home(folder: Path) -> Path:
+    """ExoRL's ALGORITHM folder, of its files' folder or of itself."""
+    return folder.parent if folder.name == "buffer" else folder
+
+
+def _check_domain(given: Path, found: str | None, domain: str | None) -> None:
     if not (found or domain):
         raise UserError(
             f"{given}: cannot tell the domain, having no {COLLECT} and no path DOMAIN/ALGORITHM/buffer; pass --domain"
         )
     if found and domain and found != domain:
         raise UserError(f"{given}: its domain is {found}, not {domain}")
-    task = collected.get("task")
-    recorded = relabelled.get("tasks") or collected.get("tasks") or ([task] if task else None)
-    source = DataSource(name, given.name, collector, task, dict(collected), relabelled.get("mode"))
-    return Description(str(found or domain), tuple(recorded) if recorded else None, source)
 
 
 def _read_record(archive: Path | None, candidates: tuple[Path, ...]) -> FolderRecord:

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float32, Float64
 from ringrl.envs import DMControlEnv, domains, make_env, split_task, tasks
 from ringrl.envs.action_bounds import linear_bounds
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
-from ringrl.episode import Episode
+from ringrl.episode import Episode, refuse_pixels
 from ringrl.errors import UserError
-from ringrl.files import atomic_folder
+from ringrl.files import atomic_folder, user_path
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -45,7 +45,7 @@ def open_dataset(name: str) -> "MinariDataset":
     Raises:
         UserError: if there is none, or it is damaged or of a version that the installed Minari does not read.
     """
-    minari, path = import_minari(), Path(name).expanduser()
+    minari, path = import_minari(), user_path(name)
     try:
         if path.is_dir():
             return minari.MinariDataset(path / "data" if (path / "data").is_dir() else path)
@@ -85,7 +85,7 @@ def changed_settings(dataset: "MinariDataset") -> dict[str, Any]:
     return changed
 
 
-def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
+def read_episodes(dataset: "MinariDataset", *, clip: bool = False) -> Iterator[Episode]:
     """All episodes of a data set, one at a time.
 
     Observations of Dict and Tuple spaces are flattened in the order of `gymnasium.spaces.flatten`: a Dict's parts by
@@ -94,8 +94,9 @@ def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
     [`infos["qpos"]`, `infos["qvel"]`], where they have a row for every observation; else of width 0.
 
     Raises:
-        UserError: naming the data set and the episode, if a space is neither a Box nor made of Boxes, an array is
-            missing, of a wrong length, damaged, NaN or infinite, or an action is outside its bounds.
+        UserError: naming the data set and the episode, if a space is neither a Box nor made of Boxes, or one of pixels,
+            an array is missing, of a wrong length, damaged, NaN or infinite, the episode was terminated or truncated
+            before its last step, or an action is outside its bounds, unless `clip`.
     """
     low, high = action_bounds(dataset)
     episodes: Iterator[Any] = iter(())
@@ -105,7 +106,8 @@ def read_episodes(dataset: "MinariDataset") -> Iterator[Episode]:
             if index % _EPISODES_AT_ONCE == 0:
                 episodes = iter(dataset.iterate_episodes(dataset.episode_indices[index : index + _EPISODES_AT_ONCE]))
             data = next(episodes)
-            yield _to_episode(data, flatten_observations(dataset.observation_space, data.observations), low, high)
+            observation = flatten_observations(dataset.observation_space, data.observations)
+            yield _to_episode(data, observation, low, high, clip)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except Exception as error:  # of HDF5, which raises errors of many kinds
@@ -128,10 +130,12 @@ def flatten_observations(space: spaces.Space, values: Any) -> Float32[np.ndarray
     """Observations of many steps, [rows, ...] in every part, as `gymnasium.spaces.flatten` orders one step's.
 
     Raises:
-        UserError: if a part of the space is not a Box.
+        UserError: if a part of the space is not a Box, or is of pixels: bytes on two axes, or three axes or more.
     """
     if isinstance(space, spaces.Box):
         values = np.asarray(values)
+        if values.ndim > 2:  # a vector of bytes is no picture
+            refuse_pixels(values, most_axes=3)
         with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite
             return values.reshape(len(values), -1).astype(np.float32)
     if isinstance(space, spaces.Dict):
@@ -147,6 +151,7 @@ def _to_episode(
     observation: Float32[np.ndarray, "rows observation"],
     low: Float64[np.ndarray, " action"],
     high: Float64[np.ndarray, " action"],
+    clip: bool,
 ) -> Episode:
     actions = np.asarray(data.actions, np.float64).reshape(len(data.actions), -1)
     return Episode.from_arrays(
@@ -154,7 +159,9 @@ def _to_episode(
         (actions - (high + low) / 2) / ((high - low) / 2),
         np.asarray(data.rewards),
         terminated=np.asarray(data.terminations, bool),
+        truncated=np.asarray(data.truncations, bool),
         physics=_physics(data.infos or {}, len(observation)),
+        clip=clip,
     )
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from ringrl.episode import Episode
+from ringrl.episode import Episode, clipped
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.store.episode_store import array_shapes
 from ringrl.store.metadata import dims_of, read_metadata
 from ringrl.store.stored_arrays import StoredArrays
-from ringrl.store.zarr import open_context
+from ringrl.store.zarr import is_url, open_context
 
 VERSION = 2
 
@@ -33,19 +34,19 @@ class StoreV2:
         provenance: versions, time, relabelling mode, as they were recorded when it was built.
     """
 
-    def __init__(self, path: Path | str):
-        """Open `path`.
+    def __init__(self, path: Path | str, *, clip: bool = False):
+        """Open `path`; with `clip`, actions are clipped to [-1, 1].
 
         Raises:
             UserError: if there is no store, or one of another format, or if it is damaged or out of reach.
         """
-        self.path, context = path, open_context(0)
-        metadata = read_metadata(path, context, VERSION)
+        self.path, self._clip, context = path if is_url(path) else user_path(path), clip, open_context(0)
+        metadata = read_metadata(self.path, context, VERSION)
         self.domain, self.tasks, self.sources = metadata["domain"], tuple(metadata["tasks"]), tuple(metadata["sources"])
         self.provenance: dict[str, Any] = metadata["provenance"]
         self._dims, self._episodes = dims_of(metadata), metadata["episodes"]
         shapes = array_shapes(self._dims, self.tasks, self._episodes, metadata["steps"] + self._episodes)
-        self._arrays = StoredArrays(path, shapes, context, memory_limit=0)
+        self._arrays = StoredArrays(self.path, shapes, context, memory_limit=0)
 
     def __len__(self) -> int:
         """The number of episodes."""
@@ -76,9 +77,10 @@ class StoreV2:
         names = ["transition", *(f"reward/{task}" for task in self.tasks), *(["physics"] if self._dims.physics else [])]
         found = {name: parts[0] for name, parts in self._arrays.rows({name: [at] for name in names}).items()}
         rows, width = found["transition"], self._dims.observation
+        action = rows[1:, width:-1]
         return Episode(
             observation=rows[:, :width],
-            action=rows[1:, width:-1],
+            action=clipped(action) if self._clip else action,
             reward=np.stack([found[f"reward/{task}"][1:] for task in self.tasks], axis=1),
             discount=rows[1:, -1],
             physics=found["physics"] if self._dims.physics else np.zeros((len(rows), 0)),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ringrl import __version__
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.formats.description import describe_folder
 from ringrl.formats.exorl import list_episodes, read_folder
 from ringrl.progress import tracked
@@ -46,6 +47,7 @@ def relabel(
     backend: Backend = "loky",
     address: str | None = None,
     skip_bad: bool = False,
+    clip: bool = False,
     overwrite: bool = False,
 ) -> Relabelled:
     """Compute the rewards of any tasks of the domain from recorded physics states, and write the files with them.
@@ -65,7 +67,8 @@ def relabel(
         jobs: processes; 0: one for each core, or fewer for few files.
         backend: joblib's: `loky` are processes of this machine, `dask` and `ray` those of a cluster.
         address: of the Dask scheduler or Ray cluster; None: one that is started here.
-        skip_bad: leave damaged files out, instead of stopping at the first.
+        skip_bad: leave damaged and foreign files out, instead of stopping at the first.
+        clip: clip actions to [-1, 1], for an environment that does so too; the files get the clipped ones.
         overwrite: replace `out`, if it was made by this function.
 
     Returns:
@@ -86,8 +89,8 @@ def relabel(
         >>> found.tasks, found.episodes
         (('cartpole_balance',), 1)
     """
-    source, out = Path(source).absolute(), Path(out).absolute()
-    job = _describe_job(source, tasks, mode, domain)
+    source, out = user_path(source).absolute(), user_path(out).absolute()
+    job = _describe_job(source, tasks, mode, domain, skip_bad, clip)
     workers = Workers(jobs, backend, address)
     finished = relabel_folder(job, out, workers=workers, overwrite=overwrite, skip_bad=skip_bad)
     done = list(tracked(finished, f"relabelling {source}", len(job.files)))
@@ -95,10 +98,14 @@ def relabel(
     return Relabelled(out, tuple(job.about["tasks"]), len(list_episodes(out)), tuple(skipped), bool(done))
 
 
-def _describe_job(source: Path, tasks: Sequence[str], mode: Mode, domain: str | None) -> RelabelJob:
+def _describe_job(
+    source: Path, tasks: Sequence[str], mode: Mode, domain: str | None, skip_bad: bool, clip: bool
+) -> RelabelJob:
     """The job, after a check that the tasks are of the source's domain and can be relabelled."""
     description = describe_folder(source, domain)
-    reader = read_folder(source)
+    reader = read_folder(source, skip_bad=skip_bad, move=False, clip=clip)
+    if not reader.dims.physics:
+        raise UserError(f"{source}: its files have no physics states, of which rewards are computed: keep their own")
     possible = partial(relabelable_tasks, description.domain, reader.dims.physics, mode)
     relabeler = Relabeler(tuple(tasks) or possible(observation_width=reader.dims.observation), mode)
     if relabeler.domain != description.domain:
@@ -113,4 +120,5 @@ def _describe_job(source: Path, tasks: Sequence[str], mode: Mode, domain: str | 
         "numpy": version("numpy"),
         "collect": description.source.collected,
     }
-    return RelabelJob(tuple(reader.files), reader.dims, about)
+    about |= {"clip": True} if clip else {}
+    return RelabelJob(tuple(reader.files), reader.dims, about, tuple(reader.reasons))

@@ -23,13 +23,13 @@ import random
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringrl.episode import Dims
+from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
 from ringrl.files import check_replaceable, replace_folder, write_text
 from ringrl.formats.archive import Member
@@ -37,7 +37,6 @@ from ringrl.formats.description import RELABEL
 from ringrl.formats.exorl import EpisodeFile, write_file
 from ringrl.manifest import seal
 from ringrl.readers import ObjectRecord, read_json
-from ringrl.relabelling.rewards import Mode
 from ringrl.relabelling.workers import BadFile, Workers, parallel_map, relabel_file
 
 BUFFER = "buffer"
@@ -56,12 +55,14 @@ class RelabelJob:
     Attributes:
         files: the input, in order; no two have one name.
         dims: the widths that they must have.
-        about: the content of `relabel.json`, with at least `tasks`, `mode` and the versions.
+        about: the content of `relabel.json`, with at least `tasks`, `mode` and the versions; `clip` if actions are.
+        left_out: the reasons for which other files are no input, a line each.
     """
 
     files: tuple[EpisodeFile, ...]
     dims: Dims
     about: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
     @functools.cached_property
     def key(self) -> str:
@@ -132,9 +133,14 @@ def _relabel_missing(
     """Make `work` complete; yields as `relabel_folder` does."""
     # A run that joins another takes the files in random order, or both would do the same ones at the same time.
     files = random.sample(job.files, len(job.files)) if joined else job.files
-    finish = functools.partial(
-        _finish_file, work=work, own=own, task_ids=tuple(job.about["tasks"]), mode=job.about["mode"], dims=job.dims
+    relabel = functools.partial(
+        relabel_file,
+        task_ids=tuple(job.about["tasks"]),
+        mode=job.about["mode"],
+        dims=job.dims,
+        clip=job.about.get("clip", False),
     )
+    finish = functools.partial(_finish_file, work=work, own=own, relabel=relabel)
     damaged: dict[EpisodeFile, str] = {}
     with closing(parallel_map(finish, files, workers, ahead=_AHEAD)) as results:
         for file, error in zip(files, results, strict=True):
@@ -145,7 +151,7 @@ def _relabel_missing(
             yield error is None
     if len(damaged) == len(files):
         raise UserError(f"no file could be relabelled; the first: {damaged[job.files[0]]}")
-    _write_skipped(work, own, [damaged[file] for file in job.files if file in damaged])
+    _write_skipped(work, own, [*job.left_out, *(damaged[file] for file in job.files if file in damaged)])
 
 
 def _explain(error: BaseException, work: Path, own: Path) -> UserError | None:
@@ -214,14 +220,14 @@ def _cannot_be_made(out: Path, error: OSError) -> UserError:
 
 
 def _finish_file(
-    file: EpisodeFile, work: Path, own: Path, task_ids: tuple[str, ...], mode: Mode, dims: Dims
+    file: EpisodeFile, work: Path, own: Path, relabel: Callable[[EpisodeFile], Episode | BadFile]
 ) -> BadFile | None:
     """Relabel one file into the work folder, unless it is there."""
     target = work / BUFFER / file.name
     # The name alone could be there without the content if the machine, not the run, has died.
     if zipfile.is_zipfile(target):
         return None
-    result = relabel_file(file, task_ids, mode, dims)
+    result = relabel(file)
     if isinstance(result, BadFile):
         return result
     write_file(target, result, staging=own)

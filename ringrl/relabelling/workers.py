@@ -77,6 +77,7 @@ def relabel_files(
     mode: Mode = "exact",
     *,
     dims: Dims | None = None,
+    clip: bool = False,
     workers: Workers | None = None,
     on_damaged: Callable[[EpisodeFile, str], None] | None = None,
 ) -> Iterator[tuple[EpisodeFile, Episode]]:
@@ -89,13 +90,14 @@ def relabel_files(
         task_ids: the tasks, a reward column each.
         mode: as for `Relabeler`.
         dims: the widths that the files must have, as for `read_episode`.
+        clip: as for `read_episode`.
         workers: the processes; None is this process alone.
         on_damaged: called with each file that `read_episode` refuses and the reason, in place of the error.
 
     Raises:
         UserError: naming the file, as `read_episode` and `Relabeler`; and as `parallel_map`.
     """
-    relabel = functools.partial(relabel_file, task_ids=tuple(task_ids), mode=mode, dims=dims)
+    relabel = functools.partial(relabel_file, task_ids=tuple(task_ids), mode=mode, dims=dims, clip=clip)
     with closing(parallel_map(relabel, files, workers or Workers(), ahead=_AHEAD)) as results:
         for file, result in zip(files, results, strict=True):
             if isinstance(result, Episode):
@@ -106,10 +108,12 @@ def relabel_files(
                 raise UserError(result.reason)
 
 
-def relabel_file(file: EpisodeFile, task_ids: tuple[str, ...], mode: Mode, dims: Dims | None) -> Episode | BadFile:
+def relabel_file(
+    file: EpisodeFile, task_ids: tuple[str, ...], mode: Mode, dims: Dims | None, clip: bool
+) -> Episode | BadFile:
     """Read and relabel one file: what a worker does, so that errors are values."""
     try:
-        episode = read_episode(file, dims=dims)
+        episode = read_episode(file, dims=dims, clip=clip)
     except UserError as error:
         return BadFile(str(error), damaged=True)
     try:

@@ -10,6 +10,7 @@ import jax
 from ringrl.batch import TrajectoryOrder
 from ringrl.config import WhenFull
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.progress import progress_bar
 from ringrl.rollout.demonstrations import Demonstrations, check_demonstrations, check_room, usual_order
 from ringrl.rollout.evaluated import Evaluated, Start, load_evaluated
@@ -77,7 +78,7 @@ def evaluate(
         >>> print(table.read_text().splitlines()[0])
         agent,task,seed,env,trial,return,length,target_return,demonstrations,explored
     """
-    began, run = time.perf_counter(), Path(run)
+    began, run, out = time.perf_counter(), user_path(run), None if out is None else user_path(out)
     given = {"trials": trials, "envs": envs, "context": context, "target": target, "seed": seed}
     given |= {"explore": explore, "explore_correlation": explore_correlation}
     given |= {"when_full": when_full, "cache_dtype": cache_dtype, "mesh": mesh}

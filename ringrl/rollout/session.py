@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float32
 from ringrl.batch import TrajectoryOrder
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.policy import ContextPolicy, Policy, StepFields
 from ringrl.rollout.demonstrations import ContextForm
 from ringrl.rollout.saved_session import write_session
@@ -202,7 +202,9 @@ class Session:
         if self._acted:
             raise UserError("session.save: the last action's reward is missing; call session.observe first")
         state = self.policy.state() if isinstance(self.policy, ContextPolicy) else {}
-        write_session(Path(path), self._origin, state | {"session/begun": self._begun, "session/ended": self._ended})
+        write_session(
+            user_path(path), self._origin, state | {"session/begun": self._begun, "session/ended": self._ended}
+        )
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on as the session that was saved with this state; `TrainedAgent.resume` calls it."""

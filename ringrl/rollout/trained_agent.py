@@ -13,6 +13,7 @@ from ringrl.agent import Agent, AgentDescription, PolicySource, Widths, make_age
 from ringrl.config import RunConfig, WhenFull, change_section
 from ringrl.envs import make_vector, split_task
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.policy import RolloutSetting, RolloutSpec, TrainedPolicy
 from ringrl.rollout.demonstrations import ContextForm
 from ringrl.rollout.model_calls import ModelCalls
@@ -128,7 +129,7 @@ class TrainedAgent:
         Raises:
             UserError: there is no such file, it is damaged, or of an agent of another kind.
         """
-        origin, state = read_session(Path(path))
+        origin, state = read_session(user_path(path))
         saved = origin["agent"]
         if saved != self._identity:
             raise UserError(
@@ -205,7 +206,8 @@ def load_agent(
     """
     given = {"mesh": mesh, "cache_dtype": cache_dtype}
     with trusting(trust):
-        return load_trained(Path(run), checkpoint, {name: value for name, value in given.items() if value is not None})
+        changed = {name: value for name, value in given.items() if value is not None}
+        return load_trained(user_path(run), checkpoint, changed)
 
 
 def load_trained(path: Path, checkpoint: str, evaluation: Mapping[str, Any]) -> TrainedAgent:

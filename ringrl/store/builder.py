@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64
 
 from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
-from ringrl.files import atomic_folder
+from ringrl.files import atomic_folder, user_path
 from ringrl.manifest import seal
 from ringrl.store.metadata import METADATA, DataSource, write_metadata
 from ringrl.store.zarr import ColumnWriter, write_array
@@ -71,7 +71,7 @@ def build(
         >>> store.lengths.tolist(), store.returns("rig_balance").tolist()
         ([3, 5], [3.0, 5.0])
     """
-    out, sources = Path(out), [DataSource(domain, domain)] if sources is None else sources
+    out, sources = user_path(out), [DataSource(domain, domain)] if sources is None else sources
     if tasks is not None and len(set(tasks)) < len(tasks):
         raise UserError(f"{out}: of its tasks, {', '.join(tasks)}, one is named twice; name each once")
     with atomic_folder(out, marker=METADATA, overwrite=overwrite) as partial:

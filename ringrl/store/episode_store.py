@@ -12,7 +12,7 @@ and a chunk is an episode where all are of one length.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from ringrl.episode import Dims, Episode, StepSpan
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.manifest import MANIFEST, note_unverified
 from ringrl.store.builder import build
 from ringrl.store.metadata import DataSource, dims_of, read_metadata, unreadable
 from ringrl.store.stored_arrays import StoredArrays
+from ringrl.store.stored_bounds import check_bounds
 from ringrl.store.verified import verify_descriptions
 from ringrl.store.zarr import is_url, open_context
 
@@ -78,7 +80,8 @@ class Store:
         shapes = array_shapes(self.dims, self.tasks, self.episodes, self._rows)
         shapes |= {f"feature/{name}": (self._rows, width) for name, width in self.families.items()}
         shapes |= {"demonstrator": (self._rows, self.dims.action)} if self.demonstrator else {}
-        self._arrays = StoredArrays(path, shapes, context, memory_limit)
+        check = partial(check_bounds, path, observation=self.dims.observation)
+        self._arrays = StoredArrays(path, shapes, context, memory_limit, check)
         if self.dims.reward != len(self.tasks):
             raise unreadable(path, "its episodes, tasks and widths disagree")
 
@@ -169,6 +172,8 @@ class Store:
 
     def _parted(self, block: np.ndarray) -> Steps:
         width = self.dims.observation
+        if not block[:-2, -1].all():  # the last step of a span alone may be that of its episode
+            raise unreadable(self.path, "discount is 0 before the last step of an episode: are these several episodes?")
         return Steps(block[:, :width], block[:-1, width:-1], block[:-1, -1])
 
     def features(self, family: str) -> Float32[np.ndarray, "rows features"]:
@@ -265,7 +270,7 @@ def open_store(path: Path | str, *, memory_limit: int = 2**29) -> Store:
         >>> store.read(0, 3, 5, "cartpole_balance").action.shape  # steps 3 and 4 of episode 0
         (2, 1)
     """
-    store = Store(path if is_url(path) else Path(path), memory_limit)
+    store = Store(path if is_url(path) else user_path(path), memory_limit)
     if not store.verified:
         note_unverified(store.path)
     return store

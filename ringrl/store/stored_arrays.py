@@ -1,6 +1,6 @@
 """The arrays of a store by name, opened together, read row by row or whole, some of them kept in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 from threading import RLock
@@ -22,7 +22,12 @@ class StoredArrays:
     """
 
     def __init__(
-        self, path: Path | str, shapes: Mapping[str, tuple[int, ...]], context: ts.Context, memory_limit: int
+        self,
+        path: Path | str,
+        shapes: Mapping[str, tuple[int, ...]],
+        context: ts.Context,
+        memory_limit: int,
+        check: Callable[[str, np.ndarray], None] = lambda name, rows: None,
     ) -> None:
         """Open the arrays.
 
@@ -31,8 +36,9 @@ class StoredArrays:
             shapes: the shape that each array must have, by its name.
             context: how they are reached, and what is cached.
             memory_limit: bytes of the arrays of steps that `rows` may keep in memory.
+            check: called with the name of an array and all that is read of it at once; raises UserError to refuse it.
         """
-        self._path, self._memory_limit = path, memory_limit
+        self._path, self._memory_limit, self._check = path, memory_limit, check
         self._resident: dict[str, np.ndarray] = {}
         self._lock = RLock()
         try:
@@ -50,7 +56,7 @@ class StoredArrays:
             if name not in self._resident:
                 with ts.Batch() as batch:  # so that a file of many chunks is read at once
                     future = self._arrays[name].read(batch=batch)
-                whole = self._result(future)
+                whole = self._result(name, future)
                 whole.flags.writeable = False  # callers get views of it
                 self._resident[name] = whole
             return self._resident[name]
@@ -80,15 +86,17 @@ class StoredArrays:
             futures = {name: array.read(batch=batch) for name, array in joined.items()}
         found = {}
         for name, future in futures.items():
-            values, ends = self._result(future), list(accumulate(at.stop - at.start for at in wanted[name]))
+            values, ends = self._result(name, future), list(accumulate(at.stop - at.start for at in wanted[name]))
             found[name] = [values[start:stop] for start, stop in pairwise([0, *ends])]
         return found
 
     def _bytes(self, name: str) -> int:
         return self._arrays[name].size * self._arrays[name].dtype.numpy_dtype.itemsize
 
-    def _result(self, future: ts.Future) -> np.ndarray:
+    def _result(self, name: str, future: ts.Future) -> np.ndarray:
         try:
-            return future.result()
+            found = future.result()
         except ValueError as error:
             raise unreadable(self._path, error) from error
+        self._check(name, found)
+        return found

@@ -6,6 +6,7 @@ from typing import Any
 
 from ringrl.config import AnyConfig, RunConfig, load_config, parse_config
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.run import RunDirectory
 from ringrl.training.loop import refuse_existing, run_training
 from ringrl.training.processes import from_first
@@ -69,11 +70,11 @@ def train(
 def _settings(config: Any, overrides: tuple[str, ...], out: Any, resume: Any) -> tuple[dict[str, Any], str]:
     """The configuration, as plain values, and the run directory; read by process 0 for all."""
     if resume is not None:
-        continued = _changed(RunDirectory(Path(resume)).config(), overrides, str(resume))
-        return continued.model_dump(mode="json"), str(resume)
+        continued = _changed(RunDirectory(resume).config(), overrides, str(resume))
+        return continued.model_dump(mode="json"), str(user_path(resume))
     loaded = load_config(config, overrides)
     name = Path(config).stem if isinstance(config, str | os.PathLike) else Path(loaded.agent.name).stem
-    run = Path(out) if out is not None else Path("runs") / f"{name}-seed{loaded.seed}"
+    run = user_path(out) if out is not None else Path("runs") / f"{name}-seed{loaded.seed}"
     refuse_existing(run)
     return loaded.model_dump(mode="json"), str(run)
 

@@ -149,6 +149,43 @@ def test_skip_bad_goes_on_without_it(tmp_path, capsys):
     assert "truncated" in (folder / "quarantine" / "reasons.txt").read_text()
 
 
+def test_foreign_files_are_named_or_put_aside(tmp_path, capsys):
+    folder = collect(tmp_path / "in", "cartpole_swingup", count=2)
+    for name in ("stats.npz", "episode_000001_20 (1).npz"):
+        shutil.copy(folder / "episode_000001_20.npz", folder / name)
+    arguments = (folder, "--out", tmp_path / "s", "--tasks", "cartpole_swingup")
+    with pytest.raises(UserError, match=r"20 \(1\).npz: bad episode file.* \(and 1 more\); .*--skip-bad"):
+        run(*arguments)
+    run(*arguments, "--skip-bad")
+    assert open_store(tmp_path / "s").episodes == 2 and "2 bad files skipped" in capsys.readouterr().out
+    assert (folder / "quarantine" / "stats.npz").exists()
+
+
+def test_urlbs_files_without_states_are_built_with_the_rewards_that_they_have(tmp_path):
+    folder = collect(tmp_path / "in", "walker_walk", note=False)
+    for path in folder.glob("*.npz"):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files if name != "physics"}
+        np.savez(path, **arrays)
+    arguments = (folder, "--out", tmp_path / "s", "--domain", "walker")
+    with pytest.raises(UserError, match="in: its files have no physics states.*--relabel recorded"):
+        run(*arguments)
+    assert not (tmp_path / "s").exists()
+    run(*arguments, "--tasks", "walker_walk", "--relabel", "recorded")
+    store = open_store(tmp_path / "s")
+    assert (store.episodes, store.dims.physics) == (3, 0)
+    ((_, first), *_) = exorl.read_folder(folder)
+    np.testing.assert_array_equal(store.read(0, 0, 20, "walker_walk").reward, first.reward[:, 0])
+
+
+def test_a_linked_folder_keeps_its_domain(tmp_path):
+    collect(tmp_path / "blob" / "buffer", "cartpole_swingup", count=1, note=False)
+    (tmp_path / "cartpole").mkdir()
+    (tmp_path / "cartpole" / "rnd").symlink_to(tmp_path / "blob")
+    run(tmp_path / "cartpole" / "rnd", "--out", tmp_path / "s", "--tasks", "cartpole_swingup")
+    assert open_store(tmp_path / "s").sources[0].name == "cartpole/rnd"
+
+
 def test_unlike_folders_and_foreign_tasks_are_named(tmp_path):
     cartpole = collect(tmp_path / "cartpole_random", "cartpole_swingup", count=1)
     walker = collect(tmp_path / "walker_random", "walker_run", count=1)

@@ -50,6 +50,19 @@ def run(folder, capsys, **options):
     return status, json.loads(capsys.readouterr().out.splitlines()[-1]), error
 
 
+def test_bad_and_foreign_files_are_left_out_where_that_is_asked_for(collected, tmp_path, capsys):
+    folder = shutil.copytree(collected("cartpole_swingup", 2), tmp_path / "folder")
+    (folder / "buffer" / "stats.npz").touch()
+    (folder / "buffer" / "episode_000001_1000.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="stats.npz: bad episode file"):
+        run(folder, capsys)
+    status, found, _ = run(folder, capsys, skip_bad=True)
+    assert (status, found["skipped"], found["episodes"]) == (0, 2, 1)
+    assert len(list((folder / "buffer").glob("*.npz"))) == 3
+    check.main(check.Args(folder, skip_bad=True))
+    assert "2 bad files skipped; the first: " in capsys.readouterr().out
+
+
 def changed(collected, tmp_path, task, **changes):
     """A bare folder with the episode of a task, some of its arrays replaced: name -> function of the array."""
     (path,) = list_episodes(collected(task))

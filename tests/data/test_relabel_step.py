@@ -85,6 +85,26 @@ def test_a_bad_file_stops_the_run_or_is_put_aside(step, folder, tmp_path, capsys
     assert capsys.readouterr().out.endswith(f"{said}; they were there already\n")
 
 
+def test_a_foreign_file_is_named_or_left_out(step, folder, tmp_path, capsys):
+    foreign = folder / "buffer" / "stats.npz"
+    foreign.write_bytes(b"PK")
+    arguments = (folder, "--out", tmp_path / "out", "--jobs", 1, "--tasks", "cartpole_swingup")
+    with pytest.raises(UserError, match="stats.npz: bad episode file: the name is neither"):
+        run(step, *arguments)
+    run(step, *arguments, "--skip-bad")
+    assert "2 episodes with rewards of cartpole_swingup; 1 bad files skipped" in capsys.readouterr().out
+    assert "stats.npz" in (tmp_path / "out" / "skipped.txt").read_text() and foreign.exists()
+
+
+def test_files_without_states_cannot_be_relabelled(step, folder, tmp_path):
+    for path in exorl.list_episodes(folder):
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files if name != "physics"}
+        np.savez(path, **arrays)
+    with pytest.raises(UserError, match="its files have no physics states, of which rewards are computed: keep"):
+        run(step, folder, "--out", tmp_path / "out")
+
+
 def test_a_zip_is_read_as_it_is(step, folder, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "cartpole" / "zipped"), "zip", folder)
     for source, out in ((folder, "out"), (archive, "from_zip")):

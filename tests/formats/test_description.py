@@ -1,4 +1,6 @@
 import json
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,35 @@ def test_a_bare_folder_needs_the_domain(tmp_path):
     with pytest.raises(UserError, match="cannot tell the domain.*--domain"):
         describe_folder(folder)
     assert describe_folder(folder, "walker").domain == "walker"
+
+
+@pytest.mark.parametrize("inside", [".", "buffer"])
+def test_a_link_is_known_by_its_own_path_or_by_that_which_it_leads_to(tmp_path, inside):
+    blob = make_folder(tmp_path / "disk7" / "blob" / "buffer").parent
+    (tmp_path / "walker").mkdir()
+    (tmp_path / "walker" / "rnd").symlink_to(blob)
+    found = describe_folder(tmp_path / "walker" / "rnd" / inside)
+    assert (found.domain, found.source.name, found.source.collector) == ("walker", "walker/rnd", "rnd")
+    real = make_folder(tmp_path / "cheetah" / "icm" / "buffer").parent
+    (tmp_path / "mine").symlink_to(real / inside)
+    assert describe_folder(tmp_path / "mine").source.name == "cheetah/icm"
+    (real / "collect.json").write_text(json.dumps(COLLECTED))
+    (tmp_path / "walker" / "buffer").symlink_to(real / "buffer")
+    assert describe_folder(tmp_path / "walker" / "buffer").domain == "cartpole"  # said beside what it leads to
+
+
+def test_a_linked_archive_is_known_by_its_own_path(tmp_path):
+    with zipfile.ZipFile(tmp_path / "1f3a.zip", "w") as archive:
+        archive.writestr("buffer/episode_000000_6.npz", b"")
+    (tmp_path / "walker").mkdir()
+    (tmp_path / "walker" / "rnd.zip").symlink_to(tmp_path / "1f3a.zip")
+    assert describe_folder(tmp_path / "walker" / "rnd.zip").domain == "walker"
+
+
+def test_a_folder_of_the_home_is_found(tmp_path, monkeypatch):
+    make_folder(tmp_path / "walker" / "rnd")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert describe_folder(Path("~/walker/rnd")).domain == "walker"
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):

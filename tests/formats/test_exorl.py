@@ -109,6 +109,30 @@ def test_unknown_keys_are_ignored_and_flat_rewards_taken(tmp_path):
     equal(exorl.read_episode(save(tmp_path, arrays, "20220101T120000_3_6.npz")), episode)
 
 
+def test_urlbs_files_have_no_physics_and_are_written_without(tmp_path):
+    arrays = raw(make_episode()) | {"step_type": np.int32([0, 1, 1, 1, 1, 1, 2]), "skill": np.zeros((7, 2))}
+    del arrays["physics"]
+    found = exorl.read_episode(save(tmp_path, arrays))
+    equal(found, dataclasses.replace(make_episode(), physics=np.zeros((7, 0))))
+    again = exorl.write_episode(tmp_path / "again", 0, found)
+    assert "physics" not in np.load(again).files
+    equal(exorl.read_episode(again), found)
+
+
+def test_actions_are_clipped_where_that_is_asked_for(tmp_path):
+    episode, arrays = make_episode(), raw(make_episode())
+    arrays["demonstrator"] = arrays["action"] = 5 * arrays["action"]
+    path = save(tmp_path, arrays)
+    with pytest.raises(UserError, match="clip the actions"):
+        exorl.read_episode(path)
+    found = exorl.read_episode(path, clip=True)
+    np.testing.assert_array_equal(found.action, np.clip(5 * episode.action, -1, 1))
+    np.testing.assert_array_equal(found.demonstrator, found.action)
+    arrays["action"][3] = np.inf
+    with pytest.raises(UserError, match="action is NaN or infinite in step 2"):
+        exorl.read_episode(save(tmp_path, arrays), clip=True)
+
+
 def with_value(name, value):
     def change(arrays):
         array = arrays[name].copy()
@@ -132,7 +156,12 @@ def with_value(name, value):
         (lambda a: a | {"observation": a["observation"].astype(np.float64)}, "observation is float64, not float32"),
         (lambda a: a | {"observation": a["observation"][:, 0]}, r"observation has shape \(7,\)"),
         (lambda a: a | {"discount": np.ones((7, 2), np.float32)}, r"discount has shape \(7, 2\), not \(7, 1\)"),
-        (lambda a: {name: a[name] for name in a if name != "physics"}, "it has no physics; it has observation, action"),
+        (lambda a: {name: a[name] for name in a if name != "reward"}, "it has no reward; it has observation, action"),
+        (with_value("observation", 3e38), "observation is 3e[+]38 in size, beyond 1e[+]10, first in step 3"),
+        (with_value("discount", np.nan), "discount is NaN or infinite in step 2"),
+        (lambda a: a | {"observation": np.zeros((7, 9, 8, 8), np.uint8)}, "as pixels are: give state observations"),
+        (lambda a: a | {"step_type": np.uint8([0, 1, 1, 2, 0, 1, 2])}, "row 4 begins another episode"),
+        (lambda a: a | {"step_type": np.int64([[0], [1], [1], [0], [1], [1], [2]])}, "row 3 begins another episode"),
         (lambda a: a | {"reward": np.array([{}] * 7, object)}, "pickled objects, which are never loaded"),
         (lambda a: a | {"demonstrator": a["action"].astype(np.float64)}, "demonstrator is float64, not float32"),
         (lambda a: a | {"demonstrator": a["action"][1:]}, "demonstrator has 6 rows, but the name says 6 transitions"),

@@ -1,5 +1,8 @@
 """Folders of ExoRL's episode files: their order, bad files among them, and quarantine."""
 
+import re
+import zipfile
+
 import pytest
 
 from ringrl.errors import UserError
@@ -32,10 +35,49 @@ def test_urlb_files_come_by_timestamp_then_index(tmp_path):
     assert [path.name for path in exorl.list_episodes(tmp_path)] == names
 
 
+FOREIGN = ("EPISODE_000003_6.NPZ", "episode_000001_6 (1).npz", "episode_000002_6.npz.part", "stats.npz")
+
+
 def test_a_file_with_another_name_is_named(tmp_path):
     exorl.write_episode(tmp_path, 0, make_episode()).rename(tmp_path / "walker.npz")
-    with pytest.raises(UserError, match=r"walker\.npz: bad episode file: the name is neither"):
+    with pytest.raises(
+        UserError, match=r"walker\.npz: bad episode file: the name is neither.*has no file of such a name"
+    ):
         exorl.list_episodes(tmp_path)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_foreign_file_is_named_and_skipped_where_that_is_asked_for(tmp_path, name, zipped):
+    buffer = tmp_path / "rnd" / "buffer"
+    good = exorl.write_episode(buffer, 0, make_episode())
+    (buffer / name).write_bytes(good.read_bytes())
+    folder = tmp_path / "rnd"
+    if zipped:
+        folder = tmp_path / "rnd.zip"
+        with zipfile.ZipFile(folder, "w") as archive:
+            for path in buffer.iterdir():
+                archive.write(path, f"buffer/{path.name}")
+    with pytest.raises(
+        UserError, match=rf"{re.escape(name)}: bad episode file.*; rename or remove it, or .*--skip-bad"
+    ):
+        exorl.read_folder(folder)
+    reading = exorl.read_folder(folder, skip_bad=True, move=False)
+    assert [path.name for path, _ in reading] == [good.name] and reading.skipped == 1 and name in reading.reasons[0]
+    assert (buffer / name).exists() and not list(tmp_path.glob("*reasons*"))
+    assert [path.name for path, _ in exorl.read_folder(folder, skip_bad=True)] == [good.name]
+    reasons = tmp_path / "rnd.zip.reasons.txt" if zipped else buffer / "quarantine" / "reasons.txt"
+    assert name in reasons.read_text() and (zipped or (buffer / "quarantine" / name).exists())
+    assert zipped or len(exorl.list_episodes(folder)) == 1
+
+
+def test_all_foreign_files_are_counted(tmp_path):
+    good = exorl.write_episode(tmp_path, 0, make_episode())
+    for name in FOREIGN:
+        (tmp_path / name).write_bytes(good.read_bytes())
+    with pytest.raises(UserError, match=r"EPISODE_000003_6.NPZ: .* \(and 3 more\)"):
+        exorl.list_episodes(tmp_path)
+    assert exorl.read_folder(tmp_path, skip_bad=True).skipped == 4
 
 
 def test_a_folder_stops_at_the_first_bad_file(tmp_path):

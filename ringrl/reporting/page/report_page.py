@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ringrl.errors import UserError
-from ringrl.files import alone_in
+from ringrl.files import alone_in, user_path
 from ringrl.manifest import replace_together
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
@@ -51,10 +51,10 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
       ['SHA256SUMS', 'data_history.png', 'data_returns.png']
     """
     runs = [runs] if isinstance(runs, Path | str) else runs
-    paths = list({Path(path).resolve(): Path(path) for path in runs}.values())
+    paths = list({path.resolve(): path for path in map(user_path, runs)}.values())
     if not paths:
         raise UserError("nothing to report on: give at least one run directory")
-    out = Path(out) if out is not None else None
+    out = user_path(out) if out is not None else None
     if out is None:
         out = RunDirectory(paths[0]).report if len(paths) == 1 else Path("runs") / "report"
     analyses = [analyse(section) for section in arrange([run for path in paths for run in read_runs(path)])]
