@@ -66,7 +66,7 @@ class Agent(LabelledSequenceAgent[Config]):
         """The teacher's or the demonstrator's actions. Raises UserError where there are none, or of another task."""
         if self.config.teacher is None:
             return demonstrator_labels(episodes, config.data.task)
-        return teacher_labels(Path(self.config.teacher), config, episodes)
+        return teacher_labels(Path(self.config.teacher).expanduser(), config, episodes)
 
     def tokens(self) -> TokenLayout:
         """Observation, action, reward."""

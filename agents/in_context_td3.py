@@ -136,7 +136,7 @@ class Agent(LabelledSequenceAgent[Config]):
             raise UserError(
                 "agent.teacher: give the run of an agent with critics that sees the task, as td3 on its twin"
             )
-        return Path(self.config.teacher)
+        return Path(self.config.teacher).expanduser()
 
     def tokens(self) -> TokenLayout:
         """Observation, action, reward."""

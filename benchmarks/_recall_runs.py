@@ -27,6 +27,8 @@ from ringrl.training.trained_model import load_model
 LINE, QUESTIONS = 4, 1024  # LINE: tokens of a line
 STAGES = {64: (128, 100), 512: (16, 200), 4096: (2, 260), 32_768: (1, 280)}
 """Tokens of a training document -> rows of a batch, and the gradient steps that the run has then done."""
+RATES = {512: 2.3e-3, 4096: 8e-4, 32_768: 3.5e-4}
+"""Tokens of a training document -> the learning rate to which a resumed run rises."""
 
 
 def write_documents(folder: Path, length: int, *, test: bool = False) -> Path:
@@ -59,7 +61,8 @@ def grow(run: Path, settings: Mapping[str, Any], longest: int, documents: Path, 
         stage = (f"data.store={store}", f"training.row_steps={length}", f"training.batch={rows}")
         stage += (f"training.steps={steps}",)
         if RunDirectory(run).exists:
-            train(None, *stage, resume=run)
+            rate = (f"optimizer.learning_rate={RATES[length]}", "optimizer.warmup_steps=5")
+            train(None, *stage, *rate, resume=run)
         else:
             train("recall", *(f"{key}={value}" for key, value in settings.items()), *stage, f"seed={seed}", out=run)
 

@@ -8,12 +8,14 @@ Parts, each a file of its own:
     fuzzed    every reader of files is given mutated ones (benchmarks/_faults_fuzzed.py)
     flipped   one bit changes in checkpoints, exports, stores and runs (benchmarks/_faults_flipped.py)
     kills     every step is killed, and given again (benchmarks/_faults_kills.py)
+    ends      commands are sent SIGINT or SIGTERM (benchmarks/_faults_ends.py)
     hashing   what hashes cost (benchmarks/_faults_hashing.py)
 
 There is no peer. A table for each part says what was tried and what came of it. The last line is one JSON object:
 `fuzzed`, the mutations that were read; `untyped`, those that ended in anything but a UserError of one line; `hangs`;
 `flipped`, the bits; `silently_wrong`, those after which other numbers were read without a word; `kills`; `lost`,
-`differing`, `torn`, `leftovers`, of them. The status is 1 if anything but the number of tries is not 0.
+`differing`, `torn`, `leftovers`, of them; `ends`, the signals; `crashed`, `wordless`, `left`, of those. The status is 1
+if anything but the number of tries is not 0.
 """
 
 import json
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from benchmarks._faults_ends import run_ends
 from benchmarks._faults_flipped import run_flipped
 from benchmarks._faults_fuzzed import run_fuzzed
 from benchmarks._faults_hashing import run_hashing
@@ -38,6 +41,8 @@ class Args:
     """Bits."""
     kills: int = 240
     """Of all steps together."""
+    ends: int = 60
+    """Signals that are sent to real commands."""
     hashed: int = 256
     """Megabytes of the checkpoint and the store by which the cost of hashes is measured; 0: it is not."""
     only: str | None = None
@@ -51,6 +56,8 @@ def main(args: Args) -> None:
     figures: dict[str, float] = {}
     if args.kills:  # first, for it forks: no other part may have started threads or JAX
         figures |= run_kills(args.kills, args.seed, args.only)
+    if args.ends:
+        figures |= run_ends(args.ends, args.seed)
     if args.flips:
         figures |= run_flipped(args.flips, args.seed)
     if args.mutations:
@@ -59,7 +66,7 @@ def main(args: Args) -> None:
     if args.hashed:
         figures |= run_hashing(args.hashed)
     print(json.dumps(figures))
-    if any(value for name, value in faults.items() if name not in ("fuzzed", "flipped", "kills")):
+    if any(value for name, value in faults.items() if name not in ("fuzzed", "flipped", "kills", "ends")):
         sys.exit(1)
 
 

@@ -6,11 +6,11 @@
 Episodes are written in the order in which they were collected, one row an environment step, also with an action repeat
 (`--action-repeat`). The recorded reward is always the task's, also under `rnd`, which learns from its intrinsic reward
 alone, as ExoRL's collectors did (Yarats et al. 2022, section 3). In point_mass_maze the rewards of all four tasks are
-recorded, a column each, as in ExoRL's files. The seed determines everything.
+recorded, a column each, as in ExoRL's files. The seed determines everything. Where the collection is interrupted, whole
+episodes stay in OUT.unfinished, and the same command goes on.
 """
 
 import importlib.metadata
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,22 +18,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Float32
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ringrl import envs, recipes
-from ringrl.collect.correlated_noise import CorrelatedNoise
+from ringrl.collect.random_collectors import CorrelatedCollector, RandomCollector
 from ringrl.collect.record import AgentSteps, record_episode
+from ringrl.collect.unfinished import BUFFER, State, Unfinished, unfinished_folder
+from ringrl.ending import Stopped, finishing
 from ringrl.envs import DMControlEnv
 from ringrl.errors import UserError
-from ringrl.files import atomic_folder
 from ringrl.formats.description import COLLECT
 from ringrl.formats.exorl import write_episode
-from ringrl.manifest import seal
 from ringrl.progress import progress_bar
 from ringrl.relabelling.rewards import Relabeler
+from ringrl.training.transitions import pack, unpack
 
 # In ExoRL's files of these domains the reward has a column for each of the domain's tasks.
 _RECORDS_EVERY_TASK = ("point_mass_maze",)
@@ -80,38 +82,13 @@ class Collector(Protocol):
         """Take in an episode that has just ended."""
         ...
 
+    def state(self) -> State:
+        """What it has learnt and drawn, between two episodes."""
+        ...
 
-class RandomCollector:
-    """Independent uniform actions."""
-
-    def __init__(self, action_size: int, seed: int | list[int]) -> None:
-        """`seed`: of the actions."""
-        self._shape, self._rng = (action_size,), np.random.default_rng(seed)
-
-    def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
-        """Uniform in [-1, 1], regardless of the observation."""
-        return self._rng.uniform(-1.0, 1.0, self._shape).astype(np.float32)
-
-    def learn(self, episode: AgentSteps) -> None:
-        """Nothing is learned."""
-
-
-class CorrelatedCollector:
-    """Actions clip(scale z, -1, 1), z an autoregressive process begun anew in every episode."""
-
-    def __init__(self, action_size: int, correlation: float, scale: float, seed: int | list[int]) -> None:
-        """`correlation`: of an agent step's z and the next's. `scale`: z's deviation is 1. `seed`: of the actions."""
-        self._size, self._correlation, self._scale = action_size, correlation, scale
-        self._rng = np.random.default_rng(seed)
-        self._noise = CorrelatedNoise(action_size, correlation, self._rng)
-
-    def act(self, observation: Float32[np.ndarray, " observation"]) -> Float32[np.ndarray, " action"]:
-        """The next of the process, regardless of the observation."""
-        return np.clip(self._scale * self._noise.draw(), -1.0, 1.0).astype(np.float32)
-
-    def learn(self, episode: AgentSteps) -> None:
-        """Begin the process anew; nothing is learned."""
-        self._noise = CorrelatedNoise(self._size, self._correlation, self._rng)
+    def restore(self, state: State) -> None:
+        """Go on from what `state` gave."""
+        ...
 
 
 class TD3Collector:
@@ -148,6 +125,24 @@ class TD3Collector:
             if not np.isfinite(metrics["loss"]):
                 raise FloatingPointError(f"TD3 diverged at gradient step {int(self._state.step)}: lower its step sizes")
 
+    def state(self) -> State:
+        """Its networks, its replay, the draws, and how far it is."""
+        about = {"rng": self._rng.bit_generator.state, "agent_steps": self._agent_steps, "due": self._updates_due}
+        replay = {f"replay.{name}": rows for name, rows in self._replay.state().items()}
+        return about, replay | {f"learner.{name}": np.asarray(x) for name, x in pack(self._state).items()}
+
+    def restore(self, state: State) -> None:
+        """Go on."""
+        about, arrays = state
+        replay, learner = (
+            {name.removeprefix(part): x for name, x in arrays.items() if name.startswith(part)}
+            for part in ("replay.", "learner.")
+        )
+        self._rng.bit_generator.state = about["rng"]
+        self._agent_steps, self._updates_due = about["agent_steps"], about["due"]
+        self._replay.restore(replay)
+        self._state = unpack({name: jnp.asarray(x) for name, x in learner.items()}, self._state)
+
 
 def main(args: Args) -> None:
     """Collect the episodes; see the module.
@@ -170,25 +165,42 @@ def main(args: Args) -> None:
     collector = _make_collector(args, config, env)
     tasks = envs.tasks(env.domain) if env.domain in _RECORDS_EVERY_TASK else (args.task,)
     relabel = Relabeler(tasks) if len(tasks) > 1 else None
-    returns, steps = [], 0
-    with atomic_folder(out, marker=COLLECT, overwrite=args.overwrite) as partial, _progress(args) as report:
-        for index in range(args.episodes):
+    about = _describe(args, tasks, _settings(args, config))
+    fixed = {name: value for name, value in about.items() if name != "episodes"}
+    with unfinished_folder(out, COLLECT, fixed, args.overwrite) as kept:
+        state = kept.load()
+        if state is not None:
+            collector.restore(state)
+        for _ in kept.returns:
+            env.reset()  # which draws as it drew before
+        _collect(args, env, collector, relabel, kept, out)
+        kept.close(COLLECT, about | {"steps": kept.steps, "returns": kept.returns})
+    last = kept.returns[-10:]
+    mean = f"mean return of the last {len(last)}: {np.mean(last):.1f}"
+    print(f"{out}: {len(kept.returns)} episodes, {kept.steps} steps; {mean}")
+
+
+def _collect(
+    args: Args, env: DMControlEnv, collector: Collector, relabel: Relabeler | None, kept: Unfinished, out: Path
+) -> None:
+    """Collect the episodes that are missing. Raises `Stopped`, between two of them, where that is asked for."""
+    begun = len(kept.returns)
+    with _progress(args, begun) as report, finishing("this episode") as asked:
+        for index in range(begun, args.episodes):
             episode, agent_steps = record_episode(env, collector.act)
             recorded = replace(episode, reward=relabel(episode)) if relabel else episode
-            write_episode(partial / "buffer", index, recorded)
+            write_episode(kept.folder / BUFFER, index, recorded)
             collector.learn(agent_steps)
-            returns.append(float(episode.reward.sum(dtype=np.float64)))
-            steps += episode.length
-            report(returns[-1])
-        description = _describe(args, tasks, steps, returns, _settings(args, config))
-        (partial / COLLECT).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        seal(partial)
-    last = returns[-10:]
-    print(f"{out}: {args.episodes} episodes, {steps} steps; mean return of the last {len(last)}: {np.mean(last):.1f}")
+            signal = asked()
+            kept.add(float(episode.reward.sum(dtype=np.float64)), episode.length, collector.state, now=signal > 0)
+            report(kept.returns[-1])
+            if signal:
+                done = f"{index + 1} of {args.episodes} episodes are kept in {kept.folder}"
+                raise Stopped(signal, f"{out}: {done}; give the same command to go on")
 
 
-def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[float], learner: Any) -> dict[str, Any]:
-    """The content of collect.json; `tasks`: of the recorded reward columns, in order."""
+def _describe(args: Args, tasks: tuple[str, ...], learner: Any) -> dict[str, Any]:
+    """The content of collect.json, but for what was collected; `tasks`: of the recorded reward columns, in order."""
     return {
         "task": args.task,
         "tasks": tasks,
@@ -196,12 +208,10 @@ def _describe(args: Args, tasks: tuple[str, ...], steps: int, returns: list[floa
         "collector": args.policy,
         "seed": args.seed,
         "episodes": args.episodes,
-        "steps": steps,
         "mujoco": importlib.metadata.version("mujoco"),
         "dm_control": importlib.metadata.version("dm_control"),
         "action_repeat": args.action_repeat,
         "time_limit": args.time_limit,
-        "returns": returns,
         "hyper_parameters": learner,
     }
 
@@ -226,7 +236,7 @@ def _make_collector(args: Args, config: Any, env: DMControlEnv) -> Collector:
 
 
 @contextmanager
-def _progress(args: Args) -> Iterator[Any]:
+def _progress(args: Args, begun: int) -> Iterator[Any]:
     """A bar with the time left; yields the function that takes the return of each episode."""
     columns = (
         TextColumn("collecting {task.description}"),
@@ -237,7 +247,9 @@ def _progress(args: Args) -> Iterator[Any]:
         TextColumn("return {task.fields[episode_return]}"),
     )
     with progress_bar(*columns, transient=True) as progress:
-        bar = progress.add_task(f"{args.task} ({args.policy})", total=args.episodes, episode_return="-")
+        bar = progress.add_task(
+            f"{args.task} ({args.policy})", total=args.episodes, completed=begun, episode_return="-"
+        )
         yield lambda value: progress.update(bar, advance=1, episode_return=f"{value:.0f}")
 
 

@@ -1,11 +1,14 @@
 """What a run or an export says of its agent, and the check that its copy of the agent's source is the recorded one."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from ringrl.errors import UserError
 
+_log = logging.getLogger(__name__)
+_noted: set[Path] = set()
 # (display name, whether its context spans trials), by the name of an agent's file, which is all that schema 0 says of
 # it, and of who acts in tables without being a run's agent (`ringrl.rollout.retrieval`).
 _SCHEMA_0 = {
@@ -48,6 +51,26 @@ def verify_source(file: Path, agent: AgentRecord) -> Path:
             f"SHA-256 {str(agent.sha256)[:12]}...: restore it, or train the changed agent as a new run"
         )
     return file
+
+
+def note_changed_source(copy: Path, agent: AgentRecord, source: str | None) -> None:
+    """Say once, in the log, that the file that a run's agent was copied from is another now, or gone.
+
+    Args:
+        copy: the run's own, which is used.
+        agent: what the run records.
+        source: the file; None: the run is of an earlier ringrl, which does not say.
+    """
+    if source is None or copy.resolve() in _noted:
+        return
+    try:
+        found = sha256(Path(source).read_bytes())
+    except OSError:
+        found = None
+    if found != agent.sha256:
+        _noted.add(copy.resolve())
+        what = "is not there any more" if found is None else "has changed since the run began"
+        _log.warning("%s: %s; the run's own copy, %s, is used", source, what, copy)
 
 
 def sha256(source: bytes) -> str:

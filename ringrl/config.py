@@ -65,6 +65,17 @@ class MeshConfig(ConfigSection):
     exchange: Literal["ring", "all_gather"] = "ring"  # keys go round, or are gathered at once (short contexts)
 
 
+class ScheduleLeg(ConfigSection):
+    """Learning rates from a step on: linearly to `peak`, then a cosine to `end` (`ringrl.training.learning_rate`)."""
+
+    begin: int = Field(ge=0)  # the step
+    rate: float = Field(ge=0)  # with which it begins
+    peak: float = Field(ge=0)
+    warmup: int = Field(ge=0)  # steps to the peak
+    end: float = Field(ge=0)
+    steps: int = Field(ge=1)  # of the run, at which `end` is reached
+
+
 class OptimizerConfig(ConfigSection):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay."""
 
@@ -75,6 +86,7 @@ class OptimizerConfig(ConfigSection):
     beta2: float = Field(default=0.99, gt=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)  # global gradient norm
     accumulation: int = Field(default=1, ge=1)  # micro-batches a step; the result is that of the whole batch
+    legs: tuple[ScheduleLeg, ...] = ()  # set by `--resume` where rates or steps change
 
 
 class TrainingConfig(ConfigSection):

@@ -18,11 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ringrl.errors import UserError
-from ringrl.locks import exclusive
+from ringrl.locks import exclusive, release_all
 
 _OLD = "-old"  # ends the name of a folder that is being replaced
 _PROCESS = uuid.uuid4().hex[:8]  # tells this process from an earlier one with its number
 _DAY = 86400.0
+# What this process is writing: temporary files, and temporary folders with the folder that each is to become.
+_files: set[Path] = set()
+_folders: dict[Path, Path] = {}
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def atomic_file(path: Path, *, staging: Path | None = None, durable: bool = True
     """
     made_by = f"{_file_prefix()}{os.getpid()}-{_PROCESS}{uuid.uuid4().hex[:6]}"
     temporary = (staging or path.parent) / f"{made_by}-{path.name}"
+    _files.add(temporary)
     try:
         yield temporary
         if durable:
@@ -56,6 +60,7 @@ def atomic_file(path: Path, *, staging: Path | None = None, durable: bool = True
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        _files.discard(temporary)
 
 
 def sync(path: Path) -> None:
@@ -108,6 +113,7 @@ def atomic_folder(out: Path, *, marker: str, overwrite: bool = False) -> Iterato
 def _make_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     """`atomic_folder`, by the process that has the lock."""
     partial = out.with_name(f"{_prefix(out)}{os.getpid()}")
+    _folders[partial] = out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(out)
@@ -124,6 +130,23 @@ def _make_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        _folders.pop(partial, None)
+
+
+def clean_up() -> None:
+    """Remove the temporary files and folders of this process, which is about to end at once, and free its locks."""
+    for temporary in list(_files):
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    for partial, out in list(_folders.items()):
+        old = partial.with_name(f"{partial.name}{_OLD}")
+        with suppress(OSError):
+            if old.exists() and not out.exists():  # between two renames
+                old.rename(out)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    release_all()
 
 
 def check_replaceable(out: Path, marker: str, overwrite: bool) -> None:

@@ -50,7 +50,8 @@ def exclusive(lock: Path, *, of: Path | None = None, wait: bool = False) -> Iter
 def release_all() -> None:
     """Free all locks of this process, which is about to end at once (`os._exit`), and remove their files."""
     for file in list(_taken):
-        _release(file)
+        with suppress(OSError, KeyError):  # the main thread may be just releasing it
+            _release(file)
 
 
 def _release(file: int) -> None:

@@ -4,7 +4,7 @@
 |---|---|
 | SHA256SUMS | hashes of the five files that follow (`ringrl.manifest`), which are replaced together |
 | config.yaml | the resolved configuration; written last: a folder that has it is a run |
-| run.json | schema version, ringrl's version, the version of fused tokens (`ringrl.batch.TOKENS`), the agent (`AgentRecord`), and where the store is |
+| run.json | schema version, ringrl's version, the version of fused tokens (`ringrl.batch.TOKENS`), the agent (`AgentRecord`), the file that it was copied from, and where the store and the teacher's run are |
 | agent.py | the agent's source; the run is resumed, evaluated and exported with this copy |
 | normalizer.json | `ringrl.sampling.normalizer.Normalizer`; not for a language model |
 | dataset.json | a summary of the data set: sizes, sources, returns |
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ringrl import recipes
-from ringrl.agent_record import AgentRecord, agent_of_schema_0, sha256, verify_source
+from ringrl.agent_record import AgentRecord, agent_of_schema_0, note_changed_source, sha256, verify_source
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
@@ -39,7 +39,7 @@ from ringrl.manifest import MANIFEST, finish, replace_together, require
 from ringrl.metrics_lines import parse_line
 from ringrl.model_config import read_earlier
 from ringrl.readers import ObjectRecord, read_json, read_yaml
-from ringrl.run_records import RunRecord, TrainedOnRecord, VersionedRecord
+from ringrl.run_records import RunRecord, StorePlaces, TrainedOnRecord, VersionedRecord
 from ringrl.run_tables import RunTables
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.trust import remember_trained, require_trusted, require_trusted_config
@@ -118,22 +118,25 @@ class RunDirectory(RunTables):
         """
         known, files = self._record() if self.exists else None, {}
         if known is None:
-            file = recipes.find("agents", config.agent.name)
-            files[self.agent_file] = source = file.read_bytes()
-            remember_trained(source, file, config.data.task)
-            agent = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source))
+            origin = recipes.find("agents", config.agent.name)
+            files[self.agent_file] = source = origin.read_bytes()
+            remember_trained(source, origin, config.data.task)
+            agent, copied = AgentRecord(config.agent.name, **asdict(description), sha256=sha256(source)), str(origin)
         else:
-            agent = known["agent"]
-        store = record_paths(config.data.store, self.path)
-        if known and known["store"]["absolute"] == store["absolute"]:
-            store["given"] = known["store"]["given"]
+            agent, copied = known["agent"], known.get("source")
+        store = _paths(config.data.store, self.path, known and known["store"])
+        teacher = getattr(config.agent, "teacher", None)
+        named: dict[str, Any] = {"name": agent.name}
         if normalizer is not None:
             files[self.normalizer_file] = normalizer.to_json()
         files[self.dataset_file] = json.dumps(dataset).encode()
         record = {"schema": SCHEMA, "manifest": MANIFEST, "ringrl": version("ringrl"), "tokens": TOKENS}
-        record |= {"agent": asdict(agent), "store": store}
+        record |= {"agent": asdict(agent), "source": copied, "store": store}
+        if isinstance(teacher, str):
+            record["teacher"] = _paths(teacher, self.path, known and known.get("teacher"))
+            named["teacher"] = record["teacher"]["given"]
         files[self.record_file] = f"{json.dumps(record, indent=1)}\n".encode()
-        own = config.agent.model_copy(update={"name": agent.name})
+        own = config.agent.model_copy(update=named)
         data = config.data.model_copy(update={"store": store["given"]})
         files[self.config_file] = dump_config(config.model_copy(update={"agent": own, "data": data})).encode()
         replace_together(self.path, {path.name: body for path, body in files.items()})
@@ -161,9 +164,11 @@ class RunDirectory(RunTables):
         require(self.path, promised=False)
         values, record = self.settings(), self._record()
         if record is not None and isinstance(values.get("agent"), dict) and isinstance(values.get("data"), dict):
-            recorded: dict[str, Any] = dict(record["store"])
             values["agent"]["name"] = str(verify_source(self.agent_file, record["agent"]))
-            values["data"]["store"] = find_recorded(recorded, self.path)
+            values["data"]["store"] = _find(record["store"], self.path)
+            if "teacher" in record:
+                values["agent"]["teacher"] = _find(record["teacher"], self.path)
+            note_changed_source(self.agent_file, record["agent"], record.get("source"))
         require_trusted_config(values)
         return parse_config(values, str(self.config_file))
 
@@ -262,3 +267,15 @@ class RunDirectory(RunTables):
         if "manifest" in record:
             require(self.path, promised=True)
         return record
+
+
+def _find(recorded: StorePlaces, run: Path) -> str:
+    paths: dict[str, Any] = dict(recorded)
+    return find_recorded(paths, run)
+
+
+def _paths(given: str, run: Path, known: StorePlaces | None) -> StorePlaces:
+    """Where something is; as it was given at first, if it is where it was."""
+    now = record_paths(given, run)
+    first = known["given"] if known and known["absolute"] == now["absolute"] else given
+    return {"given": first, "absolute": now["absolute"], "relative": now["relative"]}

@@ -17,7 +17,7 @@ def _check_widths(sizes: dict[str, int]) -> dict[str, int]:
 
 @with_config(RECORD)
 class StorePlaces(TypedDict):
-    """Where a store is: `ringrl.files.record_paths`."""
+    """Where a store, or a teacher's run, is: `ringrl.files.record_paths`."""
 
     given: Text
     absolute: Text | None
@@ -38,6 +38,8 @@ class RunRecord(VersionedRecord):
     agent: AgentRecord
     store: StorePlaces
     tokens: NotRequired[Count]
+    source: NotRequired[Text | None]
+    teacher: NotRequired[StorePlaces]
 
 
 @with_config(RECORD)

@@ -68,6 +68,19 @@ def test_a_run_keeps_its_own_copy_of_the_agent(run, agent_file):
     assert run.settings()["agent"]["name"] == "mine/my_agent.py" and run.config() == resumed
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["edited", "lost"])
+def test_a_line_says_that_the_copy_is_used_of_an_agent_that_was_edited_or_lost(run, agent_file, lost, caplog):
+    run.config()
+    assert caplog.messages == []
+    if lost:
+        agent_file.unlink()
+    else:
+        agent_file.write_text(agent_file.read_text() + "# better\n")
+    assert run.config().agent.window == 7 and run.config().agent.window == 7
+    what = "is not there any more" if lost else "has changed since the run began"
+    assert caplog.messages == [f"{agent_file}: {what}; the run's own copy, {run.agent_file}, is used"]
+
+
 def test_what_was_killed_before_it_was_a_run_begins_anew(run, agent_file):
     run.config_file.unlink()
     agent_file.write_text(agent_file.read_text() + "# better\n")
@@ -116,6 +129,34 @@ def test_the_store_is_found_from_another_directory_and_when_run_and_store_move(r
     shutil.rmtree(moved / "stores")
     monkeypatch.chdir(tmp_path)
     assert again.config().data.store == str(moved / "stores/walker")  # the error of opening it names this path
+
+
+def test_the_teacher_is_found_likewise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("stores/walker", "runs/teacher"):
+        (tmp_path / folder).mkdir(parents=True)
+    run = RunDirectory("runs/student")
+    agent = {"name": "decision_pretrained", "teacher": "runs/teacher"}
+    student = parse_config({"data": {"store": "stores/walker", "task": "t"}, "agent": agent}, "test")
+    run.write(student, {"returns": []}, None, SAID)
+    assert run.config().agent.teacher == "runs/teacher"
+    run.write(run.config(), {"returns": []}, None, SAID)
+    assert run.settings()["agent"]["teacher"] == "runs/teacher"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert RunDirectory(tmp_path / "runs/student").config().agent.teacher == str(tmp_path / "runs/teacher")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert RunDirectory(tmp_path / "moved/student").config().agent.teacher == str(tmp_path / "moved/teacher")
+
+
+def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "stores" / "walker").mkdir(parents=True)
+    run = RunDirectory(tmp_path / "run")
+    run.write(config("~/stores/walker"), {"returns": []}, None, SAID)
+    assert run.config().data.store == "~/stores/walker"  # which `open_store` takes
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert run.config().data.store == str(tmp_path / "stores/walker")
 
 
 def test_a_store_behind_an_address_stays_as_given(tmp_path):

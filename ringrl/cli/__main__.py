@@ -1,6 +1,6 @@
 """`python -m ringrl.cli` is `ringrl`."""
 
-from ringrl.cli.entry import main
+from ringrl.cli import main
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from ringrl.cli.plan_verb import PlanVerb
 from ringrl.cli.recipe_verbs import CopyVerb, DataVerb, ListVerb, run_data_step
 from ringrl.cli.run_verbs import DemoVerb, EvaluateVerb, ExportVerb, ReportVerb, TrainVerb
 from ringrl.cli.usage import usage_error_in_one_line
+from ringrl.ending import Stopped, leave
 from ringrl.errors import UserError
 
 VERBS = {
@@ -53,6 +54,10 @@ def _run(arguments: list[str]) -> None:
         if debug:
             raise
         _stop(2, str(error))
+    except Stopped as stopped:
+        if stopped.message:
+            _say(stopped.message)
+        leave(stopped.status)
     except KeyboardInterrupt:
         _stop(130, "interrupted")
     except Exception as error:
@@ -111,9 +116,13 @@ def _end_if_output_closed(error: Exception | None = None) -> None:
 
 
 def _stop(status: int, message: str) -> NoReturn:
+    _say(message)
+    sys.exit(status)
+
+
+def _say(message: str) -> None:
     with suppress(OSError):  # where nobody reads it, the status alone says it
         print(f"ringrl: {message}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -1,5 +1,6 @@
 """Transitions of whole episodes, and minibatches of them."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -88,6 +89,16 @@ class Replay:
     def drawn(self, step: int, seed: int) -> Int64[np.ndarray, " batch"]:
         """The rows in the minibatch that `sample_steps` gives of gradient step `step`."""
         return np.random.default_rng((seed, step)).integers(self.size, size=self.batch)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that is stored, for `restore`."""
+        return {"next": np.asarray(self._next)} | {str(i): rows[: self.size] for i, rows in enumerate(self._rows)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Store what `state` gave, in a replay that is empty and of the same capacity."""
+        self._next, self.size = int(state["next"]), len(state["0"])
+        for index, rows in enumerate(self._rows):
+            rows[: self.size] = state[str(index)]
 
     def take(self, index: Int64[np.ndarray, "*updates batch"]) -> tuple[np.ndarray, ...]:
         """The fields of `Transitions` in rows `index`, new NumPy arrays; rows are in the order of `add_episode`."""

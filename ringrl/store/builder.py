@@ -97,6 +97,7 @@ def build(
             tasks=rows.tasks,
             families=rows.families,
             demonstrator=rows.demonstrator,
+            content=rows.content,
             lengths=lengths,
             source=source,
             dims=rows.dims,
@@ -191,6 +192,11 @@ class RowWriter:
         """Write what is buffered."""
         for writer in self._writers.values():
             writer.flush()
+
+    @property
+    def content(self) -> dict[str, str]:
+        """SHA-256 of the numbers of every array, by its name; of those that are flushed."""
+        return {name: writer.digest.hexdigest() for name, writer in sorted(self._writers.items())}
 
     def _open_writers(self, dims: Dims, chunk: int) -> dict[str, ColumnWriter]:
         def read(name: str, *shape: int) -> ColumnWriter:

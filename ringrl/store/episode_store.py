@@ -53,6 +53,7 @@ class Store:
         tasks: the task ids that it has rewards of.
         families: names of the families of rewards that it has the features of, and the number of these.
         demonstrator: whether it has the actions of a demonstrator.
+        content: SHA-256 of the numbers of every array, by its name; empty in a store of an earlier ringrl.
         episodes: their number.
         lengths: int64 [episodes], environment steps of each.
         source: int32 [episodes], index into `sources`.
@@ -73,6 +74,7 @@ class Store:
         self.domain, self.tasks = metadata["domain"], tuple(metadata["tasks"])
         self.families = metadata.get("families", {})
         self.demonstrator = metadata.get("demonstrator", False)
+        self.content = metadata.get("content", {})
         self.episodes, self.sources = metadata["episodes"], tuple(metadata["sources"])
         self.dims = dims_of(metadata)
         self.provenance: dict[str, Any] = metadata["provenance"]

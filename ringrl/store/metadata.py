@@ -70,6 +70,7 @@ class StoreRecord(TypedDict):
     tasks: list[Text]
     families: NotRequired[dict[Text, Count]]
     demonstrator: NotRequired[bool]
+    content: NotRequired[dict[Text, Text]]
     episodes: Annotated[int, Field(ge=1, lt=2**40)]
     steps: Annotated[int, Field(ge=1, lt=2**48)]
     dims: _Widths
@@ -84,6 +85,7 @@ def write_metadata(
     tasks: Sequence[str],
     families: Mapping[str, int],
     demonstrator: bool,
+    content: Mapping[str, str],
     lengths: Int64[np.ndarray, " episodes"],
     source: Int32[np.ndarray, " episodes"],
     dims: Dims,
@@ -99,6 +101,7 @@ def write_metadata(
         "tasks": list(tasks),
         "families": dict(families),
         **({"demonstrator": True} if demonstrator else {}),
+        "content": dict(content),
         "episodes": len(lengths),
         "steps": int(lengths.sum()),
         "dims": dims._asdict(),

@@ -3,6 +3,7 @@
 A place is a folder, or a URL of a kind that TensorStore reads: `gs://`, `s3://`, `http://`, `https://`, `file://`.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +78,11 @@ def _kvstore(place: Path | str) -> Any:
 
 
 class ColumnWriter:
-    """Appends rows to a new array, a file at a time, so that memory is bounded by one file."""
+    """Appends rows to a new array, a file at a time, so that memory is bounded by one file.
+
+    Attributes:
+        digest: SHA-256 of the numbers of all rows that are flushed, regardless of chunks and compression.
+    """
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class ColumnWriter:
         self._buffer = np.empty((file_rows or shard_rows(row_bytes, chunk_rows), *row_shape), dtype)
         self._filled = 0
         self._written = 0
+        self.digest = hashlib.sha256()
         self._path = path
         self._array = self._written_by(ts.open(_spec(path, self._buffer, chunk_rows, compressed), create=True))
 
@@ -127,6 +133,7 @@ class ColumnWriter:
         stop = self._written + self._filled
         self._array = self._written_by(self._array.resize(exclusive_max=[stop] + [None] * (self._array.rank - 1)))
         self._written_by(self._array[self._written : stop].write(self._buffer[: self._filled]))
+        self.digest.update(self._buffer[: self._filled])
         self._written, self._filled = stop, 0
 
     def _written_by(self, future: Any) -> Any:

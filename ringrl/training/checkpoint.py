@@ -68,10 +68,14 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         try:
-            with self._writing():
-                self._manager.wait_until_finished()
+            self.wait()
         finally:
             self._manager.close()
+
+    def wait(self) -> None:
+        """Return when what is being written is whole. UserError where it cannot be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -179,10 +183,11 @@ class Checkpoints:
             return self._manager.restore(step, args=items)[STATE]
         except Exception as error:  # Orbax and TensorStore raise errors of many kinds
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self.folder / str(step)}: cannot be read ({reason}); try again, and if it is damaged or of another "
-                "model, move that folder away to continue from an earlier one"
-            ) from error
+            if is_sealed(self.folder / str(step)):  # and compared with its hashes
+                mend = "it is of another model: leave out the settings of the agent or model that differ from the run's"
+            else:
+                mend = "try again, and if it is damaged or of another model, move it away to go on from an earlier one"
+            raise UserError(f"{self.folder / str(step)}: cannot be read ({reason}); {mend}") from error
 
 
 def describe(step: int, seed: int, mesh: Mesh) -> dict:

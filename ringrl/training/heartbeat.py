@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-from ringrl.locks import release_all
+from ringrl.files import clean_up
 
 # Messages, a line each: a heartbeat; the end of all, with its reason; the regular end of this process.
 BEAT, END, FINISHED = b".", b"end ", b"finished"
@@ -124,7 +124,7 @@ class Heartbeat:
             deadline = time.monotonic() + _END_SECONDS
             for peer in self._peers:
                 _wait_until_closed(peer, deadline)
-        release_all()
+        clean_up()
         os._exit(1)
 
     def _send(self, message: bytes) -> None:

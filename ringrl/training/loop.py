@@ -1,10 +1,15 @@
 """The training loop, one for all agents; how each learns is its `ringrl.agent.Trainer`."""
 
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from typing import Any, NoReturn
 
-from ringrl.agent import make_agent
+import jax
+
+from ringrl.agent import Trainer, make_agent
 from ringrl.config import RunConfig
+from ringrl.ending import Stopped
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
@@ -12,6 +17,7 @@ from ringrl.training.data_notes import noted, training_notes
 from ringrl.training.processes import is_first, wait_for_all
 from ringrl.training.soundness import UpdateCheck
 from ringrl.training.state import set_rope_base
+from ringrl.training.stopping import stopping_point
 from ringrl.training.tracker import NoTracker, Tracker
 from ringrl.training.trained_model import refuse_earlier_tokens
 
@@ -64,13 +70,55 @@ def _train_alone(config: RunConfig, run: Path, strict: bool) -> None:
             directory.write(config, trainer.data.card | {"notes": notes}, trainer.data.normalizer, agent.description)
         check = UpdateCheck(trainer.explain, trainer.step_sizes, start or None)
         with Tracker(run, t.steps, start, directory.label()) if is_first() else NoTracker() as metrics:
-            for step, state, values in updates:
-                metrics.advance(step)
-                log, save = (step % every == 0 or step == t.steps for every in (t.log_every, t.checkpoint_every))
-                numbers = check.passed(step, values, now=log or save)
-                if log:
-                    metrics.log(step, numbers | trainer.rates(step))
-                if save:
-                    about = describe(step, config.seed, trainer.mesh)
-                    checkpoints.save(step, trainer.pack(state), about, numbers["loss"])
-                    check.checkpoint = step
+            steps = _Steps(config, run, trainer, checkpoints, metrics, check)
+            for update in islice(updates, 1):  # a signal before it ends all at once: there is nothing to lose
+                steps.take(*update)
+            with stopping_point() as point:
+                for step, state, values in updates:
+                    steps.take(step, state, values)
+                    signal = point.reached(step)
+                    if signal:
+                        steps.stop(signal)
+
+
+class _Steps:
+    """What is logged and kept of a training's steps."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: Path,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        metrics: Tracker | NoTracker,
+        check: UpdateCheck,
+    ):
+        self._config, self._run, self._trainer = config, run, trainer
+        self._checkpoints, self._metrics, self._check = checkpoints, metrics, check
+        self._step, self._state, self._values, self._saved = 0, None, {}, 0
+
+    def take(self, step: int, state: Any, values: dict[str, jax.Array]) -> None:
+        """Count a step that has begun; log it and keep it, if it is one of those."""
+        t = self._config.training
+        self._step, self._state, self._values = step, state, values
+        self._metrics.advance(step)
+        log, save = (step % every == 0 or step == t.steps for every in (t.log_every, t.checkpoint_every))
+        numbers = self._check.passed(step, values, now=log or save)
+        if log:
+            self._metrics.log(step, numbers | self._trainer.rates(step))
+        if save:
+            self._save(numbers)
+
+    def stop(self, signal: int) -> NoReturn:
+        """Keep the last step, and raise `Stopped`, which is for process 0 to say."""
+        if self._saved != self._step:
+            self._save(self._check.passed(self._step, self._values, now=True))
+        self._checkpoints.wait()
+        where = f"stopped after step {self._step} of {self._config.training.steps}, which is kept"
+        message = f"{self._run}: {where}; go on with `ringrl train --resume {self._run}`"
+        raise Stopped(signal, message if is_first() else "")
+
+    def _save(self, numbers: dict[str, float]) -> None:
+        about = describe(self._step, self._config.seed, self._trainer.mesh)
+        self._checkpoints.save(self._step, self._trainer.pack(self._state), about, numbers["loss"])
+        self._saved = self._check.checkpoint = self._step

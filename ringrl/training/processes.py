@@ -1,7 +1,7 @@
 """Many processes, one run: how they find each other, agree, divide the data, and end together.
 
 `jax.distributed` finds the processes and connects them. Two things of it that are needed here have no public name, and
-are taken from its private state (as Orbax takes them), in `_service` alone:
+are taken from its private state (as Orbax takes them), in `service` alone:
 - the coordination service's key-value store and barrier. They carry the configuration and the heartbeat's address
   from process 0 to the others, and let all be ready before a run is written. The public functions for this,
   `multihost_utils.broadcast_one_to_all` and `sync_global_devices`, are collectives: they take arrays whose shapes are
@@ -24,8 +24,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Int64
 
+from ringrl.ending import Stopped, last_words
 from ringrl.errors import UserError
-from ringrl.locks import release_all
+from ringrl.files import clean_up
 from ringrl.training.heartbeat import Heartbeat
 from ringrl.training.rendezvous import addresses_of, bind_address, connect, listen, wait_for_host
 
@@ -47,8 +48,9 @@ def joined(
     With no arguments they are looked for where Slurm, Open MPI, Kubernetes or a TPU pod announces them; else this is
     a run of one process, and nothing happens. `processes=1` is a run of one process, regardless of any launcher.
 
-    An exception inside ends this process, after a message to the others, which end too. A process that is killed ends
-    the others as soon as its sockets close; one without a heartbeat for `heartbeat_timeout` seconds counts as dead.
+    An exception inside ends this process, after a message to the others, which end too; but `Stopped`, which all raise
+    together, passes. A process that is killed ends the others as soon as its sockets close; one without a heartbeat for
+    `heartbeat_timeout` seconds counts as dead.
 
     Args:
         coordinator: host:port of process 0, a port that is free there.
@@ -66,7 +68,12 @@ def joined(
         return
     heartbeat = _start_heartbeat(heartbeat_timeout)
     try:
-        yield
+        with last_words(heartbeat.fail):
+            yield
+    except Stopped:  # as all the others have
+        heartbeat.close()
+        jax.distributed.shutdown()
+        raise
     except BaseException as error:
         _end(heartbeat, error)
     heartbeat.close()
@@ -86,7 +93,7 @@ def from_first(name: str, compute: Callable[[], T]) -> T:
     """
     if not jax.distributed.is_initialized():
         return compute()
-    client = _service().client
+    client = service().client
     if is_first():
         client.key_value_set(f"ringrl/{name}", json.dumps(compute()))
     return json.loads(client.blocking_key_value_get(f"ringrl/{name}", AGREE_SECONDS * 1000))
@@ -99,7 +106,7 @@ def wait_for_all(name: str) -> None:
         name: different for every call of a process.
     """
     if jax.distributed.is_initialized():
-        _service().client.wait_at_barrier(f"ringrl/{name}", AGREE_SECONDS * 1000)
+        service().client.wait_at_barrier(f"ringrl/{name}", AGREE_SECONDS * 1000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +216,7 @@ def _launcher() -> str | None:
     return None
 
 
-def _service() -> Any:
+def service() -> Any:
     """JAX's private connection to the coordination service: its `client` and `coordinator_address`."""
     from jax._src.distributed import global_state
 
@@ -218,8 +225,8 @@ def _service() -> Any:
 
 def _start_heartbeat(timeout: float) -> Heartbeat:
     """Connect every process with process 0, and start to watch the connections."""
-    me, client = jax.process_index(), _service().client
-    host = (_service().coordinator_address or "localhost").rpartition(":")[0].strip("[]")
+    me, client = jax.process_index(), service().client
+    host = (service().coordinator_address or "localhost").rpartition(":")[0].strip("[]")
     if me:
         client.key_value_set(f"ringrl/addresses/{me}", json.dumps(addresses_of(host)))
         peers = connect(from_first("heartbeat", str), me, JOIN_SECONDS)
@@ -246,5 +253,5 @@ def _end(heartbeat: Heartbeat, error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     heartbeat.fail(message)
-    release_all()
+    clean_up()
     os._exit(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

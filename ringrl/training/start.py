@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ringrl.agent import make_agent
 from ringrl.config import AnyConfig, RunConfig, load_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import user_path
 from ringrl.run import RunDirectory
+from ringrl.training.checkpoint_files import steps_of
+from ringrl.training.learning_rate import describe_last, go_on
 from ringrl.training.loop import refuse_existing, run_training
 from ringrl.training.processes import from_first
 from ringrl.trust import trusting
@@ -15,7 +18,11 @@ from ringrl.trust import trusting
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
 _SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
 _POSITIONS = ("rope_base", "position_encoding", "trial_encoding")
-_FIXED = (("data", "action_repeat"), *(("model", field) for field in _SHAPE + _POSITIONS))
+_FIXED = (
+    ("data", "action_repeat"),
+    *(("agent", field) for field in ("fused", "head", "bins")),
+    *(("model", field) for field in _SHAPE + _POSITIONS),
+)
 
 
 def train(
@@ -83,7 +90,7 @@ def _changed(own: RunConfig, overrides: tuple[str, ...], run: str) -> RunConfig:
     """A run's configuration with some settings changed; its seed, agent and data are compared when it trains.
 
     Raises:
-        UserError: a wrong setting, or one of `_FIXED`.
+        UserError: a wrong setting, one of `_FIXED`, or one that `ringrl.training.learning_rate.go_on` refuses.
     """
     config = load_config(own, overrides)
     for section, field in _FIXED:
@@ -92,4 +99,11 @@ def _changed(own: RunConfig, overrides: tuple[str, ...], run: str) -> RunConfig:
             raise UserError(
                 f"{run}: began with {section}.{field}={before}, not {after}; leave it out, or train a new run"
             )
-    return config
+    folder = RunDirectory(Path(run)).checkpoints
+    done = max(steps_of(folder), default=0) if folder.is_dir() else 0
+    went_on = go_on(own, config, done, [override.partition("=")[0] for override in overrides], run)
+    if make_agent(config.agent).decoder is None:  # its learning rates are the agent's own, and constant
+        return config
+    if went_on is not config:
+        print(f"{run}: {describe_last(went_on.optimizer)}")
+    return went_on

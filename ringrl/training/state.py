@@ -16,6 +16,7 @@ from ringrl.config import OptimizerConfig, RunConfig
 from ringrl.model.output_heads import make_head
 from ringrl.model.transformer import Transformer, make_attend
 from ringrl.model_config import rope_base_for
+from ringrl.training.learning_rate import make_schedule
 from ringrl.training.mesh import parameter_shardings
 from ringrl.training.soundness import magnitudes
 
@@ -59,14 +60,7 @@ def merge_model(graph: nnx.GraphDef, params: dict) -> Transformer:
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW behind a clip of the global norm, and its learning rate by step; vectors (norms, biases) do not decay."""
-    warmup = min(config.warmup_steps, max(steps - 1, 0))
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=steps,
-        end_value=config.learning_rate * config.final_fraction,
-    )
+    schedule = make_schedule(config, steps)
     decayed = partial(jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key in ("kernel", "embedding"))
     adam = optax.adamw(schedule, b2=config.beta2, weight_decay=config.weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam), schedule

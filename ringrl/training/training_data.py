@@ -22,12 +22,12 @@ from ringrl.sampling.samplers import ContextSampler
 from ringrl.sampling.token_windows import row_starts, token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
+from ringrl.training.same_data import refuse_changed
 from ringrl.training.soundness import listed
 from ringrl.training.teacher import Labels
 
 _CONTEXTS = 16  # that are looked at, to know how many trajectories they have
 _MEMBERS = 4096  # of a family, of which a visible parameter's scales are measured
-_SINCE = ("features", "seed", "scales", "lengths", "collected")  # entries of dataset.json that earlier runs do not have
 
 SampleContexts = Callable[[Episodes, str, int], ContextSampler]
 """(episodes, task, action repeat) -> the sampler of an agent's contexts."""
@@ -178,7 +178,7 @@ class TokenData:
 
     def __init__(self, config: RunConfig, tokens: TokenIds):
         """Open the file; it is read when batches are."""
-        self._config, self._text = config, TokenFile(Path(config.data.store), tokens.vocabulary)
+        self._config, self._text = config, TokenFile(Path(config.data.store).expanduser(), tokens.vocabulary)
         self._previous, self.sizes = tokens.previous, tokens.sizes
         self.normalizer: Normalizer | None = None
         about = {"task": config.data.task, "store": str(config.data.store)}
@@ -237,28 +237,6 @@ def with_parameter_scales(normalizer: Normalizer, family: RewardFamily) -> Norma
     return replace(normalizer, observation_mean=mean, observation_std=std)
 
 
-def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:
-    """Raise UserError where `card` is not what `run` began with, in any entry but those named `but`.
-
-    What a run of an earlier ringrl does not say of its features and labels (`_SINCE`) is not compared.
-    """
-    known = RunDirectory(run).dataset()
-    changed = [name for name, value in card.items() if name not in but and _differs(name, known.get(name), value)]
-    if changed:
-        raise UserError(
-            f"{where}: not the data that {run} began with ({', '.join(changed)} changed); "
-            "give them back, or train a new run"
-        )
-
-
-def _differs(name: str, known: Any, value: Any) -> bool:
-    if name in _SINCE and known is None:
-        return False
-    if name == "labels" and isinstance(known, dict):
-        return known != {key: each for key, each in value.items() if key in known or key not in _SINCE}
-    return known != value
-
-
 def _card(config: RunConfig, episodes: Episodes) -> dict:
     store = episodes.store if isinstance(episodes, RelabelledEpisodes) else episodes
     of_family = {"features": episodes.checksum()} if isinstance(episodes, RelabelledEpisodes) else {}
@@ -275,6 +253,7 @@ def _card(config: RunConfig, episodes: Episodes) -> dict:
         "returns": episodes.returns(config.data.task).tolist(),
         "source": store.source.tolist(),
         "sizes": episodes.sizes,
+        "content": {name: store.content[name] for name in _read_arrays(config, store) if name in store.content},
     }
 
 
@@ -289,6 +268,11 @@ def _collected(store: Store) -> dict[str, Any]:
         "action_repeat": sorted({each for each in repeats if type(each) is int and each > 0}),
         "changed_settings": changed,
     }
+
+
+def _read_arrays(config: RunConfig, store: Store) -> tuple[str, ...]:
+    """Those that every run on the store reads; what it reads of a family has a checksum of its own."""
+    return "transition", f"reward/{config.data.task}"
 
 
 def _relabel_mode(store: Store) -> str | None:

@@ -1,6 +1,9 @@
 """What `ringrl data collect` leaves behind: ExoRL's files, in order, at the native rate, or nothing."""
 
 import json
+import os
+import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from ringrl import envs, recipes
 from ringrl.collect.record import record_episode
+from ringrl.ending import Stopped, signals_taken
 from ringrl.errors import UserError
 from ringrl.formats.description import describe_folder
 from ringrl.formats.exorl import list_episodes, read_episode, read_with_dummy_row
@@ -196,3 +200,41 @@ def test_correlated_actions_last_and_begin_anew(tmp_path):
 def test_held_out_tasks_are_not_collected(tmp_path):
     with pytest.raises(UserError, match="held out"):
         collect.main(args(tmp_path / "out", task="hidden_reacher_target", seed=envs.HELD_OUT))
+
+
+@pytest.mark.parametrize("policy", ["random", "correlated", "td3", "rnd"])
+def test_an_interrupted_collection_keeps_whole_episodes_and_goes_on_to_the_same_end(policy, monkeypatch, tmp_path):
+    def settings(out):
+        return args(out, policy=policy, episodes=4, time_limit=120, learner=replace(SMALL, warmup=20))
+
+    collect.main(settings(tmp_path / "whole"))
+    write, asked = collect.write_episode, []
+
+    def written(folder, index, episode):
+        write(folder, index, episode)
+        if index == 1 and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+            time.sleep(0.3)  # in which the thread that takes signals sees it
+
+    monkeypatch.setattr(collect, "write_episode", written)
+    out, work = tmp_path / "cut", tmp_path / "cut.unfinished"
+    with signals_taken(lambda: None), pytest.raises(Stopped) as stopped:
+        collect.main(settings(out))
+    assert stopped.value.message == f"{out}: 2 of 4 episodes are kept in {work}; give the same command to go on"
+    assert not out.exists() and len(list((work / "buffer").iterdir())) == 2
+    with pytest.raises(UserError, match=rf"{work}: an interrupted collection of other settings \(seed\); give those"):
+        collect.main(replace(settings(out), seed=1))
+    (work / "buffer" / "episode_000002_120.npz").write_bytes(b"half")  # of a process that was killed meanwhile
+    collect.main(settings(out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
+    files = {path.relative_to(out) for path in out.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    for name in files:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_what_it_goes_on_from_may_be_damaged(monkeypatch, tmp_path):
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished.npz").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="out.unfinished.npz: damaged; remove it to collect anew"):
+        collect.main(args(tmp_path / "out"))

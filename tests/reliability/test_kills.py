@@ -20,6 +20,8 @@ def test_nothing_is_lost_torn_or_left(step):
         "0",
         "--mutations",
         "0",
+        "--ends",
+        "0",
         "--hashed",
         "0",
     ]

@@ -28,7 +28,7 @@ COUNTING = """
 import json, os, sys
 from types import SimpleNamespace
 from jax._src import compiler
-from ringrl.cli import entry
+from ringrl import cli
 from ringrl.training import training_data
 
 # JAX lets process 0 alone write to the compile cache, though each process has programs of its own; here all of them do.
@@ -49,7 +49,7 @@ def make_loader(store, *arguments, **options):
 
 training_data.make_loader = make_loader
 folder = sys.argv.pop(1)
-entry.main()
+cli.main()
 number = sys.argv[sys.argv.index("--process") + 1] if "--process" in sys.argv else "0"
 with open(os.path.join(folder, f"{number}.json"), "w") as file:
     json.dump(readers[-1].bytes, file)
