@@ -68,6 +68,13 @@ def test_relabelled_loader():
 
 
 @pytest.mark.slow
+def test_endurance():
+    printed, figures = run(*"benchmarks.endurance --steps 40 --trials 40".split())
+    assert {name: each["number"] for name, each in figures.items()} == {"steps": 40, "trials": 40}
+    assert all(each["arrays_mb"] < 1 for each in figures.values()) and "resident MB" in printed
+
+
+@pytest.mark.slow
 def test_recall(tmp_path):
     row = "none, trained on 64"
     options = "--lengths 64 512 --exact 512 --out".split()
