@@ -124,6 +124,8 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
 
 def _check_array(path: EpisodeFile, name: str, array: np.ndarray) -> np.ndarray:
     if name == _STEP_TYPE:
+        if array.dtype.kind not in "iu":
+            raise _bad(path, f"{name} is {array.dtype}, not whole numbers")
         return array.reshape(-1)
     if name == "observation":
         _refuse_pixels_in(path, array)

@@ -161,6 +161,7 @@ def with_value(name, value):
         (with_value("discount", np.nan), "discount is NaN or infinite in step 2"),
         (lambda a: a | {"observation": np.zeros((7, 9, 8, 8), np.uint8)}, "as pixels are: give state observations"),
         (lambda a: a | {"step_type": np.uint8([0, 1, 1, 2, 0, 1, 2])}, "row 4 begins another episode"),
+        (lambda a: a | {"step_type": np.zeros(7, "i4,f4")}, "step_type is .*, not whole numbers"),
         (lambda a: a | {"step_type": np.int64([[0], [1], [1], [0], [1], [1], [2]])}, "row 3 begins another episode"),
         (lambda a: a | {"reward": np.array([{}] * 7, object)}, "pickled objects, which are never loaded"),
         (lambda a: a | {"demonstrator": a["action"].astype(np.float64)}, "demonstrator is float64, not float32"),
