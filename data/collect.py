@@ -31,6 +31,7 @@ from ringrl.collect.unfinished import BUFFER, State, Unfinished, unfinished_fold
 from ringrl.ending import Stopped, finishing
 from ringrl.envs import DMControlEnv
 from ringrl.errors import UserError
+from ringrl.files import user_path
 from ringrl.formats.description import COLLECT
 from ringrl.formats.exorl import write_episode
 from ringrl.progress import progress_bar
@@ -160,7 +161,7 @@ def main(args: Args) -> None:
     unseen = envs.VALIDATION if envs.family_of(args.task) is not None else envs.HELD_OUT
     if envs.is_hidden(args.task) and args.seed >= unseen:
         raise UserError(f"--seed {args.seed}: tasks of seeds from {unseen} on are held out for evaluation")
-    out = args.out or Path("datasets") / env.domain / args.policy
+    out = user_path(args.out) if args.out else Path("datasets") / env.domain / args.policy
     config = replace(args.learner, reward="rnd" if args.policy == "rnd" else "task")
     collector = _make_collector(args, config, env)
     tasks = envs.tasks(env.domain) if env.domain in _RECORDS_EVERY_TASK else (args.task,)
