@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
@@ -26,6 +26,8 @@ class DataConfig(ConfigSection):
     prefetch: int = Field(default=4, ge=0)  # batches read ahead in the background
     # Of a family of rewards: share of the drawn members that pay at a state of the data; the rest as tasks are drawn.
     hindsight: float = Field(default=0.5, ge=0, le=1)
+    # Of a library: how many members a context has, one of these numbers, drawn for it; None: as many as the task says.
+    library: tuple[Annotated[int, Field(ge=1, le=999)], ...] | None = Field(default=None, min_length=1)
     # Of td3 on a family's visible task: whether members' rewards are scaled to one average in the data.
     scale_members: bool = False
 

@@ -56,7 +56,7 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         action_repeat: int = 1,
         time_limit: int | None = None,
         render_mode: str | None = None,
-        parameter: Sequence[float] | np.ndarray | None = None,
+        parameter: Sequence[Any] | np.ndarray | None = None,
     ):
         """Load the task; arguments and errors are those of `make_env`."""
         for name, steps in (("action_repeat", action_repeat), ("time_limit", time_limit)):
@@ -259,7 +259,7 @@ def make_env(
     action_repeat: int = 1,
     time_limit: int | None = None,
     render_mode: str | None = None,
-    parameter: Sequence[float] | np.ndarray | None = None,
+    parameter: Sequence[Any] | np.ndarray | None = None,
 ) -> DMControlEnv:
     """The environment of a task id such as `cartpole_swingup`, under Gymnasium's API.
 
@@ -280,7 +280,8 @@ def make_env(
             `max_episode_steps`; dm_control's `time_limit` is this times `control_timestep` seconds). None: the task's
             own limit.
         render_mode: `rgb_array` or none. Nothing is loaded for rendering before the first `render()`.
-        parameter: of a task of a family of rewards, which member, [P]; None: the seed's.
+        parameter: of a task of a family of rewards, which member, [P], of a library all of them, each after its cue,
+            [M, P]; None: the seed's.
 
     Raises:
         UserError: for an unknown task, with the nearest names, or an argument out of range.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from ringrl.envs import DMControlEnv, family_of, make_env, split_task, tasks
+from ringrl.envs import DMControlEnv, family_of, make_env, members_in, split_task, tasks
 from ringrl.envs.simulator import PhysicsError, mujoco
 from ringrl.episode import Episode
 from ringrl.errors import UserError
@@ -204,6 +204,8 @@ def _examine(task_id: str, mode: Mode, *, of_one_seed: bool = False) -> Examined
     drawn = _model_differences(environment.physics, other.physics)
     if drawn:
         obstacle = f"it draws {', '.join(drawn)} at random, which the stored states do not contain"
+    elif members_in(task_id) is not None:
+        obstacle = "its reward depends on which member a trial is of, which the stored states do not contain"
     elif not of_one_seed and (family_of(task_id) is not None or _reads_hidden(environment)):
         obstacle = "its reward depends on what is hidden, drawn for each seed, which the stored states do not contain"
     elif mode == "exact" and _reads_forces(environment):

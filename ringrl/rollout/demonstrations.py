@@ -34,13 +34,18 @@ class Given:
         reader: where they are.
         episodes: their indices there.
         returns: of each, under the environment's task.
-        parameter: of the member of a family of rewards that pays them; None: `reader` has the task's rewards.
+        parameter: of the member of a family of rewards that pays each; None: `reader` has the task's rewards.
     """
 
     reader: EpisodeReader
     episodes: Int64[np.ndarray, " trajectories"]
     returns: Float64[np.ndarray, " trajectories"]
-    parameter: Float32[np.ndarray, " parameters"] | None = None
+    parameter: Float32[np.ndarray, "trajectories parameters"] | None = None
+
+    def picked(self, which: Int64[np.ndarray, " some"]) -> "Given":
+        """Some of the trajectories, in that order."""
+        parameter = None if self.parameter is None else self.parameter[which]
+        return replace(self, episodes=self.episodes[which], returns=self.returns[which], parameter=parameter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +133,7 @@ class ContextForm:
         asked = returns if target is None else np.full(len(returns), target)
         completed = returns >= (np.inf if target is None else target)
         whole = (episodes, np.zeros_like(episodes), given.reader.lengths[episodes])
-        paid_by = None if given.parameter is None else np.tile(given.parameter, (len(episodes), 1))
-        return ContextPlan(*whole, asked, completed, parameter=paid_by)
+        return ContextPlan(*whole, asked, completed, parameter=given.parameter)
 
     def _fields(self, reader: EpisodeReader, plan: ContextPlan, task: str) -> dict[str, np.ndarray]:
         chain = build_chain(reader, plan, task, action_repeat=self.action_repeat)
@@ -200,8 +204,7 @@ def check_room(steps: Int64[np.ndarray, "contexts trajectories"], context_steps:
 
 
 def _ascending(given: Given) -> Given:
-    ranked = np.argsort(given.returns, kind="stable")
-    return replace(given, episodes=given.episodes[ranked], returns=given.returns[ranked])
+    return given.picked(np.argsort(given.returns, kind="stable"))
 
 
 def _span(episode: Episode, start: int, stop: int) -> StepSpan:

@@ -67,10 +67,12 @@ def as_retrieval(run: Path, agent: TrainedAgent, task: str, *, knows: bool = Fal
         knows: it is given the environments' own members instead, of which a guess falls short.
 
     Raises:
-        UserError: an agent with a context of its own, or a task of another domain or of other widths.
+        UserError: an agent with a context of its own, or a task of another domain or of other widths, or a library.
     """
     family, own = family_of(task), family_of(agent.config.data.task)
     assert family is not None and own is not None
+    if family.cue:
+        raise UserError(f"--task {task}: retrieval keeps one state, and a library has several members; leave it out")
     if family.domain != own.domain:
         raise UserError(
             f"--task {task}: is of {family.domain}, and {agent.name} sees members of {own.name}, of {own.domain}; give "

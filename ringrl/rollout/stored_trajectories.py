@@ -5,6 +5,7 @@
 | any with one reward | the same for all, or drawn for each (`apart`) | the store's, or from physics states |
 | hidden, of data of other hidden tasks | the same for all environments | of each one's task, from physics states |
 | of a family of rewards, on data of its domain | drawn for each environment | of its member, from features |
+| a library of such a family | drawn for each environment | of a member of its library, drawn for each trajectory |
 
 Trajectories that are drawn for each environment make their errors independent, so that intervals over environments
 mean what they say. The same for all cost one cache.
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ringrl.batch import TrajectoryOrder
-from ringrl.envs import family_of, is_hidden, is_visible, make_env, split_task
+from ringrl.envs import family_of, is_hidden, is_visible, library_of, make_env, members_in, split_task
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.relabelling.rewards import Relabeler
@@ -25,7 +26,7 @@ from ringrl.rollout.demonstrations import ContextForm, Demonstrations, EpisodeLi
 from ringrl.sampling.relabelled import RelabelledEpisodes
 from ringrl.store.episode_store import Store
 
-_STREAM = 11  # of the trajectories that an environment's seed draws
+_STREAM, _ACTIVE = 11, 14  # of the trajectories that an environment's seed draws, and of whom each is paid by
 
 
 @dataclass(frozen=True)
@@ -92,17 +93,18 @@ class StoredTrajectories:
 
     def first(self, count: int) -> Demonstrations:
         """The first `count` of those drawn, 1 or more: of two numbers, the fewer are among the more."""
-        fewer = [replace(each, episodes=each.episodes[:count], returns=each.returns[:count]) for each in self._contexts]
+        fewer = [each.picked(np.arange(count)) for each in self._contexts]
         return self._form.demonstrate(fewer, self._task, self._draw.order)
 
     def _of_members(self, reader: RelabelledEpisodes) -> list[Given]:
-        """Of each environment's member, drawn for each."""
+        """Of each environment's member, or of one of its library each, drawn for each environment."""
         self._form.check_widths(str(reader.store.path), reader.sizes)
-        draw, contexts = self._draw, []
+        draw, contexts, members = self._draw, [], members_in(self._task)
         for seed in draw.seeds:
-            episodes, member = draw.of(reader.store.episodes, seed), reader.family.member(seed)
-            returns = reader.returns_under(episodes, np.tile(member, (len(episodes), 1)))
-            contexts.append(Given(reader, episodes, returns, member))
+            episodes, family = draw.of(reader.store.episodes, seed), reader.family
+            library = family.member(seed)[None] if members is None else library_of(family, seed, members)
+            paid_by = library[np.random.default_rng((seed, _ACTIVE)).integers(len(library), size=len(episodes))]
+            contexts.append(Given(reader, episodes, reader.returns_under(episodes, paid_by), paid_by))
         return contexts
 
     def _of_tasks(self, store: Store) -> list[Given]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +11,13 @@ from jaxtyping import Float, Float32, Float64, Int64
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
+from ringrl.envs import RewardFamily
 from ringrl.errors import UserError
 from ringrl.readers import RECORD, read_json
 from ringrl.sampling.chains import EpisodeReader, by_agent_step, rewards_by_agent_step
 
 EPISODES_AT_ONCE = 16
+_MEMBERS = 4096  # of a family, of which the scales of what is shown of them are measured
 
 
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
@@ -91,6 +93,20 @@ class Normalizer:
             return_scale=largest if largest > 0 else 1.0,
             reward_scale=float(std[-1]) if reward_varies else 1.0,
         )
+
+    def of_members(self, family: RewardFamily, visible: bool) -> "Normalizer":
+        """The same, but in the last dimensions, where a member or its cue is shown, of many members as tasks are drawn.
+
+        The members that were drawn for episodes are as few as these, and of few a number that is seldom not 0 has no
+        scale.
+        """
+        shown = family.shown(visible)
+        if not shown:
+            return self
+        members = family.members(np.random.default_rng(0), _MEMBERS)[:, :shown].astype(np.float64)
+        mean, std, spread = self.observation_mean.copy(), self.observation_std.copy(), members.std(axis=0)
+        mean[-shown:], std[-shown:] = members.mean(axis=0), np.where(spread > 1e-7, spread + 1e-6, 1.0)
+        return replace(self, observation_mean=mean, observation_std=std)
 
     def normalize_observation(
         self, observation: Float[np.ndarray, "*batch observation"]

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from ringrl.envs import RewardFamily
+from ringrl.envs import RewardFamily, with_different_cues
 from ringrl.episode import StepSpan
 from ringrl.errors import UserError
 from ringrl.store.episode_store import Store
@@ -30,21 +30,32 @@ class RelabelledEpisodes:
     Attributes:
         store: the episodes; it has the features of `family`.
         family: whose members pay.
-        visible: whether observations end with the member's parameter, as in the family's visible task.
+        visible: whether observations end with the member's parameter, as in the family's visible task; they always
+            end with its cue, where members have one.
         hindsight_share: how many of the drawn members pay at a state of the data; the rest are drawn as tasks are.
+        library: how many members a context has: one of these numbers, drawn for it, each as likely as any.
     """
 
-    def __init__(self, store: Store, family: RewardFamily, *, visible: bool = False, hindsight_share: float = 0.5):
+    def __init__(
+        self,
+        store: Store,
+        family: RewardFamily,
+        *,
+        visible: bool = False,
+        hindsight_share: float = 0.5,
+        library: Sequence[int] = (1,),
+    ):
         """Raises UserError where the store is of another domain, or has no features of the family."""
         self.store, self.family, self.visible, self.hindsight_share = store, family, visible, hindsight_share
+        self.library = tuple(library)
         if store.domain != family.domain:
             raise UserError(f"{store.path} is of {store.domain}, and {family.name} of {family.domain}")
         self._features = store.features(family.name)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Widths of `observation`, with the parameter if that is visible, and of `action`."""
-        wider = len(self.family.parameters) if self.visible else 0
+        """Widths of `observation`, with what is shown of the parameter, and of `action`."""
+        wider = self.family.shown(self.visible)
         return self.store.sizes | {"observation": self.store.sizes["observation"] + wider}
 
     @property
@@ -72,6 +83,24 @@ class RelabelledEpisodes:
     def draw(self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n parameters"]:
         """A member for each episode: a share of them pay at one of its states, the rest are drawn as tasks are."""
         return self._draw(rng, episodes, self.hindsight_share)
+
+    def draw_context(
+        self, rng: np.random.Generator, episodes: Int64[np.ndarray, " pieces"]
+    ) -> Float32[np.ndarray, "pieces parameters"]:
+        """The members that pay the pieces of a context, of the episodes that those are of.
+
+        All are paid by one. Where members have cues, a library of them is drawn, and one of it for every piece, each as
+        likely as any. By hindsight a member pays at a state of an episode that it pays, drawn uniformly from these.
+        """
+        if not self.family.cue:
+            some = episodes[rng.integers(len(episodes), size=1)]
+            return np.repeat(self.draw(rng, some), len(episodes), axis=0)
+        members = self.library[rng.integers(len(self.library))]
+        active = rng.integers(members, size=len(episodes))
+        there, of_piece = np.unique(active, return_inverse=True)
+        some = np.array([rng.choice(episodes[active == each]) for each in there])
+        # Members of no piece pay nothing, and their cues are never seen, so that they need not be drawn.
+        return with_different_cues(rng, self.draw(rng, some))[of_piece]
 
     def _draw(
         self, rng: np.random.Generator, episodes: Int64[np.ndarray, " n"], share: float
@@ -147,9 +176,10 @@ class RelabelledEpisodes:
         ]
 
     def _seen(self, observation: np.ndarray, member: np.ndarray) -> np.ndarray:
-        if not self.visible:
+        shown = member[: self.family.shown(self.visible)]
+        if not len(shown):
             return observation
-        return np.concatenate([observation, np.broadcast_to(member, (len(observation), len(member)))], axis=1)
+        return np.concatenate([observation, np.broadcast_to(shown, (len(observation), len(shown)))], axis=1)
 
 
 Episodes = Store | RelabelledEpisodes

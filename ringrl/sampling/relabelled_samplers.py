@@ -3,7 +3,7 @@
 | sampler | a context is | agents |
 |---|---|---|
 | `TrajectorySampler` | n whole episodes in no order | Decision-Pretrained Transformer |
-| `MemberSampler` | another sampler's, paid by a member of a family that is drawn for it | all, on tasks of a family |
+| `MemberSampler` | another sampler's, paid by a drawn member of a family, or a library | all, on tasks of a family |
 """
 
 from dataclasses import dataclass, replace
@@ -85,7 +85,8 @@ class MemberSampler:
         order "drawn":      as the other has them; target_j = R_{e_j}, no completion token is 1
         order "ascending":  R_{e_1} <= ... <= R_{e_n}; target_j = R_{e_n}, completed_j = [R_{e_j} = R_{e_n}]
 
-    The second is a chain of hindsight (Liu & Abbeel 2023, section 3). Episodes of equal return keep their order.
+    The second is a chain of hindsight (Liu & Abbeel 2023, section 3). Episodes of equal return keep their order. Of a
+    library, each piece is paid by one of the members that are drawn for the context (`RelabelledEpisodes`).
 
     Attributes:
         inner: draws the episodes; its targets are not used.
@@ -105,8 +106,7 @@ class MemberSampler:
     def sample(self, rng: np.random.Generator) -> ContextPlan:
         """Draw a context and its member."""
         plan = self.inner.sample(rng)
-        some = plan.episode[rng.integers(len(plan.episode), size=1)]
-        parameter = np.repeat(self.episodes.draw(rng, some), len(plan.episode), axis=0)
+        parameter = self.episodes.draw_context(rng, plan.episode)
         if self.order == "drawn" and not self.conditioned:
             return replace(plan, parameter=parameter)
         returns = self.episodes.returns_under(plan.episode, parameter)
@@ -121,7 +121,7 @@ class MemberSampler:
             stop=plan.stop[rank],
             target=np.repeat(jittered(best, self.target_jitter, rng), len(rank)),
             completed=returns[rank] == best,
-            parameter=parameter,
+            parameter=parameter[rank],
         )
 
 

@@ -45,6 +45,7 @@ class Teacher:
         config: its run's.
         sizes: widths of what it sees, and of its action.
         sees_member: whether the parameter of the member comes after the student's observation.
+        cue: numbers of a cue, with which the student's observation ends and the parameter begins: it sees none.
     """
 
     run: RunDirectory
@@ -52,6 +53,7 @@ class Teacher:
     config: RunConfig
     sizes: dict[str, int]
     sees_member: bool
+    cue: int = 0
 
     @property
     def policy(self) -> PolicySource:
@@ -87,11 +89,13 @@ def find_teacher(run: Path, config: RunConfig, episodes: Episodes) -> Teacher:
         raise UserError(f"{run}: a teacher sees one observation, as td3 does, and {directory.label()} does not")
     _refuse_other(run, own, config)
     twin = is_task(own.data.task) and is_visible(own.data.task) and not is_visible(config.data.task)
-    sizes, more = episodes.sizes, len(_parameters(episodes)) if twin else 0
-    expected = {"observation": sizes["observation"] + more, "action": sizes["action"]}
+    sizes, family = episodes.sizes, episodes.family if isinstance(episodes, RelabelledEpisodes) else None
+    cue = 0 if family is None else family.cue
+    more = 0 if family is None or not twin else len(family.parameters) - cue
+    expected = {"observation": sizes["observation"] - cue + more, "action": sizes["action"]}
     if dataset["sizes"] != expected:
         raise UserError(f"{run}: a teacher of widths {dataset['sizes']}, and these episodes need one of {expected}")
-    return Teacher(directory, agent, own, dataset["sizes"], twin)
+    return Teacher(directory, agent, own, dataset["sizes"], twin, cue)
 
 
 def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
@@ -105,10 +109,10 @@ def teacher_labels(run: Path, config: RunConfig, episodes: Episodes) -> Labels:
     def labels(
         chain: Chain, parameter: Float32[np.ndarray, "steps parameters"] | None
     ) -> Float32[np.ndarray, "steps action"]:
-        seen = chain.observation
+        seen = chain.observation[:, : chain.observation.shape[1] - teacher.cue]
         if teacher.sees_member:
             assert parameter is not None, "contexts of a family's task say which member pays"
-            seen = np.concatenate([seen, parameter], axis=1)
+            seen = np.concatenate([seen, parameter[:, teacher.cue :]], axis=1)
         return act_in_blocks(policy, seen)
 
     return Labels(labels, teacher.about(trained.step))
@@ -154,15 +158,11 @@ def act_in_blocks(
     return np.concatenate([policy.act(block) for block in blocks])[:count]
 
 
-def _parameters(episodes: Episodes) -> tuple[str, ...]:
-    return episodes.family.parameters if isinstance(episodes, RelabelledEpisodes) else ()
-
-
 def _refuse_other(run: Path, own: RunConfig, config: RunConfig) -> None:
     """Raise UserError where the teacher's task or action repeat does not go with the student's."""
     task, mine = own.data.task, config.data.task
     family = family_of(mine) if is_task(mine) else None
-    twins = family is not None and is_task(task) and family_of(task) is family and is_visible(task)
+    twins = family is not None and task == f"visible_{family.name}"
     if task != mine and not twins:
         fitting = f"visible_{family.name}" if family is not None else mine
         raise UserError(f"{run}: a teacher of {task}; the steps of {mine} can be labelled by one of {fitting}")

@@ -39,12 +39,14 @@ class TeacherCritics:
         weights: their arrays, of NumPy: constants of a compiled loss, on whichever devices it runs.
         normalizer: the scales of what they see.
         sees_member: whether the parameter comes after the observation.
+        cue: numbers at the end of the observation, and the beginning of the parameter, that they do not see.
     """
 
     graph: Any
     weights: Any
     normalizer: Normalizer
     sees_member: bool
+    cue: int = 0
 
     def values(
         self, batch: Mapping[str, jax.Array], action: Float[jax.Array, "*rows action"], scales: Normalizer
@@ -62,11 +64,11 @@ class TeacherCritics:
 
     def _seen(self, batch: Mapping[str, jax.Array], scales: Normalizer) -> Float32[jax.Array, "n seen"]:
         """What the teacher would see at each step, normalised as in its own training."""
-        width, mean, std = len(scales.observation_mean), *self._scales
+        width, mean, std = len(scales.observation_mean) - self.cue, *self._scales
         observation = _rows(batch["observation"]) * scales.observation_std[None] + scales.observation_mean[None]
-        parts = [(observation - mean[:, :width]) / std[:, :width]]
+        parts = [(observation[:, :width] - mean[:, :width]) / std[:, :width]]
         if self.sees_member:
-            parts.append((_rows(batch["parameter"]) - mean[:, width:]) / std[:, width:])
+            parts.append((_rows(batch["parameter"])[:, self.cue :] - mean[:, width:]) / std[:, width:])
         return jnp.concatenate(parts, axis=-1)
 
     @property
@@ -87,4 +89,6 @@ def teacher_critics(run: Path, config: RunConfig, episodes: Episodes) -> Teacher
     if critics is None:
         raise UserError(f"{run}: {teacher.run.label()} has no critics; give the run of an agent that has, as td3")
     graph, weights = nnx.split(critics)
-    return TeacherCritics(graph, jax.tree.map(np.asarray, weights), teacher.run.normalizer(), teacher.sees_member)
+    return TeacherCritics(
+        graph, jax.tree.map(np.asarray, weights), teacher.run.normalizer(), teacher.sees_member, teacher.cue
+    )

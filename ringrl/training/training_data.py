@@ -1,7 +1,7 @@
 """Training data: where batches come from, what a run directory keeps of them, and whether they are still the same."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from ringrl.attention.layout import to_ring_order
 from ringrl.config import DataConfig, RunConfig
-from ringrl.envs import RewardFamily, family_of, is_task, is_visible
+from ringrl.envs import family_of, is_task, is_visible, members_in
 from ringrl.errors import UserError
 from ringrl.formats.token_file import TokenFile
 from ringrl.model.token_ids import TokenIds
@@ -27,7 +27,6 @@ from ringrl.training.soundness import listed
 from ringrl.training.teacher import Labels
 
 _CONTEXTS = 16  # that are looked at, to know how many trajectories they have
-_MEMBERS = 4096  # of a family, of which a visible parameter's scales are measured
 
 SampleContexts = Callable[[Episodes, str, int], ContextSampler]
 """(episodes, task, action repeat) -> the sampler of an agent's contexts."""
@@ -39,13 +38,19 @@ LabelContexts = Callable[[RunConfig, Episodes], Labels]
 def open_episodes(config: DataConfig, memory_limit: int = 2**29) -> Episodes:
     """The store's episodes, with the rewards of members where the task is of a family.
 
-    Raises UserError where there is no store, or it has neither rewards of the task nor features of its family.
+    Raises UserError where there is no store, it has neither rewards of the task nor features of its family, or numbers
+    of members are given for a task that is no library.
     """
+    members = members_in(config.task)
+    if config.library is not None and members is None:
+        raise UserError(f"data.library: {config.task} is no library, such as library8_point_mass_field; leave it out")
     store = open_store(config.store, memory_limit=memory_limit)
     family = family_of(config.task) if config.task not in store.tasks and is_task(config.task) else None
     if family is None:
         return store
-    return RelabelledEpisodes(store, family, visible=is_visible(config.task), hindsight_share=config.hindsight)
+    library = config.library or (members or 1,)
+    options = {"visible": is_visible(config.task), "hindsight_share": config.hindsight}
+    return RelabelledEpisodes(store, family, **options, library=library)
 
 
 class EpisodeData:
@@ -80,9 +85,7 @@ class EpisodeData:
         if not RunDirectory(run).exists:
             once = open_episodes(data, memory_limit=0)  # what it reads does not stay in memory
             found = Normalizer.fit(once, data.task, action_repeat=data.action_repeat)
-            if isinstance(once, RelabelledEpisodes) and once.visible:
-                return with_parameter_scales(found, once.family)
-            return found
+            return found.of_members(once.family, once.visible) if isinstance(once, RelabelledEpisodes) else found
         drawn = isinstance(self.episodes, RelabelledEpisodes)
         refuse_changed(self.card, run, str(data.store), but=("store", "returns") if drawn else ("store",))
         # Those of the members that the run began with; how members are drawn may change.
@@ -223,18 +226,6 @@ def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, "
     """The positions of a row whose steps are on this process's devices, in the order in which they are stored there."""
     steps, mesh = config.training.row_steps, config.mesh
     return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[shard.columns]
-
-
-def with_parameter_scales(normalizer: Normalizer, family: RewardFamily) -> Normalizer:
-    """Scales whose last dimensions, a member's parameter, are those of many members as tasks are drawn.
-
-    The members that were drawn for episodes are as few as these, and of few a number that is seldom not 0 has no scale.
-    """
-    members = family.members(np.random.default_rng(0), _MEMBERS).astype(np.float64)
-    mean, std = normalizer.observation_mean.copy(), normalizer.observation_std.copy()
-    width, spread = len(family.parameters), members.std(axis=0)
-    mean[-width:], std[-width:] = members.mean(axis=0), np.where(spread > 1e-7, spread + 1e-6, 1.0)
-    return replace(normalizer, observation_mean=mean, observation_std=std)
 
 
 def _card(config: RunConfig, episodes: Episodes) -> dict:

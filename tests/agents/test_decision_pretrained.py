@@ -15,6 +15,7 @@ from ringrl import recipes
 from ringrl.agent import make_agent
 from ringrl.batch import LABELLED_BATCH_SCHEMA
 from ringrl.envs import family_of
+from ringrl.envs.custom.library import CUE
 from ringrl.errors import UserError
 from ringrl.manifest import replace_together
 from ringrl.model.transformer import make_attend
@@ -74,6 +75,34 @@ def test_a_label_is_the_teachers_action_for_the_observation_and_the_member(folde
         np.testing.assert_allclose(batch["label"][row][real], expected, atol=1e-6)
         assert not batch["label"][row][~real].any()
     assert np.ptp(batch["label"]) > 0.01
+
+
+def test_of_a_library_the_teacher_is_asked_without_the_cue_and_given_the_piece_s_member(folder):
+    """The same teacher, of the family's visible twin; the student sees the cue."""
+    config = config_of(folder, data={"task": "library2_point_mass_goal_30mm", "library": [2, 3]})
+    batch, data = batch_of(config), make_agent(config.agent).make_trainer(config).data
+    assert data.sizes == {"observation": 4 + CUE, "action": 2} and data.episodes.library == (2, 3)
+    own, several = RunDirectory(folder / "teacher").config(), False
+    teacher = make_agent(own.agent).policy.load_policy(
+        folder / "teacher", own, {"observation": 6, "action": 2}, "latest"
+    )
+    for row in range(4):
+        plan = data._sample_contexts(data.episodes, config.data.task, 2).sample(
+            np.random.default_rng(np.random.SeedSequence([config.seed, 0, row]))
+        )
+        seen = [data.episodes.store.read_steps([(e, 0, STEPS)])[0][0][:-1:2] for e in plan.episode.tolist()]
+        observation = np.concatenate(
+            [
+                np.concatenate([part, np.broadcast_to(member[CUE:], (len(part), 2))], axis=1)
+                for part, member in zip(seen, plan.parameter, strict=True)
+            ]
+        )
+        real = batch["segment_ids"][row] > 0
+        np.testing.assert_allclose(batch["label"][row][real], teacher.act(observation), atol=1e-6)
+        cues = np.repeat(plan.parameter[:, :CUE], STEPS // 2, axis=0)
+        np.testing.assert_allclose(batch["observation"][row][real][:, 4:], cues, atol=0.05)  # scales near 0 and 1
+        several |= len(np.unique(cues, axis=0)) > 1
+    assert several
 
 
 def test_labels_are_learned_but_not_seen(folder):
@@ -166,11 +195,24 @@ def test_it_learns_what_the_teacher_would_do(folder):
         ({"agent": {"teacher": "nowhere"}}, "nowhere: not a run directory"),
         ({"data": {"task": "hidden_point_mass_goal_15mm"}}, "labelled by one of visible_point_mass_goal_15mm"),
         ({"data": {"task": "point_mass_easy"}}, "labelled by one of point_mass_easy"),
+        ({"data": {"library": [2]}}, "data.library: hidden_point_mass_goal_30mm is no library"),
+        ({"data": {"task": "library2_point_mass_goal_15mm"}}, "labelled by one of visible_point_mass_goal_15mm"),
         ({"data": {"action_repeat": 1}}, "data.action_repeat 2, and here it is 1"),
         ({"agent": {"trajectories": 6}}, "cannot be drawn from 5 episodes"),
         ({"agent": {"trajectories": 2, "fewest": 3}}, "fewest is 3, more than trajectories 2"),
     ],
-    ids=["none", "no demonstrator", "nowhere", "family", "task", "action repeat", "trajectories", "fewest"],
+    ids=[
+        "none",
+        "no demonstrator",
+        "nowhere",
+        "family",
+        "task",
+        "no library",
+        "library",
+        "action repeat",
+        "trajectories",
+        "fewest",
+    ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(sections, message, folder):
     with pytest.raises(UserError, match=message) as caught:

@@ -60,15 +60,22 @@ def test_a_batch_says_at_every_step_which_member_pays(made):
         assert not data.episodes.family.held_out(members).any()
 
 
-def test_values_are_those_of_the_teachers_first_critic(folder, made):
-    config, _, data, batch = made
+@pytest.mark.parametrize("task", [HIDDEN, "library2_point_mass_goal_30mm"])
+def test_values_are_those_of_the_teachers_first_critic(folder, made, task):
+    config, data, batch = made[0], made[2], made[3]
+    if task != HIDDEN:
+        config = config_of(folder, data={"task": task})
+        data = make_agent(config.agent).make_trainer(config).data
+        data.prepare(Path("no run yet"))
+        batch = next(data.batches(0, make_agent(config.agent).make_trainer(config)._shard))
+    cue = data.episodes.family.cue
     critics = teacher_critics(folder / "teacher", config, data.episodes)
     own = RunDirectory(folder / "teacher")
     td3 = make_agent(own.config().agent)
     state, step = td3.load_state(folder / "teacher", own.config(), {"observation": 6, "action": 2}, "latest")
     assert step == 20
-    raw = batch["observation"] * data.scales.observation_std + data.scales.observation_mean
-    seen = own.normalizer().normalize_observation(np.concatenate([raw, batch["parameter"]], axis=-1))
+    raw = (batch["observation"] * data.scales.observation_std + data.scales.observation_mean)[..., :4]
+    seen = own.normalizer().normalize_observation(np.concatenate([raw, batch["parameter"][..., cue:]], axis=-1))
     expected = state.critics(jnp.asarray(seen.reshape(-1, 6)), jnp.asarray(batch["action"].reshape(-1, 2)))[0]
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     got = critics.values(arrays, arrays["action"], data.scales)

@@ -13,8 +13,9 @@ from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.loop import run_training
-from tests.builders import limit_evaluation
-from tests.rollout.reward_free import HIDDEN, VISIBLE, reward_free_store
+from tests.agents.taught import make_taught
+from tests.builders import TINY, limit_evaluation, make_config
+from tests.rollout.reward_free import FAMILY, HIDDEN, VISIBLE, reward_free_store
 
 GOAL = "hidden_point_mass_goal"
 
@@ -95,3 +96,22 @@ def test_members_of_validation_choose_settings_and_the_table_says_so(run):
         assert json.loads((table.parent / "evaluation.json").read_text())["split"] == split
     other = evaluate(run, task="point_mass_easy", envs=1, trials=1, reference=False)
     assert "split" not in json.loads((other.parent / "evaluation.json").read_text())
+
+
+def test_a_student_of_libraries_acts_in_libraries_of_other_sizes(tmp_path):
+    """After trajectories of their members, and on trials of its own; what sees one member is no retrieval there."""
+    taught = make_taught(tmp_path, (FAMILY,), updates=2, batch=4)
+    task, other = f"library2_{FAMILY}", f"library3_{FAMILY}"
+    agent = {"name": "decision_pretrained", "trajectories": 3, "teacher": str(taught / "teacher")}
+    data = {"store": str(taught / "pm.store"), "task": task, "action_repeat": 2, "library": [1, 2]}
+    sections = {"training": {"steps": 1}, "evaluation": {"trials": 2, "envs": 2, "seed": HELD_OUT}}
+    run_training(make_config(TINY, data=data, agent=agent, **sections), tmp_path / "run")
+    options = {"demonstrations": str(taught / "pm.store"), "trajectories": (0, 4), "context": 200}
+    EvaluateVerb(tmp_path / "run", task=other, **options).run()
+    rows = rows_of(tmp_path / "run" / "evaluation" / other / "demonstrations.csv")
+    assert len(rows) == 8 and {row["task"] for row in rows} == {other}
+    assert len(rows_of(evaluate(tmp_path / "run"))) == 8  # the agent's and random actions'
+    with pytest.raises(UserError, match=f"is of {other}'s training tasks"):
+        evaluate(tmp_path / "run", task=other, seed=3)
+    with pytest.raises(UserError, match=f"--task {other}: retrieval keeps one state, and a library has several"):
+        evaluate(taught / "teacher", task=other, envs=1, seed=HELD_OUT)

@@ -5,6 +5,7 @@ import pytest
 
 from ringrl.batch import BATCH_SCHEMA, ContextPlan
 from ringrl.envs import HELD_OUT, family_of, make_env
+from ringrl.envs.custom.library import CUE
 from ringrl.errors import UserError
 from ringrl.policy import RolloutSpec
 from ringrl.rollout.demonstrations import ContextForm
@@ -81,6 +82,33 @@ def test_the_environment_itself_pays_the_same(store):
             rewards.append(env.task.get_reward(env.physics))
         assert np.asarray(rewards, np.float32).sum(dtype=np.float64) == found
     assert given.returns.any()
+
+
+def test_of_a_library_each_trajectory_is_of_one_of_the_environments_members(store):
+    """Its cue and its rewards are those of the environment's trials of that member; which one is drawn for each."""
+    task, wide = "library3_point_mass_goal_30mm", 4 + CUE
+    scales = Normalizer(np.zeros(wide, np.float32), np.ones(wide, np.float32), 1.0, 1.0)
+    shown, members = drawn(store, 8, envs=8, task=task, sizes=wide, scales=scales), set()
+    for i, (context, given) in enumerate(zip(shown.first(8).fields, shown._contexts, strict=True)):
+        env = make_env(task, seed=HELD_OUT + i)
+        env.reset()
+        for index, episode in enumerate(given.episodes.tolist()):
+            cue = context["observation"][context["trial"] == index, 4:]
+            env.task.hidden = env.task.library[(env.task.library[:, :CUE] == cue[0]).all(axis=1).argmax()]
+            np.testing.assert_array_equal(cue, np.tile(env.task.hidden[:CUE], (len(cue), 1)))
+            members.add((i, *env.task.hidden))
+            recorded, rewards = store.episode(episode, "point_mass_easy"), []
+            for state, action in zip(recorded.physics[1:], recorded.action, strict=True):
+                env.set_state(state, action)
+                rewards.append(env.task.get_reward(env.physics))
+            assert np.asarray(rewards, np.float32).sum(dtype=np.float64) == given.returns[index]
+    assert 16 < len(members) <= 24 and any(given.returns.any() for given in shown._contexts)
+    few, sorted_ones = shown.first(3), drawn(store, 8, 8, "ascending", task, sizes=wide, scales=scales).first(8)
+    np.testing.assert_array_equal(few.returns, shown.first(8).returns[:, :3])
+    for row, (one, other) in enumerate(zip(sorted_ones.fields, shown.first(8).fields, strict=True)):
+        ranked = np.argsort(shown.first(8).returns[row], kind="stable")
+        cues = [other["observation"][other["trial"] == index, 4:] for index in ranked]
+        np.testing.assert_array_equal(one["observation"][:, 4:], np.concatenate(cues))
 
 
 def test_environments_are_shown_different_trajectories_and_fewer_are_among_more(store):

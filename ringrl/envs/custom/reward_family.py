@@ -4,7 +4,7 @@ All members of a family have the same dynamics, the same observations and the sa
 differs. So one reward-free data set is of all of them at once: with the features kept beside its steps
 (`ringrl.store`), its trajectories get the rewards of any member without the simulator, one vectorised call for many
 rows. Each family is a pair of tasks: `hidden_NAME`, whose agent must find out in context what is paid, and
-`visible_NAME`, whose observation ends with the parameter.
+`visible_NAME`, whose observation ends with the parameter. Tasks with several members are `ringrl.envs.custom.library`.
 
 The parameter of an environment follows from its seed (`RewardFamily.member`). Seeds below `VALIDATION` are of training,
 those between of validation, those from `HELD_OUT` on of evaluation, and no draw of any seed lies in the neighbourhood
@@ -51,6 +51,7 @@ class RewardFamily:
             away from all goals, any.
         canonical: tasks of the domain that are members, and their parameters.
         near: members [n, P] and a canonical one [P] -> whether each lies in its neighbourhood, [n].
+        cue: how many of a member's first numbers are its cue, which every observation of it ends with; 0: it has none.
     """
 
     name: str
@@ -64,6 +65,11 @@ class RewardFamily:
     fit: Callable[[np.random.Generator, Float64[np.ndarray, "n features"]], Float64[np.ndarray, "n parameters"]]
     canonical: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     near: Callable[[np.ndarray, np.ndarray], Bool[np.ndarray, " n"]] | None = None
+    cue: int = 0
+
+    def shown(self, visible: bool) -> int:
+        """How many of a member's first numbers observations end with: visible all, else those of its cue."""
+        return len(self.parameters) if visible else self.cue
 
     def reward(
         self, features: Float32[np.ndarray, "*#rows features"], parameter: Float32[np.ndarray, "*#rows parameters"]
@@ -116,13 +122,21 @@ class RewardFamily:
 
 
 class MemberTask(base.Task):
-    """A task of the domain that is paid by a member of a family, and is else as it was."""
+    """A task of the domain that is paid by a member of a family, and is else as it was.
 
-    def __init__(self, inner: Any, family: RewardFamily, parameter: Float32[np.ndarray, " parameters"], visible: bool):
+    Attributes:
+        library: float32 [members, P], of which every episode has one, drawn as it starts, each as likely as any.
+        active: the index of the present one.
+        hidden: float32 [P], the present one.
+    """
+
+    def __init__(
+        self, inner: Any, family: RewardFamily, library: Float32[np.ndarray, "members parameters"], visible: bool
+    ):
         """`inner`: the task whose initial states and observations are taken."""
         super().__init__(random=inner.random)
-        self.hidden = parameter
-        self._inner, self._family, self._visible = inner, family, visible
+        self.library, self.active, self.hidden = library, 0, library[0]
+        self._inner, self._family, self._shown = inner, family, family.shown(visible)
 
     def __getattr__(self, name: str) -> Any:
         """What the inner task has and this one has not."""
@@ -131,7 +145,10 @@ class MemberTask(base.Task):
         return getattr(self._inner, name)
 
     def initialize_episode(self, physics: Any) -> None:
-        """As the inner task."""
+        """As the inner task, of a member that is drawn where there are several."""
+        if len(self.library) > 1:  # of one nothing is drawn, so that initial states are those of the inner task's seed
+            self.active = int(self.random.randint(len(self.library)))
+            self.hidden = self.library[self.active]
         self._inner.initialize_episode(physics)
 
     def before_step(self, action: Any, physics: Any) -> None:
@@ -147,8 +164,9 @@ class MemberTask(base.Task):
         return self._inner.get_termination(physics)
 
     def get_observation(self, physics: Any) -> OrderedDict[str, Any]:
-        """The inner task's; of a visible member the parameter is its end."""
-        return OrderedDict(self._inner.get_observation(physics) | ({"hidden": self.hidden} if self._visible else {}))
+        """The inner task's; a visible member's parameter, or a member's cue, is its end."""
+        seen = {"hidden": self.hidden[: self._shown]} if self._shown else {}
+        return OrderedDict(self._inner.get_observation(physics) | seen)
 
     def get_reward(self, physics: Any) -> Any:
         """What the member pays; of a physics of many states (`ringrl.relabelling`), in each of them."""
@@ -161,6 +179,21 @@ class MemberTask(base.Task):
         return float(self._family.reward(features, self.hidden))
 
 
+def check_parameter(family: RewardFamily, parameter: Any, wanted: tuple[int, ...]) -> None:
+    """Raise UserError where `parameter` is not of the shape `wanted`, [P] or [members, P], or not finite."""
+    try:
+        shape = np.shape(parameter)
+    except ValueError:  # of NumPy's: rows of several lengths
+        shape = None
+    if shape != wanted:
+        count, found = len(family.parameters), "rows of several lengths" if shape is None else f"shape {shape}"
+        names = ", ".join(family.parameters[:8]) + (", ..." if count > 8 else "")
+        many = f"; give {wanted[0]} members" if len(wanted) > 1 else ""
+        raise UserError(f"parameter of {found}: a member of {family.name} is {count} numbers ({names}){many}")
+    if not np.isfinite(np.asarray(parameter, np.float32)).all():
+        raise UserError(f"parameter {parameter}: a member of {family.name} is of finite numbers".replace("\n", ""))
+
+
 def make_member(
     family: RewardFamily, visible: bool, seed: int, parameter: Sequence[float] | np.ndarray | None = None
 ) -> Environment:
@@ -169,13 +202,8 @@ def make_member(
     Raises UserError where `parameter` has not as many numbers as the family's, all finite.
     """
     if parameter is not None:
-        count, shape = len(family.parameters), np.shape(parameter)
-        if shape != (count,):
-            names = ", ".join(family.parameters[:8]) + (", ..." if count > 8 else "")
-            raise UserError(f"parameter of shape {shape}: a member of {family.name} is {count} numbers ({names})")
-        if not np.isfinite(np.asarray(parameter, np.float32)).all():
-            raise UserError(f"parameter {tuple(parameter)}: a member of {family.name} is of finite numbers")
+        check_parameter(family, parameter, (len(family.parameters),))
     member = family.member(seed) if parameter is None else np.asarray(parameter, np.float32)
     environment = family.base(seed)
-    environment._task = MemberTask(environment.task, family, member, visible)
+    environment._task = MemberTask(environment.task, family, member[None], visible)
     return environment
