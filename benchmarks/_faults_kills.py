@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 
+from benchmarks._faults_data_steps import DATA_STEPS
 from benchmarks._faults_steps import STEPS, Step
 
 _LEFT = (
@@ -44,19 +45,22 @@ _CALLS = ("replace", "rename", "unlink", "rmdir", "fsync", "mkdir")
 
 def run_kills(count: int, seed: int, only: str | None = None) -> dict[str, int]:
     """Kill `count` steps, print what came of them, and return the figures."""
-    steps = [step for step in STEPS if only in (None, step.name)]
+    known = (*STEPS, *DATA_STEPS)
+    steps = [step for step in known if only in (None, step.name)]
     if not steps:
-        raise SystemExit(f"--only {only}: there are {', '.join(step.name for step in STEPS)}")
+        raise SystemExit(f"--only {only}: there are {', '.join(step.name for step in known)}")
     draw, shares = random.Random(seed), sum(step.share for step in steps)
-    print(f"\n{'kills':<12} {'kills':>7} {'recovered':>10} {'lost':>6} {'differing':>10} {'torn':>6} {'leftovers':>10}")
+    kinds = f"{'recovered':>10} {'lost':>6} {'differing':>10} {'torn':>6} {'leftovers':>10}"
+    print(f"\n{'kills':<12} {'kills':>7} {kinds} {'seconds':>9}")
     total: Counter = Counter()
     for step in steps:
         number = max(1, round(count * step.share / shares))
+        began = time.perf_counter()
         found = _kill_often(step, number, draw)
         columns = [found[kind] for kind in ("recovered", "lost", "differing", "torn", "leftovers")]
         widths = (10, 6, 10, 6, 10)
         row = " ".join(f"{value:>{width}}" for value, width in zip(columns, widths, strict=True))
-        print(f"{step.name:<12} {found['kills']:>7} {row}", flush=True)
+        print(f"{step.name:<12} {found['kills']:>7} {row} {time.perf_counter() - began:>9.0f}", flush=True)
         total += found
     _compile_quickly(None)
     return {name: total[name] for name in ("kills", "lost", "differing", "torn", "leftovers")}

@@ -155,7 +155,7 @@ def _card(folder: Path) -> Any:
     return found
 
 
-def _hashes(part: str, *, but: tuple[str, ...] = ()) -> Callable[[Path], Any]:
+def hashes(part: str, *, but: tuple[str, ...] = ()) -> Callable[[Path], Any]:
     """The hash of every file of a part of the folder, but of those that hold the time or paths."""
 
     def read(folder: Path) -> Any:
@@ -169,12 +169,13 @@ def _hashes(part: str, *, but: tuple[str, ...] = ()) -> Callable[[Path], Any]:
     return read
 
 
-def _names(part: str) -> Callable[[Path], Any]:
+def names(part: str) -> Callable[[Path], Any]:
     """Which files a folder has that appears whole, as text."""
-    return lambda folder: json.dumps(sorted(_hashes(part)(folder)))
+    return lambda folder: json.dumps(sorted(hashes(part)(folder)))
 
 
-def _again(work: Callable[[Path], Any]) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
+def again(work: Callable[[Path], Any]) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:
+    """What a step does, and the same after a kill."""
     return work, work
 
 
@@ -184,7 +185,7 @@ STEPS = (
         "evaluate",
         4,
         _make_evaluated,
-        *_again(lambda folder: evaluate(folder / "run", trials=2, reference=False)),
+        *again(lambda folder: evaluate(folder / "run", trials=2, reference=False)),
         _rows,
         _table,
     ),
@@ -192,7 +193,7 @@ STEPS = (
         "report",
         2,
         _make_reported,
-        *_again(lambda folder: write_report([folder / "one", folder / "two"], folder / "report")),
+        *again(lambda folder: write_report([folder / "one", folder / "two"], folder / "report")),
         _report,
         _report,
     ),
@@ -200,18 +201,18 @@ STEPS = (
         "export",
         2,
         _make_trained,
-        *_again(lambda folder: ExportVerb(folder / "run", overwrite=True).run()),
-        _hashes("run/export", but=("config.json",)),
-        _names("run/export"),
+        *again(lambda folder: ExportVerb(folder / "run", overwrite=True).run()),
+        hashes("run/export", but=("config.json",)),
+        names("run/export"),
     ),
-    Step("collect", 3, lambda folder: None, *_again(_collect), _hashes("new"), _names("new")),
-    Step("relabel", 3, _make_folder, *_again(_relabel), _hashes("relabelled"), _names("relabelled")),
-    Step("build_store", 3, _make_folder, *_again(_build), _hashes("built", but=("store.json",)), _names("built")),
+    Step("collect", 3, lambda folder: None, *again(_collect), hashes("new"), names("new")),
+    Step("relabel", 3, _make_folder, *again(_relabel), hashes("relabelled"), names("relabelled")),
+    Step("build_store", 3, _make_folder, *again(_build), hashes("built", but=("store.json",)), names("built")),
     Step(
         "card",
         1,
         _make_store,
-        *_again(lambda folder: write_card(folder / "store", folder / "card")),
+        *again(lambda folder: write_card(folder / "store", folder / "card")),
         _card,
         _card,
     ),

@@ -27,10 +27,9 @@ from typing_extensions import TypedDict
 from ringrl.download.http import fetch
 from ringrl.download.partial_file import forget
 from ringrl.errors import UserError
-from ringrl.files import atomic_folder, write_text
+from ringrl.files import alone_in, atomic_folder, write_text
 from ringrl.formats.archive import DamagedArchive, read_all
 from ringrl.formats.description import DOWNLOAD
-from ringrl.locks import exclusive
 from ringrl.progress import progress_bar
 from ringrl.readers import RECORD, WHOLE, Text, read_json
 
@@ -89,7 +88,7 @@ def main(args: Args) -> None:
         raise UserError(f"{out.parent}: cannot be made ({error.strerror}); choose another place with --out") from error
     about = {"domain": domain, "collector": collector}
     kept = out.with_name(f"{out.name}.zip")
-    with exclusive(out.with_name(f".{out.name}.download.lock"), of=out):
+    with alone_in(out.parent, f".{out.name}.download.lock", of=out):
         if out.exists() and not args.keep_zip:
             _verify_folder(out, about)
         elif kept.exists():

@@ -23,7 +23,7 @@ import tyro
 from jaxtyping import Bool, Int64
 
 from ringrl.errors import UserError
-from ringrl.files import atomic_file
+from ringrl.files import alone_in, atomic_file, check_room
 from ringrl.formats.token_file import weights_path
 from ringrl.progress import tracked
 
@@ -61,6 +61,12 @@ def main(args: Args) -> None:
         UserError: in one line, for numbers that do not fit together, or a file that exists.
     """
     _check(args)
+    with alone_in(args.out.parent, f".{args.out.name}.lock", of=args.out):
+        check_room(args.out.parent)
+        _write(args)
+
+
+def _write(args: Args) -> None:
     rng = np.random.default_rng(args.seed)
     vocabulary = args.key * args.words + args.values
     length = (args.key + 1) * (args.lines + args.queries)
@@ -68,7 +74,6 @@ def main(args: Args) -> None:
     weights = np.empty(ids.shape, np.uint8)
     for document in tracked(range(args.documents), "writing documents", args.documents):
         ids[document], weights[document] = write_document(rng, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for path, values in ((weights_path(args.out), weights), (args.out, ids)):
         with atomic_file(path) as partial:
             np.save(partial, values)

@@ -11,13 +11,14 @@ import glob
 import os
 import platform
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ringrl.errors import UserError
+from ringrl.errors import UserError, unwritable
 from ringrl.locks import exclusive, release_all
 
 _OLD = "-old"  # ends the name of a folder that is being replaced
@@ -160,6 +161,27 @@ def check_replaceable(out: Path, marker: str, overwrite: bool) -> None:
         raise UserError(f"{out} exists already; choose another name or pass --overwrite")
     if there and not (out / marker).is_file():
         raise UserError(f"{out} has no {marker}, so it was not made by this step and is not overwritten")
+
+
+def check_room(folder: Path) -> None:
+    """See, before work that takes long, whether files can be written into `folder`; it is made if it is missing.
+
+    Raises:
+        UserError: they cannot; the folder can only be read, or the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def check_folder(out: Path, *, marker: str, overwrite: bool = False) -> None:
+    """See, before work that takes long, whether `atomic_folder` can make `out`. Raises UserError as that does."""
+    with exclusive(out.with_name(f".{out.name}.lock"), of=out):
+        check_replaceable(out, marker, overwrite)
+        check_room(out.parent)
 
 
 def replace_folder(out: Path, new: Path, *, aside: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from ringrl.errors import UserError
-from ringrl.files import atomic_file, user_path
+from ringrl.files import alone_in, atomic_file, user_path
 
 SUFFIXES = {"agents": ".py", "data": ".py", "configs": ".yaml"}
 """The kinds of recipes, which are also the names of their folders, and the suffix of their files."""
@@ -80,11 +80,11 @@ def copy(name: str, destination: str | os.PathLike[str]) -> Path:
     target = user_path(destination)
     if target.is_dir() or str(destination).endswith(os.sep):
         target = target / source.name
-    if target.exists():
-        raise UserError(f"{target}: already exists and is not overwritten; give another path or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as partial:
-        shutil.copyfile(source, partial)
+    with alone_in(target.parent, f".{target.name}.lock", of=target):
+        if target.exists():
+            raise UserError(f"{target}: already exists and is not overwritten; give another path or remove it")
+        with atomic_file(target) as partial:
+            shutil.copyfile(source, partial)
     return target
 
 

@@ -95,3 +95,17 @@ def test_type_checkers_see_the_same_names_as_python():
     assert seen == defined and sorted(defined) == sorted(ringrl.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(ringrl, "nothing")  # noqa: B009
+
+
+def test_64_bits_are_for_other_programs(tmp_path):
+    """What a step computes does not depend on JAX_ENABLE_X64, whichever verb it is: it is unset before any of them."""
+    (tmp_path / "step.py").write_text(
+        "import dataclasses\nimport jax.numpy as jnp\n"
+        "@dataclasses.dataclass\nclass Args:\n    'None.'\n"
+        "def main(args): print(jnp.arange(3.0).dtype, jnp.arange(3).dtype)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ringrl.cli", "data", "./step.py"],
+        cwd=tmp_path, env={**os.environ, "JAX_ENABLE_X64": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "float32 int32\n", done.stderr

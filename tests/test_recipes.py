@@ -1,7 +1,9 @@
 """Recipes are found, listed, copied and loaded, from a checkout and from an installed wheel."""
 
 import dataclasses
+import os
 import pickle
+import platform
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -93,6 +95,13 @@ def test_copy_to_a_file_and_into_a_folder(shipped, tmp_path):
     assert recipes.copy("agents/demo", f"{tmp_path}/other/") == tmp_path / "other" / "demo.py"
     assert recipes.copy("configs/demo.yaml", tmp_path) == tmp_path / "demo.yaml"
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_copy_removes_what_a_killed_one_left(shipped, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / f".partial-{platform.node()}-{os.getpid()}-0123-walker.yaml").touch()
+    recipes.copy("walker", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["walker.yaml"]
 
 
 def test_copy_refuses(shipped, tmp_path):

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from ringrl.card import card_figures as draw
 from ringrl.card.card_facts import Groups, facts, group_sources, notes
 from ringrl.card.card_sample import Sample, draw_sample
-from ringrl.errors import UserError
-from ringrl.files import alone_in
+from ringrl.errors import unwritable
+from ringrl.files import alone_in, check_room
 from ringrl.manifest import replace_together
 from ringrl.reporting.figures.data_figures import TaskReturns, return_distribution, return_history
 from ringrl.reporting.figures.drawing import Drawing, render
@@ -42,16 +42,17 @@ def write_card(store: Path | str, out: Path | None = None, *, seed: int = 0) -> 
     opened = open_store(store, memory_limit=0)
     if out is None:
         out = Path(f"{opened.path}.card") if isinstance(opened.path, Path) else Path(f"{Path(opened.path).name}.card")
-    now = datetime.now(UTC)
-    card, groups, sample = describe(opened, seed)
-    card["written"] = now.isoformat(timespec="seconds")
-    page = _page(opened, groups, sample, card, now)
-    try:
-        with alone_in(out):
-            about = f"{json.dumps(card, indent=1, allow_nan=False)}\n"
+    with alone_in(out):
+        check_room(out)
+        now = datetime.now(UTC)
+        card, groups, sample = describe(opened, seed)
+        card["written"] = now.isoformat(timespec="seconds")
+        page = _page(opened, groups, sample, card, now)
+        about = f"{json.dumps(card, indent=1, allow_nan=False)}\n"
+        try:
             replace_together(out, {"card.json": about.encode(), "index.html": page.encode()})
-    except OSError as error:
-        raise UserError(f"cannot write the card to {out}: {error.strerror}; choose another place with --out") from None
+        except OSError as error:
+            raise unwritable(out, error) from error
     return out / "index.html"
 
 

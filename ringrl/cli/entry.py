@@ -142,7 +142,15 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _choose_devices() -> None:
-    """CPU where there is no accelerator; RINGRL_CPU_DEVICES=N simulates N of them, to try a mesh on a laptop."""
+    """CPU where there is no accelerator; RINGRL_CPU_DEVICES=N simulates N of them, to try a mesh on a laptop.
+
+    JAX_ENABLE_X64 is meant for other programs: ringrl computes in float32 and bfloat16, and what it makes must not
+    depend on it.
+    """
+    if "JAX_ENABLE_X64" in os.environ:
+        os.environ["JAX_ENABLE_X64"] = "0"  # of this process, whose JAX may be there already, and of those it starts
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_enable_x64", False)
     if not any(any(Path("/dev").glob(pattern)) for pattern in ("accel*", "vfio/[0-9]*", "nvidia*", "kfd")):
         # With libtpu installed (ringrl[plan]) JAX would look for TPUs first, slowly and with warnings.
         os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -218,16 +218,19 @@ class ExportVerb:
 
     def run(self) -> None:
         """Write the two files."""
+        from ringrl.files import check_folder
         from ringrl.run import RunDirectory
-        from ringrl.training.export import export
+        from ringrl.training.export import ABOUT, export
         from ringrl.training.trained_model import load_model
         from ringrl.trust import trusting
 
         run = RunDirectory(self.run_directory)
+        out = self.out or run.export
         with trusting(self.trust):
             config = run.config()
+        check_folder(out, marker=ABOUT, overwrite=self.overwrite)
         model, step = load_model(run.path, config, run.dataset()["sizes"], _strictly(run.path, self.step, self.strict))
-        print(f"export: {export(model, config, step, run.path, self.out or run.export, overwrite=self.overwrite)}")
+        print(f"export: {export(model, config, step, run.path, out, overwrite=self.overwrite)}")
 
 
 @dataclass(frozen=True)

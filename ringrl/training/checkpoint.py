@@ -1,11 +1,16 @@
 """Checkpoints through Orbax: asynchronous, sharded, atomic, hashed; the newest and those of lowest loss are kept."""
 
 import logging
+import shutil
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -32,8 +37,13 @@ from ringrl.training.processes import from_first, is_first, wait_for_all
 
 _calls = count()
 _log = logging.getLogger(__name__)
+_print_error = sys.excepthook
 # Orbax logs, with a traceback each, what its threads raise, which then is raised as well; and that it only reads.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+# Of the arrays of a checkpoint that cannot be written the first is raised, and asyncio logs each of the others.
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+# Some of the others have not begun to be written.
+warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host.* was never awaited", RuntimeWarning)
 
 
 class Checkpoints:
@@ -62,6 +72,8 @@ class Checkpoints:
             lightweight_initialize=True,  # else a damaged file of one checkpoint would hide all others
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if not read_only and sys.excepthook is _print_error:
+            sys.excepthook = _print_but_late_writes
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,6 +83,9 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            if not self._read_only and is_first():
+                for cut_off in self.folder.glob("*.orbax-checkpoint-tmp"):  # of a full disk, which needs the room
+                    shutil.rmtree(cut_off, ignore_errors=True)
 
     def wait(self) -> None:
         """Return when what is being written is whole. UserError where it cannot be written."""
@@ -188,6 +203,15 @@ class Checkpoints:
             else:
                 mend = "try again, and if it is damaged or of another model, move it away to go on from an earlier one"
             raise UserError(f"{self.folder / str(step)}: cannot be read ({reason}); {mend}") from error
+
+
+def _print_but_late_writes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """`sys.excepthook`. Where an array cannot be written, TensorStore's threads report the others to a loop that is
+    closed by then, and print that it is, with a traceback each. The reason itself is raised.
+    """
+    late = kind is RuntimeError and str(error) == "Event loop is closed"
+    if not late or threading.current_thread() is threading.main_thread():
+        _print_error(kind, error, trace)
 
 
 def describe(step: int, seed: int, mesh: Mesh) -> dict:

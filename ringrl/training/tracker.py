@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -17,11 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ringrl.accelerators import find_accelerator
 from ringrl.config import RunConfig
-from ringrl.errors import UserError
+from ringrl.errors import UserError, unwritable
 from ringrl.files import write_bytes
 from ringrl.metrics_lines import format_line, parse_line
 from ringrl.model.flops import model_flops, visible_share
 from ringrl.run import RunDirectory
+from ringrl.training.event_file import EventFile
 
 _NEVER = 1 << 62
 
@@ -56,14 +57,15 @@ class Tracker:
     """
 
     def __init__(self, run: Path, steps: int, start: int, label: str):
-        from tensorboardX import SummaryWriter  # slow to import where PyTorch is installed, and for one process only
-
-        path = RunDirectory(run).metrics_file
+        self._path = path = RunDirectory(run).metrics_file
         lines = path.read_bytes().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) <= start]
-        write_bytes(path, b"".join(line + b"\n" for line in kept))
-        self._file = path.open("ab")
-        self._board = SummaryWriter(str(RunDirectory(run).tensorboard), purge_step=start + 1)
+        try:
+            write_bytes(path, b"".join(line + b"\n" for line in kept))
+            self._file = path.open("ab")
+            self._board = EventFile(RunDirectory(run).tensorboard, start + 1)
+        except OSError as error:
+            raise unwritable(path, error) from error
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -84,19 +86,22 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._board):
+            with suppress(OSError):  # of a full disk: what is logged is written at once, and was an error then
+                file.close()
 
     def advance(self, step: int) -> None:
         """So many steps are done."""
         self._progress.update(self._task, completed=step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write a line of metrics.jsonl, at once: a killed run keeps what it logged."""
-        self._file.write(format_line({"step": step} | values))
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """Write a line of metrics.jsonl, at once: a killed run keeps what it logged. UserError where it cannot be."""
+        try:
+            self._file.write(format_line({"step": step} | values))
+            self._file.flush()
+            self._board.add(step, values)
+        except OSError as error:
+            raise unwritable(self._path, error) from error
         self._progress.update(self._task, description=f"{self._label}  loss {values['loss']:.4f}")
         if self._plain:
             left = (time.monotonic() - self._began) * (self._steps - step) / (step - self._start)

@@ -1,5 +1,7 @@
 """`ringrl data line_retrieval`: every query has one answer in its document, and only answers weigh."""
 
+import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,3 +72,9 @@ def test_the_file_is_read_as_documents_with_weights(tmp_path):
 def test_numbers_that_do_not_fit_are_refused(change, said):
     with pytest.raises(UserError, match=said):
         lines.main(replace(SMALL, **change))
+
+
+def test_what_a_killed_one_left_is_removed(tmp_path):
+    (tmp_path / f".partial-{platform.node()}-{os.getpid()}-0123-lines.npy").touch()
+    lines.main(replace(SMALL, out=tmp_path / "lines.npy"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lines.npy", "lines.weights.npy"]

@@ -7,10 +7,18 @@ import sys
 
 import pytest
 
-from ringrl.errors import unwritable
-from ringrl.files import write_text
+from ringrl import files, recipes
+from ringrl.card import card_page
+from ringrl.cli.run_verbs import ExportVerb
+from ringrl.errors import UserError, unwritable
+from ringrl.files import check_room, write_text
 from ringrl.formats.exorl import write_episode
-from tests.builders import make_episode
+from ringrl.reporting.page import report_page
+from ringrl.run import RunDirectory
+from ringrl.training.checkpoint_files import steps_of
+from ringrl.training.start import train
+from ringrl.training.tracker import Tracker
+from tests.builders import make_episode, write_run
 
 LIMITED = """
 import resource, sys
@@ -54,3 +62,74 @@ def test_a_file_that_cannot_be_written_is_named_as_it_would_be_called(tmp_path):
     with pytest.raises(OSError) as caught:
         write_text(tmp_path / "nowhere" / "a.json", "x")
     assert caught.value.filename == str(tmp_path / "nowhere" / "a.json")
+
+
+def worked(*_, **__):
+    raise AssertionError("it began to work")
+
+
+def report(out, store, patch):
+    patch.setattr(report_page, "analyse", worked)
+    run = out.parents[1] / "run"
+    report_page.write_report(run if run.exists() else write_run(run), out)
+
+
+def card(out, store, patch):
+    patch.setattr(card_page, "describe", worked)
+    card_page.write_card(store, out)
+
+
+def export(out, store, patch):
+    patch.setattr(RunDirectory, "config", lambda run: None)
+    patch.setattr(RunDirectory, "dataset", lambda run: {"sizes": {}})
+    patch.setattr("ringrl.training.trained_model.load_model", worked)
+    ExportVerb(out.parents[1] / "run", out).run()
+
+
+def lines(out, store, patch):
+    step = recipes.load("data", "line_retrieval")
+    patch.setattr(step, "write_document", worked)
+    step.main(step.Args(out / "lines.npy"))
+
+
+@pytest.mark.parametrize("step", [report, card, export, lines])
+def test_what_cannot_be_written_is_said_before_the_work(step, tiny_store, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"file/out.* \((Not a directory|File exists)\)"):
+        step(tmp_path / "file" / "out", tiny_store, monkeypatch)
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    with pytest.raises(AssertionError, match="it began to work"):  # without the fault it is what is called
+        step(tmp_path / "file" / "out", tiny_store, monkeypatch)
+    assert step is lines or not list((tmp_path / "file").iterdir())  # neither a folder nor a lock is left
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
+    with pytest.raises(UserError, match=r"new: cannot be written \(No space left on device\)"):
+        check_room(tmp_path / "new")
+
+
+def test_a_disk_that_is_full_while_training_is_one_line_and_the_last_checkpoint_stays(tiny_config, tmp_path):
+    run, sections = tmp_path / "run", {"training": {"steps": 2, "checkpoint_every": 2, "log_every": 1}}
+    train(tiny_config({"name": "behavior_cloning"}, **sections), out=run)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.replace("20_000", "8_000"), "train", "--resume", str(run), "training.steps=6"],
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    (line,) = [line for line in done.stderr.splitlines() if "ringrl" in line]
+    assert done.returncode == 2 and "checkpoints: cannot be written (File too large); make room there" in line, line
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr  # XLA may say that it is slow
+    assert steps_of(run / "checkpoints") == [2] and sorted(os.listdir(run / "checkpoints")) == ["2"]
+    train(None, "training.steps=6", resume=run, strict=True)
+    assert steps_of(run / "checkpoints")[-1] == 6
+
+
+def test_a_line_of_metrics_that_cannot_be_written_names_the_file(tmp_path, monkeypatch):
+    with Tracker(tmp_path, 9, 0, "run") as tracker:
+        tracker.log(1, {"loss": 1.0, "tokens_per_s": 1.0})
+        tracker._file.close()
+        monkeypatch.setattr(tracker, "_file", open("/dev/full", "wb"))
+        for step in (2, 3):
+            with pytest.raises(UserError, match=r"metrics.jsonl: cannot be written \(No space left on device\)"):
+                tracker.log(step, {"loss": 1.0, "tokens_per_s": 1.0})

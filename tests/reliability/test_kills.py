@@ -8,7 +8,10 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("step", ["build_store", pytest.param("train", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "step",
+    ["build_store", *(pytest.param(step, marks=pytest.mark.slow) for step in ("train", "download", "lines", "cp"))],
+)
 def test_nothing_is_lost_torn_or_left(step):
     command = [
         sys.executable,

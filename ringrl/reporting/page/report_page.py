@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ringrl.errors import UserError
-from ringrl.files import alone_in, user_path
+from ringrl.files import alone_in, check_room, user_path
 from ringrl.manifest import replace_together
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
@@ -23,7 +23,7 @@ from ringrl.reporting.page.html import render_page, versions
 from ringrl.reporting.page.provenance import provenance
 from ringrl.reporting.page.summary import summarise
 from ringrl.reporting.statistics.across_tasks import Across, compare_across
-from ringrl.reporting.statistics.evaluated_run import read_runs
+from ringrl.reporting.statistics.evaluated_run import EvaluatedRun, read_runs
 from ringrl.reporting.statistics.series import arrange
 from ringrl.reporting.statistics.task_statistics import Analysis, analyse
 from ringrl.run import RunDirectory
@@ -57,7 +57,15 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     out = user_path(out) if out is not None else None
     if out is None:
         out = RunDirectory(paths[0]).report if len(paths) == 1 else Path("runs") / "report"
-    analyses = [analyse(section) for section in arrange([run for path in paths for run in read_runs(path)])]
+    read = [run for path in paths for run in read_runs(path)]
+    with alone_in(out):
+        check_room(out)
+        return _write_page(read, out)
+
+
+def _write_page(runs: Sequence[EvaluatedRun], out: Path) -> Path:
+    """`write_report`, by the process that has the lock."""
+    analyses = [analyse(section) for section in arrange(runs)]
     across = compare_across(analyses) if len(analyses) > 1 else None
     now = datetime.now(UTC)
     figures, sections = _render_sections(analyses)
@@ -67,8 +75,7 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     documents["summary.json"] = (json.dumps(summary, separators=(",", ":"), allow_nan=False) + "\n").encode()
     documents["index.html"] = _page(analyses, across, sections, now).encode()
     try:
-        with alone_in(out):
-            replace_together(out, documents)
+        replace_together(out, documents)
     except OSError as error:
         raise UserError(
             f"cannot write the report to {out}: {error.strerror}; choose another place with --out"

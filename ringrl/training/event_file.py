@@ -1,0 +1,40 @@
+"""TensorBoard's file of a run's scalars, written in the caller's thread.
+
+tensorboardX's `SummaryWriter` writes in a thread of its own: where a disk is full, that thread ends with a traceback,
+and when its queue of ten is full, the training waits for it for ever.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class EventFile:
+    """A new file in the folder `tensorboard/` of a run."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """Begin a file. What earlier files say of `first_step` and later ones no longer counts.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        # Slow to import where PyTorch is installed, and for one process only.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        for more in ({"file_version": "brain.Event:2"}, {"session_log": SessionLog(status=SessionLog.START)}):
+            self._writer.write_event(Event(step=first_step, **more))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write scalars of a step, at once. Raises OSError where they cannot be written."""
+        for name, value in values.items():
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(name, value)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file. Raises OSError where its last bytes cannot be written."""
+        self._writer.close()
