@@ -6,6 +6,7 @@
     python -m benchmarks.results context    # row 3: return against trajectories in the context: 1.5 hours
     python -m benchmarks.results ablations  # row 0's student with its context ablated, and other trainings: 1 hour
     python -m benchmarks.results own_trials # row 0's student on trials of its own: 20 minutes
+    python -m benchmarks.results library    # many hidden goals in one context, and a cue: 30 minutes a seed
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 2 hours
     python -m benchmarks.results motion     # walker and cheetah from RND data, canonical tasks held out: 1 hour a seed
 
@@ -34,21 +35,24 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from benchmarks._library_curves import write_curves
 from benchmarks._results_context_use import ROWS as CONTEXT_USE
 from benchmarks._results_jobs import ROWS as EARLIER
 from benchmarks._results_jobs import RUNS, Data, Job
+from benchmarks._results_library import ROWS as LIBRARY
 from benchmarks._results_motion import ROWS as MOTION
 from benchmarks._results_relabelled import NAME as FAMILY
 from benchmarks._results_relabelled import ROWS as RELABELLED
 from ringrl.config import load_config
 from ringrl.run import RunDirectory
 
-ROWS = RELABELLED | CONTEXT_USE | MOTION | EARLIER
+ROWS = RELABELLED | CONTEXT_USE | LIBRARY | MOTION | EARLIER
 OUT = Path("docs/results")
 FIGURES = {
     "relabelled": (f"demonstrations-hidden_{FAMILY}.png",),
     "ablations": ("demonstrated_ablations.png", "demonstrations.png"),
     "own_trials": ("explored.png",),
+    "library": (),
     "hidden": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
@@ -56,7 +60,7 @@ FIGURES = {
 }  # that docs/results.md shows
 
 
-Row = Literal["small", "relabelled", "ablations", "own_trials", "motion", "hidden", "exorl", "context"]
+Row = Literal["small", "relabelled", "ablations", "own_trials", "library", "motion", "hidden", "exorl", "context"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def main(args: Args) -> None:
         _ringrl(f"report {' '.join(str(job.run(seed)) for job, seed in runs)} --out {out}")
         if args.row != "small":
             _publish(out, OUT / args.row, FIGURES[args.row])
+        if args.row == "library":
+            write_curves([job.run(seed) for job, seed in runs], OUT / args.row / "curves.json")
         print(json.dumps(_last_line(out)))
 
 
