@@ -56,8 +56,7 @@ def blockwise_attention(
             kernel cannot be used here; the message says which.
     """
     check_inputs(q, k, v, segment_ids)
-    segmented = segment_ids is not None
-    step = make_step(q, k, scale=scale, block_q=block_q, block_k=block_k, segmented=segmented, kernel=kernel)
+    step = make_step(q, k, scale=scale, block_q=block_q, block_k=block_k, kernel=kernel)
     q, k, v, segment_ids = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids))
     out, lse = attend_locally(step, causal, return_lse, q, k, v, segment_ids)
     return (out, lse) if return_lse else out

@@ -35,13 +35,11 @@ class TokenIndex(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What the backward pass needs of the queries, packed. What an implementation does not use costs nothing."""
+    """What the backward pass needs of the queries, packed."""
 
     q: Array
-    out: Array  # over all keys, in q's dtype
-    d_out: Array  # gradient of `out`, in q's dtype
+    d_out: Array  # gradient of the output over all keys, in q's dtype
     lse: Array  # log-sum-exp over all keys, float32
-    d_lse: Array | None  # gradient of `lse`, float32; None where the caller asked for none
     delta: Array  # rowsum(d_out * out) - d_lse, float32: what dP = d_out V^T is lessened by (FlashAttention, eq. 4)
 
 
@@ -170,10 +168,8 @@ def backward_rows(
     delta = jnp.einsum("bqhd,bqhd->bhq", out, d_out, preferred_element_type=jnp.float32)
     return Rows(
         q=step.pack_q(q),
-        out=step.pack_q(out),
         d_out=step.pack_q(d_out),
         lse=_pack_rows(step, lse),
-        d_lse=None if d_lse is None else _pack_rows(step, d_lse),
         delta=_pack_rows(step, delta if d_lse is None else delta - d_lse),
     )
 

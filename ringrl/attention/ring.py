@@ -125,8 +125,8 @@ def _attend_shards(
     """Output and log-sum-exp of this device's queries over the keys of all devices of the mesh axis `axis`."""
     size, length, gathered = lax.axis_size(axis), q.shape[1], exchange == "all_gather"
     ring_positions(0, length, size, layout)  # raises where the layout does not fit
-    runs, key_shards, segmented = runs_per_shard(size, layout), size if gathered else 1, segment_ids is not None
-    step = make_step(q, k, runs=runs, key_shards=key_shards, segmented=segmented, **options)
+    runs, key_shards = runs_per_shard(size, layout), size if gathered else 1
+    step = make_step(q, k, runs=runs, key_shards=key_shards, **options)
     arrays = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids, lax.axis_index(axis)))
     if size == 1:
         return attend_locally(step, causal, return_lse, *arrays)

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from ringrl.attention.kernels.tpu_blocks import make_k_ids, make_q_ids, make_schedule
+from ringrl.attention.kernels.block_ranges import make_k_ids, make_q_ids
+from ringrl.attention.kernels.tpu_blocks import make_schedule
 from tests.attention.token_rows import positions, segments
 
 

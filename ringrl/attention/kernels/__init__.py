@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ringrl.attention.block_attention import group_size
+from ringrl.attention.kernels.gpu_tiles import BLOCK
 from ringrl.attention.kernels.hardware_steps import GpuStep, NativeStep, TpuStep
 from ringrl.attention.kernels.xla import XlaStep
 from ringrl.attention.kv_cache import Stored
@@ -19,13 +20,19 @@ from ringrl.attention.tiling import Cut, default_blocks, fit_block
 
 Kernel = Literal["xla", "native", "tpu", "gpu"]
 """Implementations of the local step: `xla` runs everywhere; `native` is C++ for CPUs, compiled when it is first used;
-`tpu` is Pallas; `gpu` is cuDNN."""
+`tpu` is Pallas for TPUs, `gpu` Pallas for NVIDIA GPUs."""
 
 
 CacheKernel = Literal["xla", "native", "tpu"]
 """Implementations of attention to a KV cache: modules of two functions, `write` and `attend` (see `xla_cache`)."""
 
-_MAX_TPU_HEAD_DIM = 256
+_PLATFORMS = {"native": "cpu", "tpu": "tpu", "gpu": "gpu"}
+
+_MAX_HEAD_DIM = 256
+"""Of the kernels for TPUs and GPUs."""
+
+_OLDEST_CAPABILITY = 8.0
+"""Of NVIDIA's GPUs: Ampere, the first whose matrix units take bfloat16."""
 
 
 def make_step(
@@ -37,7 +44,6 @@ def make_step(
     block_k: int | None = None,
     runs: int = 1,
     key_shards: int = 1,
-    segmented: bool = False,
     kernel: Kernel | None = None,
 ) -> LocalStep:
     """The local step for queries and keys of these shapes.
@@ -46,23 +52,24 @@ def make_step(
         q: queries.
         k: this device's keys.
         scale: multiplies the scores; None is head_dim ** -0.5.
-        block_q: longest block of queries, where the kernel lets one choose (`xla`, `tpu`).
+        block_q: longest block of queries. `native` chooses its own; `gpu` too, but pads to multiples of this.
         block_k: longest block of keys.
         runs: equal stretches of a device's tokens within which positions grow by a constant step.
         key_shards: devices whose keys are on this device at once.
-        segmented: whether there are segment ids.
         kernel: which implementation; None takes the best that the platform has.
 
     Raises:
         ValueError: heads is not a multiple of kv_heads, a block size is below 1, or `kernel` cannot be used
             here.
     """
-    name = choose_kernel(q, k, segmented) if kernel is None else _check(kernel, q, k, segmented)
+    name = choose_kernel(q) if kernel is None else _check(kernel, q)
     (default_q, default_k), alignment = default_blocks(q.shape[0], q.shape[2]), None
     if name == "tpu":
         from ringrl.attention.kernels import tpu_blocks
 
         (default_q, default_k), alignment = tpu_blocks.default_blocks(q.shape[-1], q.dtype.itemsize), tpu_blocks.LANES
+    elif name == "gpu":
+        default_q = default_k = alignment = BLOCK
     sizes = make_sizes(
         q,
         k,
@@ -120,7 +127,7 @@ def cache_kernel(
     else:
         from ringrl.attention.kernels import tpu_cache
 
-        module, reason = tpu_cache, _missing("tpu", q, q, True) or tpu_cache.missing(q, stored)
+        module, reason = tpu_cache, _missing("tpu", q) or tpu_cache.missing(q, stored)
     if reason and kernel is not None:
         raise ValueError(f"kernel {kernel!r} cannot be used here: {reason}")
     return xla_cache if reason else module
@@ -139,40 +146,53 @@ def _device_kind() -> str:
     return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
-def choose_kernel(q: Array, k: Array, segmented: bool) -> Kernel:
-    """The fastest implementation that the platform has for these arrays."""
+def choose_kernel(q: Array) -> Kernel:
+    """The fastest implementation that the platform has for queries like these."""
     best: dict[str, Kernel] = {"cpu": "native", "tpu": "tpu", "gpu": "gpu"}
     name = best.get(platform(), "xla")
-    return "xla" if _missing(name, q, k, segmented) else name
+    return "xla" if _missing(name, q) else name
 
 
-def _check(kernel: Kernel, q: Array, k: Array, segmented: bool) -> Kernel:
+def _check(kernel: Kernel, q: Array) -> Kernel:
     if kernel not in get_args(Kernel):
         raise ValueError(f"kernel {kernel!r} is unknown: choose one of {', '.join(get_args(Kernel))}")
-    if reason := _missing(kernel, q, k, segmented):
+    if reason := _missing(kernel, q):
         raise ValueError(f"kernel {kernel!r} cannot be used here: {reason}")
     return kernel
 
 
-def _missing(kernel: Kernel, q: Array, k: Array, segmented: bool) -> str | None:
+def _missing(kernel: Kernel, q: Array) -> str | None:
     """Why this kernel cannot take the step here; None where it can."""
-    if kernel == "gpu":
-        from ringrl.attention.kernels import gpu
-
-        return gpu.supported(q, k, segmented)
     if kernel == "xla":
         return None
-    if q.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"it takes float32 and bfloat16, not {q.dtype}"
-    wanted = {"native": "cpu", "tpu": "tpu"}[kernel]
-    if (here := platform()) != wanted:
+    if (here := platform()) != (wanted := _PLATFORMS[kernel]):
         return f"it is for {wanted}, this is {here}"
-    if kernel == "tpu" and (kind := _device_kind()) in ("TPU v2", "TPU v3"):
-        return f"Mosaic has no bfloat16 products for {kind}"
-    if kernel == "tpu" and (q.shape[-1] > _MAX_TPU_HEAD_DIM or (q.shape[-1] > 128 and q.shape[-1] % 128)):
-        return f"it takes heads of up to 128 numbers, or of {_MAX_TPU_HEAD_DIM}, not {q.shape[-1]}"
+    if q.dtype not in (jnp.float32, jnp.bfloat16) and not (kernel == "gpu" and q.dtype == jnp.float16):
+        return f"it takes float32{', float16' if kernel == 'gpu' else ''} and bfloat16, not {q.dtype}"
+    if kernel == "tpu":
+        return _missing_on_tpu(q.shape[-1])
+    if kernel == "gpu":
+        return _missing_on_gpu(q.shape[-1])
     from ringrl.attention.kernels import native
 
-    if kernel == "native" and not native.available():
-        return native.NO_COMPILER
+    return None if native.available() else native.NO_COMPILER
+
+
+def _missing_on_tpu(head_dim: int) -> str | None:
+    if (kind := _device_kind()) in ("TPU v2", "TPU v3"):
+        return f"Mosaic has no bfloat16 products for {kind}"
+    if head_dim > _MAX_HEAD_DIM or (head_dim > 128 and head_dim % 128):
+        return f"it takes heads of up to 128 numbers, or of {_MAX_HEAD_DIM}, not {head_dim}"
+    return None
+
+
+def _missing_on_gpu(head_dim: int) -> str | None:
+    if head_dim > _MAX_HEAD_DIM:
+        return f"it takes heads of up to {_MAX_HEAD_DIM} numbers, not {head_dim}"
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None) if device.device_kind == _device_kind() else None
+    if capability is not None and float(capability) < _OLDEST_CAPABILITY:
+        return (
+            f"it needs a GPU of compute capability {_OLDEST_CAPABILITY} or later, {device.device_kind} has {capability}"
+        )
     return None

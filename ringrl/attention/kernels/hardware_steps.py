@@ -5,28 +5,23 @@ from dataclasses import dataclass
 from jaxtyping import Array
 
 from ringrl.attention.block_attention import NEVER_SEEN, SEES_NONE
+from ringrl.attention.kernels.gpu_tiles import choose_tiles
 from ringrl.attention.local_step import Rows, Sizes, TokenIndex
 from ringrl.attention.tiling import Cut
 
 
 @dataclass(frozen=True)
-class _AsGiven:
-    """Arrays stay [batch, length, heads, head_dim]: the kernel reads them as they are."""
+class NativeStep:
+    """C++ on CPUs (`ringrl.attention.kernels.native`): it reads [batch, length, heads, head_dim] as they are."""
 
     sizes: Sizes
+    sharers: int = 1  # devices of the mesh: on a CPU they are simulated, and share its threads
 
     def pack_q(self, x: Array) -> Array:
         """As it is."""
         return x
 
     unpack_q = pack_k = unpack_k = pack_q
-
-
-@dataclass(frozen=True)
-class NativeStep(_AsGiven):
-    """C++ on CPUs (`ringrl.attention.kernels.native`)."""
-
-    sharers: int = 1  # devices of the mesh: on a CPU they are simulated, and share its threads
 
     def after(self, x: Array, token: Array) -> Array:
         """`x`, not before `token` is computed."""
@@ -46,56 +41,99 @@ class NativeStep(_AsGiven):
         """dq, dk, dv, float32."""
         from ringrl.attention.kernels import native
 
-        queries = rows.q, rows.d_out, rows.lse, rows.delta
-        return native.backward(*queries, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes), sharers=self.sharers)
-
-
-class GpuStep(_AsGiven):
-    """cuDNN (`ringrl.attention.kernels.gpu`), without segments."""
-
-    def forward(self, q: Array, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple[Array, Array]:
-        """Output [batch, length, heads, head_dim] and log-sum-exp, float32."""
-        from ringrl.attention.kernels import gpu
-
-        return gpu.forward(q, k, v, q_tokens.positions, k_tokens.positions, **self._static())
-
-    def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
-    ) -> tuple[Array, Array, Array]:
-        """dq, dk, dv, float32."""
-        from ringrl.attention.kernels import gpu
-
-        arguments = rows.q, rows.out, rows.d_out, rows.lse, k, v, q_tokens.positions, k_tokens.positions
-        return gpu.backward(*arguments, **self._static(), d_lse=rows.d_lse)
-
-    def _static(self) -> dict:
-        # One shard of keys may come in two halves (`shards.halves`); cuDNN needs to know beforehand where they part.
-        one_shard = self.sizes.k.runs == self.sizes.q.runs
-        return _static(self.sizes) | {"k_split": self.sizes.k.middle if one_shard else None}
+        return native.backward(*rows, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes), sharers=self.sharers)
 
 
 @dataclass(frozen=True)
-class TpuStep:
-    """Pallas on TPUs (`ringrl.attention.kernels.tpu`): [batch, heads, length, head_dim], runs padded to blocks."""
+class _Padded:
+    """Arrays stay [batch, length, heads, head_dim], with runs padded to whole blocks."""
 
     sizes: Sizes
     interpret: bool = False
 
     def pack_q(self, x: Array) -> Array:
-        """Head-major and padded."""
-        return _padded(self.sizes.q, x).swapaxes(1, 2)
+        """Padded."""
+        return _padded(self.sizes.q, x)
 
     def unpack_q(self, x: Array) -> Array:
         """Undo `pack_q`."""
-        return _unpadded(self.sizes.q, x.swapaxes(1, 2))
+        return _unpadded(self.sizes.q, x)
 
     def pack_k(self, x: Array) -> Array:
-        """Head-major and padded."""
-        return _padded(self.sizes.k, x).swapaxes(1, 2)
+        """Padded."""
+        return _padded(self.sizes.k, x)
 
     def unpack_k(self, x: Array) -> Array:
         """Undo `pack_k`."""
-        return _unpadded(self.sizes.k, x.swapaxes(1, 2))
+        return _unpadded(self.sizes.k, x)
+
+    def _pairs(self, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple:
+        q_positions, k_positions, q_segments, k_segments = _pairs(q_tokens, k_tokens)
+        return (
+            _padded(self.sizes.q, q_positions, SEES_NONE),
+            _padded(self.sizes.k, k_positions, NEVER_SEEN),
+            None if q_segments is None else _padded(self.sizes.q, q_segments),
+            None if k_segments is None else _padded(self.sizes.k, k_segments),
+        )
+
+
+class GpuStep(_Padded):
+    """Pallas on NVIDIA GPUs (`ringrl.attention.kernels.gpu`), compiled by Triton."""
+
+    def forward(self, q: Array, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple[Array, Array]:
+        """Output [batch, length, heads, head_dim] and log-sum-exp, float32."""
+        from ringrl.attention.kernels import gpu
+
+        return gpu.forward(
+            q,
+            k,
+            v,
+            *self._pairs(q_tokens, k_tokens),
+            scale=self.sizes.scale,
+            k_runs=self.sizes.k.runs,
+            tile=choose_tiles(q.shape[-1], q.dtype.itemsize).forward,
+            interpret=self.interpret,
+        )
+
+    def backward(
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+    ) -> tuple[Array, Array, Array]:
+        """dq, dk, dv, float32."""
+        from ringrl.attention.kernels import gpu_backward
+
+        tiles = choose_tiles(k.shape[-1], k.dtype.itemsize)
+        return gpu_backward.backward(
+            *rows,
+            k,
+            v,
+            *self._pairs(q_tokens, k_tokens),
+            scale=self.sizes.scale,
+            q_runs=self.sizes.q.runs,
+            k_runs=self.sizes.k.runs,
+            dq_tile=tiles.dq,
+            dkv_tile=tiles.dkv,
+            interpret=self.interpret,
+        )
+
+
+class TpuStep(_Padded):
+    """Pallas on TPUs (`ringrl.attention.kernels.tpu`): [batch, heads, length, head_dim], runs padded to blocks."""
+
+    def pack_q(self, x: Array) -> Array:
+        """Head-major and padded."""
+        return super().pack_q(x).swapaxes(1, 2)
+
+    def unpack_q(self, x: Array) -> Array:
+        """Undo `pack_q`."""
+        return super().unpack_q(x.swapaxes(1, 2))
+
+    def pack_k(self, x: Array) -> Array:
+        """Head-major and padded."""
+        return super().pack_k(x).swapaxes(1, 2)
+
+    def unpack_k(self, x: Array) -> Array:
+        """Undo `pack_k`."""
+        return super().unpack_k(x.swapaxes(1, 2))
 
     def forward(self, q: Array, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple[Array, Array]:
         """Output [batch, heads, length, head_dim] and log-sum-exp, float32."""
@@ -109,17 +147,7 @@ class TpuStep:
         """dq, dk, dv, float32."""
         from ringrl.attention.kernels import tpu_backward
 
-        queries = rows.q, rows.d_out, rows.lse, rows.delta
-        return tpu_backward.backward(*queries, k, v, *self._pairs(q_tokens, k_tokens), **self._static())
-
-    def _pairs(self, q_tokens: TokenIndex, k_tokens: TokenIndex) -> tuple:
-        q_positions, k_positions, q_segments, k_segments = _pairs(q_tokens, k_tokens)
-        return (
-            _padded(self.sizes.q, q_positions, SEES_NONE),
-            _padded(self.sizes.k, k_positions, NEVER_SEEN),
-            None if q_segments is None else _padded(self.sizes.q, q_segments),
-            None if k_segments is None else _padded(self.sizes.k, k_segments),
-        )
+        return tpu_backward.backward(*rows, k, v, *self._pairs(q_tokens, k_tokens), **self._static())
 
     def _static(self) -> dict:
         sizes = self.sizes

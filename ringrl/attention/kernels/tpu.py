@@ -23,20 +23,16 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.block_attention import MASKED_LSE, result_like, vary_like
+from ringrl.attention.kernels.block_ranges import LOG2_E, Ids, dot, make_k_ids, make_q_ids
 from ringrl.attention.kernels.tpu_blocks import (
     LANES,
-    LOG2_E,
-    Ids,
     Tables,
     array_spec,
     check_blocks,
     columns_scratch,
-    dot,
     hide,
     ids_spec,
     inspect,
-    make_k_ids,
-    make_q_ids,
     make_schedule,
     numbers_spec,
     spread,

@@ -1,10 +1,8 @@
 """What the three TPU kernels share: which pairs of blocks they visit, the masks inside a block, and their grids.
 
-The mask is data: it follows from the positions and segment ids of two shards that meet at a traced hop of the ring. So
-everything that decides about a pair of blocks is derived from a few numbers a *block* (the lowest and highest position
-and segment id), which are prefetched to scalar memory; there is no table of pairs. The visits of one row of the grid
-are the blocks from its first to its last needed one, and the grid is as wide as the widest row needs: a hop of which
-nothing is visible costs one empty step a row.
+The ranges of the blocks' ids (`block_ranges`) are prefetched to scalar memory; there is no table of pairs. The visits
+of one row of the grid are the blocks from its first to its last needed one, and the grid is as wide as the widest row
+needs: a hop of which nothing is visible costs one empty step a row.
 """
 
 from collections.abc import Callable
@@ -17,29 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int32
 
-from ringrl.attention.block_attention import NEVER_SEEN, SEES_NONE
+from ringrl.attention.kernels.block_ranges import Ids, Range, block_range, needed_pairs
 
 LANES = 128
 """The width of a vector register and of the matrix unit: blocks are multiples of it."""
-
-LOG2_E = 1.4426950408889634
-"""The kernels' exponentials are to base 2, which the hardware has; the scale of the scores absorbs this factor."""
-
-_INT32 = jnp.iinfo(jnp.int32)
-
-
-class Ids(NamedTuple):
-    """Positions and segments of the queries or of the keys, or references to them; segments are None where unused."""
-
-    positions: Any
-    segments: Any
-
-
-class Range(NamedTuple):
-    """Lowest and highest position and segment id of every block; int32 [rows * blocks], rows being 1 or the batch."""
-
-    low: Ids
-    high: Ids
 
 
 class Tables(NamedTuple):
@@ -68,36 +47,10 @@ class Schedule(NamedTuple):
         return b * blocks + block if self.batched else block
 
 
-def _make_ids(
-    positions: Int32[Array, "batch_or_1 length"], segments: Int32[Array, "batch length"] | None, hidden: int
-) -> Ids:
-    """Ids, each [batch_or_1, 1, length], in which padding (segment 0) takes the position `hidden`.
-
-    So no kernel looks for 0: a query at `SEES_NONE` sees nothing, and no query sees a key at `NEVER_SEEN`.
-    """
-    if segments is None:
-        return Ids(positions[:, None], None)
-    positions = jnp.broadcast_to(positions, segments.shape)
-    return Ids(jnp.where(segments == 0, jnp.int32(hidden), positions)[:, None], segments[:, None])
-
-
-def make_q_ids(positions: Array, segments: Array | None) -> Ids:
-    """`_make_ids` of queries."""
-    return _make_ids(positions, segments, SEES_NONE)
-
-
-def make_k_ids(positions: Array, segments: Array | None) -> Ids:
-    """`_make_ids` of keys."""
-    return _make_ids(positions, segments, NEVER_SEEN)
-
-
 def make_schedule(q_ids: Ids, k_ids: Ids, block_q: int, block_k: int, *, by_keys: bool = False) -> Schedule:
     """Which blocks every row of the grid visits; rows are query blocks, or key blocks (`by_keys`)."""
-    q, k = _ranges(q_ids, block_q), _ranges(k_ids, block_k)
-    needed = q.high.positions[:, :, None] >= k.low.positions[:, None, :]
-    if q.low.segments is not None:
-        overlap = q.low.segments[:, :, None] <= k.high.segments[:, None, :]
-        needed &= overlap & (k.low.segments[:, None, :] <= q.high.segments[:, :, None])
+    q, k = block_range(q_ids, block_q), block_range(k_ids, block_k)
+    needed = needed_pairs(q, k)
     if by_keys:
         needed = needed.swapaxes(1, 2)
     first, last, after = _visits(needed)
@@ -106,17 +59,6 @@ def make_schedule(q_ids: Ids, k_ids: Ids, block_q: int, block_k: int, *, by_keys
     tables = jax.tree.map(jnp.ravel, Tables(q, k, first, last, after))
     width = jnp.maximum((last - first).max() + 1, 1)
     return Schedule(tables, width, rows > 1)
-
-
-def _ranges(ids: Ids, block: int) -> Range:
-    positions = ids.positions.reshape(ids.positions.shape[0], -1, block)
-    low, high = positions.min(-1), positions.max(-1)
-    if ids.segments is None:
-        return Range(Ids(low, None), Ids(high, None))
-    segments = ids.segments.reshape(ids.segments.shape[0], -1, block)
-    segment_low = jnp.where(segments == 0, _INT32.max, segments).min(-1)
-    segment_high = jnp.where(segments == 0, _INT32.min, segments).max(-1)
-    return Range(Ids(low, segment_low), Ids(high, segment_high))
 
 
 def _visits(needed: Array) -> tuple[Array, Array, Array]:
@@ -202,13 +144,6 @@ def hide(scores: Array, columns: Ids, rows: Ids, *, by_keys: bool = False) -> Ar
     if rows.segments is not None:
         mask &= jnp.broadcast_to(rows.segments[...], scores.shape) == spread(columns.segments[...], width)
     return jnp.where(mask, scores, -jnp.inf)
-
-
-def dot(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
-    """Matrix product of two blocks, accumulated in float32; float32 operands are not rounded to bfloat16."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
-    dimensions = (((a_axis,), (b_axis,)), ((), ()))
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 Index = Callable[..., tuple[Any, Any, Any]]

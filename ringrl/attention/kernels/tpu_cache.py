@@ -22,8 +22,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from ringrl.attention.block_attention import NEVER_SEEN, SEES_NONE, group_size, result_like, vary_like
+from ringrl.attention.kernels.block_ranges import LOG2_E, dot
 from ringrl.attention.kernels.tpu import Softmax
-from ringrl.attention.kernels.tpu_blocks import LANES, LOG2_E, dot
+from ringrl.attention.kernels.tpu_blocks import LANES
 from ringrl.attention.kernels.tpu_cache_write import in_hbm, write
 from ringrl.attention.kv_cache import Stored
 from ringrl.attention.local_step import TokenIndex

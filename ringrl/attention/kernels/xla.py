@@ -59,10 +59,7 @@ class XlaStep:
         """dq, dk, dv, float32."""
         q_blocks, k_blocks = self.q_blocks(q_tokens), self.k_blocks(k_tokens)
         return backward_blocks(
-            rows.q,
-            rows.d_out,
-            rows.lse,
-            rows.delta,
+            *rows,
             k,
             v,
             q_blocks,
