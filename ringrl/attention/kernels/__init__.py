@@ -192,7 +192,5 @@ def _missing_on_gpu(head_dim: int) -> str | None:
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None) if device.device_kind == _device_kind() else None
     if capability is not None and float(capability) < _OLDEST_CAPABILITY:
-        return (
-            f"it needs a GPU of compute capability {_OLDEST_CAPABILITY} or later, {device.device_kind} has {capability}"
-        )
+        return f"it needs compute capability {_OLDEST_CAPABILITY} or later, {device.device_kind} has {capability}"
     return None

@@ -4,8 +4,8 @@ A program of the grid computes one tile of the result and visits tiles of the ot
 numbers a tile and a run of the other side's tokens, computed outside of the kernels from the ranges of the ids
 (`block_ranges`): the tiles from the first to the last in which something is visible, and among them a stretch in which
 everything is. The latter, nearly all of a long shard, are computed without reading an id. Within a run causality and
-segments, whose tokens lie one after the other, leave exactly such a stretch with edges; whatever else ids may hide
-between is masked by the edges' exact comparison.
+segments, whose tokens lie one after the other, leave exactly such a stretch with edges; what
+other ids hide between is masked by the edges' exact comparison.
 """
 
 from collections.abc import Callable

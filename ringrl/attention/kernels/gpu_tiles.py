@@ -23,14 +23,16 @@ class Tiles(NamedTuple):
     dkv: Tile
 
 
-# Longest head -> tiles. Of those tried, the largest with which no register spills on an A100, an H100 or a B200: what
-# the compiler says (tests/attention/test_gpu_compiled.py). None was timed.
+# Longest head -> tiles, with which no register spills on an A100, an H100 or a B200, by what their compiler says
+# (tests/attention/test_gpu_compiled.py). A few others were tried; none was timed.
 _HALF = {  # 16-bit numbers
+    32: Tiles(Tile(128, 64, 4), Tile(64, 64, 4), Tile(64, 64, 8)),
     64: Tiles(Tile(128, 64, 4), Tile(64, 64, 4), Tile(32, 64, 8)),
     128: Tiles(Tile(128, 64, 8), Tile(64, 64, 4), Tile(64, 64, 8)),
-    256: Tiles(Tile(64, 64, 8), Tile(64, 32, 8, 1), Tile(32, 64, 8, 1)),
+    256: Tiles(Tile(64, 64, 8), Tile(32, 64, 8), Tile(32, 32, 8)),
 }
 _FLOAT = {  # float32, which matrix units do not take whole
+    32: Tiles(Tile(64, 32, 8), Tile(64, 32, 4), Tile(32, 32, 4, 1)),
     64: Tiles(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 8)),
     128: Tiles(Tile(32, 32, 8), Tile(32, 16, 4), Tile(32, 32, 8, 1)),
     256: Tiles(Tile(32, 16, 8), Tile(32, 16, 8, 1), Tile(16, 16, 8)),
