@@ -12,6 +12,7 @@ class Accelerator:
     link_bandwidth: float  # of one link, one way, bytes/s: all that one hop of a ring uses
     links: int  # of a device, to all its neighbours
     host_bytes: float | None = None  # a device's share of the memory of the host that it is rented with
+    network_bandwidth: float | None = None  # to devices of other hosts, one way, bytes/s; None: links lead there too
 
 
 # TPU v2 to v4: peak and HBM from Cloud TPU's pages of each version; links from Austin et al., How to Scale Your Model
@@ -30,13 +31,15 @@ _TPUS = {
 _TPUS |= {"TPU v5e": _TPUS["TPU v5 lite"], "TPU v5p": _TPUS["TPU v5"], "TPU v6e": _TPUS["TPU v6 lite"]}
 
 # NVIDIA's data sheets: tensor core bfloat16 without sparsity; NVLink one way, all links together, for they lead to a
-# switch. Part of a device's name -> figures; the first that is found counts.
+# switch; between hosts the InfiniBand port that DGX systems have for each GPU (A100: 200 Gbit/s, later ones 400).
+# Part of a device's name -> figures; the first that is found counts.
 _GPUS = {
-    "A100": Accelerator(312e12, 2039e9, 300e9, 1),
-    "H100 PCIe": Accelerator(756e12, 2000e9, 300e9, 1),
-    "H100": Accelerator(989.4e12, 3350e9, 450e9, 1),
-    "H200": Accelerator(989.4e12, 4800e9, 450e9, 1),
-    "B200": Accelerator(2250e12, 8000e9, 900e9, 1),
+    "A100-SXM4-40GB": Accelerator(312e12, 1555e9, 300e9, 1, network_bandwidth=25e9),
+    "A100": Accelerator(312e12, 2039e9, 300e9, 1, network_bandwidth=25e9),
+    "H100 PCIe": Accelerator(756e12, 2000e9, 300e9, 1, network_bandwidth=50e9),
+    "H100": Accelerator(989.4e12, 3350e9, 450e9, 1, network_bandwidth=50e9),
+    "H200": Accelerator(989.4e12, 4800e9, 450e9, 1, network_bandwidth=50e9),
+    "B200": Accelerator(2250e12, 8000e9, 900e9, 1, network_bandwidth=50e9),
 }
 
 

@@ -1,4 +1,4 @@
-"""`ringrl plan`: what the TPU compiler says of a config. The planner is imported when the verb runs."""
+"""`ringrl plan`: what the TPU or the CUDA compiler says of a config. The planner is imported when the verb runs."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanVerb:
-    """Ask the real TPU compiler whether a config's training step, or its agent's step in a rollout, fits on a slice of
-    TPUs; needs no TPU."""
+    """Ask the real TPU or CUDA compiler whether a config's training step, or its agent's step in a rollout, fits on a
+    slice of TPUs or on GPUs; needs neither."""
 
     config: Positional[str | None] = None
     """A path, or a name from `ringrl ls`."""
     overrides: Positional[tuple[str, ...]] = ()
     """Settings as a.b=c, for example training.row_steps=64000."""
     topology: str | None = None
-    """The slice: generation:chips, for example v5e:4x8, v4:4x4x4, v3:16x16."""
+    """generation:chips, for example v5e:4x8, v4:4x4x4; of GPUs their number, or hosts x GPUs: h100:8, h100:4x8."""
     find_max_context: bool = False
     """Find the longest row that fits instead, by changing training.row_steps; with --decode, the longest cache."""
     precision: float = 0.125

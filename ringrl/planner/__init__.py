@@ -1,4 +1,4 @@
-"""What fits on which devices: the paper's closed form, and what the real TPU compiler assigns.
+"""What fits on which devices: the paper's closed form, and what the real TPU and CUDA compilers assign.
 
 `plan_training_step` compiles a config's training step for a slice, `find_max_context` searches the longest row that
 fits; `plan_decode` and `find_max_cache` do so for a rollout's agent step. `plan_exchanges` compares the ways to

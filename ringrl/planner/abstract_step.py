@@ -1,4 +1,4 @@
-"""A config's own training step for a slice of TPUs that this machine does not have: shapes and shardings alone."""
+"""A config's own training step for TPUs or GPUs that this machine does not have: shapes and shardings alone."""
 
 import math
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def make_abstract_step(config: RunConfig, topology: str) -> AbstractStep:
     """The step of `config` on the slice `topology`; see `fit_mesh` for the mesh.
 
     Raises:
-        UserError: no such slice, libtpu missing, or the slice, the mesh and the row do not divide.
+        UserError: no such slice, its compiler missing, or the slice, the mesh and the row do not divide.
     """
     devices = find_devices(topology)
     config, note = fit_mesh(config, topology, len(devices))

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from jax.sharding import Mesh
+
 from ringrl.accelerators import Accelerator
 from ringrl.planner.schedule import Transfer
 
@@ -27,8 +30,25 @@ def read_traffic(transfers: list[Transfer]) -> Traffic:
     return Traffic(*sums)
 
 
+def ring_bandwidth(accelerator: Accelerator, mesh: Mesh) -> float:
+    """Bytes/s of the slowest hop of the mesh's rings, one way: where any leads to another host, all wait for it.
+
+    Only devices with a `network_bandwidth` have hosts in this sense: a TPU's links lead to other hosts too.
+    """
+    hosts = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    leaves = hosts != np.roll(hosts, 1, mesh.axis_names.index("seq"))
+    network = accelerator.network_bandwidth
+    return network if network is not None and leaves.any() else accelerator.link_bandwidth
+
+
 def mfu_bound(
-    accelerator: Accelerator, *, useful: float, executed: float, traffic: Traffic, hbm_bytes: float
+    accelerator: Accelerator,
+    *,
+    useful: float,
+    executed: float,
+    traffic: Traffic,
+    hbm_bytes: float,
+    ring: float | None = None,
 ) -> tuple[float, str]:
     """Upper bound of model FLOPs utilisation, 0 to 1, and what sets it (the roofline; Williams et al. 2009).
 
@@ -43,8 +63,10 @@ def mfu_bound(
         executed: FLOPs that it executes.
         traffic: bytes that it sends.
         hbm_bytes: bytes that it reads and writes at least.
+        ring: bytes/s of the ring's slowest hop (`ring_bandwidth`); None: of a link.
     """
-    link, links = accelerator.link_bandwidth, accelerator.link_bandwidth * accelerator.links
+    link = accelerator.link_bandwidth if ring is None else ring
+    links = accelerator.link_bandwidth * accelerator.links
     computing = executed / accelerator.flops
     waiting = traffic.ring_waited / link + traffic.other_waited / links
     seconds = {

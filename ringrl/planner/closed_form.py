@@ -8,7 +8,7 @@ fills a device; `ringrl.planner.compiled` has the compiler's own numbers.
 from dataclasses import dataclass
 from typing import Literal
 
-from ringrl.accelerators import Accelerator
+from ringrl.accelerators import Accelerator, find_accelerator
 
 Scheme = Literal["vanilla", "memory_efficient", "blockwise", "ring"]
 
@@ -80,18 +80,17 @@ PAPER_CHIPS = (
     Chip("v5e", 196e12, 16e9, 186e9),
 )
 # Bandwidths as in the paper: one way, all links of a chip together. TPUs: Cloud TPU's page of TPU7x (peak, HBM, and
-# half of the bandwidth that it gives for both ways). NVIDIA: data sheets of H100 SXM, H200 and HGX B200 (dense
-# bfloat16; half of NVLink's 900 and 1800 GB/s for both ways); InfiniBand NDR has 400 Gbit/s, one port a GPU.
+# half of the bandwidth that it gives for both ways). NVIDIA: `ringrl.accelerators`, and memory as sold.
 _LATER_CHIPS = (
     Chip("v5p", 459e12, 95e9, 600e9),
     Chip("v6e", 918e12, 32e9, 400e9),
     Chip("tpu7x", 2307e12, 192e9, 600e9),
-    Chip("H100 NVLink", 989.4e12, 80e9, 450e9),
-    Chip("H100 InfiniBand", 989.4e12, 80e9, 50e9),
-    Chip("H200 NVLink", 989.4e12, 141e9, 450e9),
-    Chip("H200 InfiniBand", 989.4e12, 141e9, 50e9),
-    Chip("B200 NVLink", 2250e12, 180e9, 900e9),
-    Chip("B200 InfiniBand", 2250e12, 180e9, 50e9),
+    *(
+        Chip(f"{name} {way}", gpu.flops, memory, bandwidth or gpu.link_bandwidth)
+        for name, memory in (("H100", 80e9), ("H200", 141e9), ("B200", 180e9))
+        if (gpu := find_accelerator(name)) is not None
+        for way, bandwidth in (("NVLink", None), ("InfiniBand", gpu.network_bandwidth))
+    ),
 )
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in (*PAPER_CHIPS, *_LATER_CHIPS)}
 """The paper's chips and those that came after it; TPUs under the names that topologies begin with."""

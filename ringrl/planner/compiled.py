@@ -1,4 +1,4 @@
-"""Whether a run fits on a slice of TPUs: its own training step, compiled ahead of time by the real TPU compiler."""
+"""Whether a run fits on a slice of TPUs or on GPUs: its own training step, compiled ahead of time by their compiler."""
 
 import re
 import tempfile
@@ -18,10 +18,11 @@ from ringrl.errors import UserError
 from ringrl.model.flops import model_flops
 from ringrl.model.sharding import AXES
 from ringrl.planner.abstract_step import AbstractStep, make_abstract_step
-from ringrl.planner.bound import Traffic, mfu_bound, read_traffic
+from ringrl.planner.bound import Traffic, mfu_bound, read_traffic, ring_bandwidth
 from ringrl.planner.memory import Memory, is_kept, kinds_of, read_memory
 from ringrl.planner.schedule import read_transfers
-from ringrl.planner.topology import bytes_in, device_hbm_bytes
+from ringrl.planner.topology import device_hbm_bytes
+from ringrl.planner.tpu_topology import bytes_in
 from ringrl.planner.work import Ring, executed_flops
 
 
@@ -63,19 +64,20 @@ class CompiledPlan:
 
 
 def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
-    """Compile the training step of `config` for the TPU slice `topology` (v5e:2x4) on a machine without TPUs.
+    """Compile the training step of `config` for `topology` (v5e:2x4, h100:8) on a machine without TPUs or GPUs.
 
     The mesh is the config's where its size is the slice's; otherwise `seq` is what the other axes leave.
 
     Raises:
-        UserError: no such slice, libtpu missing, or the slice, the mesh and the row do not divide.
+        UserError: no such slice, its compiler missing, or the slice, the mesh and the row do not divide.
         CompilerError: the compiler failed, but not because HBM is too small.
     """
     abstract = make_abstract_step(config, topology)
     device = abstract.mesh.devices.flat[0]
     start = time.perf_counter()
     traced = abstract.step.trace(abstract.state, abstract.batch)
-    compilation = compile_program(traced.lower, compiler_options("tpu"))
+    hbm = device_hbm_bytes(device)
+    compilation = compile_program(traced.lower, compiler_options(device.platform), hbm)
     accelerator, memory = find_accelerator(device.device_kind), compilation.memory
     arguments = abstract.argument_bytes()
     host = accelerator.host_bytes if accelerator else None
@@ -92,7 +94,7 @@ def plan_training_step(config: RunConfig, topology: str) -> CompiledPlan:
         bytes_per_device=memory.hbm,
         argument_bytes=sum(arguments.values()),
         temporary_bytes=memory.hbm - sum(arguments.values()),
-        hbm_bytes=device_hbm_bytes(device),
+        hbm_bytes=hbm,
         host_bytes_per_device=memory.host,
         host_bytes_available=None if host is None else int(host),
         memory=kinds_of(memory, arguments, c.model.layers, abstract.layer_shapes()),
@@ -113,8 +115,13 @@ class Compilation:
     reason: str | None  # the compiler's sentence where it does not fit
 
 
-def compile_program(lower: Callable[[], jax.stages.Lowered], options: dict[str, str]) -> Compilation:
-    """Compile with the compiler's `options`. Raises CompilerError where it fails, but not because HBM is too small."""
+def compile_program(lower: Callable[[], jax.stages.Lowered], options: dict[str, str], hbm: int) -> Compilation:
+    """Compile with the compiler's `options` for devices on which a program may fill `hbm` bytes.
+
+    The TPU compiler refuses a program that is too large; the CUDA compiler compiles it, and its buffers tell.
+
+    Raises CompilerError where it fails, but not because HBM is too small.
+    """
     with tempfile.TemporaryDirectory(prefix="ringrl-plan-") as folder:
         options = options | {"xla_dump_to": folder}
         try:
@@ -122,14 +129,16 @@ def compile_program(lower: Callable[[], jax.stages.Lowered], options: dict[str, 
         except Exception as error:  # Mosaic's is no JaxRuntimeError; all that is raised here comes from the compiler
             program, reason = None, " ".join(str(error).split())
             if "RESOURCE_EXHAUSTED" not in reason or "hbm" not in reason.lower():
-                raise CompilerError(f"the TPU compiler failed: {_first_sentence(reason)}") from error
+                raise CompilerError(f"the compiler failed: {_first_sentence(reason)}") from error
         memory = read_memory(Path(folder))
     if memory is None:
         # Some single buffer was too large, and the compiler gave up before it assigned any.
         required = bytes_in(reason or "", r"(?:requires|required[^(]*\(|Used) ?([\d.]+)([BKMGT]?)")
         if required is None:
-            raise RuntimeError(f"libtpu's message has no size of the program's memory: {reason}")
+            raise RuntimeError(f"the compiler's message has no size of the program's memory: {reason}")
         memory = Memory(required, 0, ())
+    if reason is None and memory.hbm > hbm:
+        program, reason = None, f"the program needs {memory.hbm:,} bytes of a device's {hbm:,}"
     return Compilation(memory, program, None if reason is None else _first_sentence(reason))
 
 
@@ -155,7 +164,8 @@ def _speed(abstract: AbstractStep, traced: Any, compilation: Compilation, accele
             kept = sum(buffer.bytes for buffer in compilation.memory.temporaries if is_kept(buffer, c.model.layers))
             passing = 2.0 * (sum(abstract.argument_bytes().values()) + kept)
             shares = {"useful": useful / devices, "executed": executed / devices}
-            bound = mfu_bound(accelerator, **shares, traffic=traffic, hbm_bytes=passing)
+            ring_bytes = ring_bandwidth(accelerator, abstract.mesh)
+            bound = mfu_bound(accelerator, **shares, traffic=traffic, hbm_bytes=passing, ring=ring_bytes)
     return {
         "model_flops": useful,
         "executed_flops": executed,

@@ -1,4 +1,4 @@
-"""Whether an agent step fits on a slice of TPUs, with a cache of any length: the rollout's own program, compiled."""
+"""Whether an agent step fits on TPUs or GPUs, with a cache of any length: the rollout's own program, compiled."""
 
 import time
 from collections.abc import Callable
@@ -107,8 +107,8 @@ def plan_decode(
         cache_dtype: float32, bfloat16 or int8; None: the model's compute dtype.
 
     Raises:
-        UserError: no such slice, libtpu missing, the agent cannot act, or the slice, the mesh and the environments do
-            not divide.
+        UserError: no such slice, its compiler missing, the agent cannot act, or the slice, the mesh and the
+            environments do not divide.
         CompilerError: the compiler failed, but not because HBM is too small.
     """
     step = _AgentStep(config, topology, environments, cache_dtype)
@@ -199,7 +199,8 @@ class _AgentStep:
         start = time.perf_counter()
         room = room_for(context // self.tokens_per_step, self.tokens_per_step)
         cache = self.model.shapes(self.environments, *room)
-        compilation = compile_program(partial(self.model.lower_step, self.fields, cache), {})
+        hbm = device_hbm_bytes(self.device)
+        compilation = compile_program(partial(self.model.lower_step, self.fields, cache), {}, hbm)
         memory, params = compilation.memory, _bytes(self.model.params)
         sent = None if compilation.program is None else self._sent(compilation.program)
         read = self._read_bytes(cache, context)
@@ -219,7 +220,7 @@ class _AgentStep:
             parameter_bytes=params,
             cache_bytes=_bytes(cache),
             temporary_bytes=memory.hbm - params - _bytes(cache),
-            hbm_bytes=device_hbm_bytes(self.device),
+            hbm_bytes=hbm,
             host_bytes_per_device=memory.host,
             host_bytes_available=None,
             parameters=sum(x.size for x in jax.tree.leaves(self.model.params)),

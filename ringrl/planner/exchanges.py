@@ -18,6 +18,7 @@ from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import TOKENS
+from ringrl.planner.bound import ring_bandwidth
 from ringrl.planner.plan_table import numbers_table
 from ringrl.planner.schedule import read_transfers
 from ringrl.planner.topology import find_devices
@@ -46,11 +47,12 @@ class ExchangePlan:
 def plan_exchanges(config: RunConfig, topology: str) -> list[ExchangePlan]:
     """Compile every way over the devices that `data`, `fsdp` and `tensor` leave; the fastest by estimate first.
 
-    The times are ideal ones: peak FLOPs shared evenly, one link one way, no latency, and an all-to-all or all-gather as
+    The times are ideal ones: peak FLOPs shared evenly, one link one way (between
+    hosts of GPUs their network), no latency, and an all-to-all or all-gather as
     if its devices were neighbours. They order the ways; they are no forecast.
 
     Raises:
-        UserError: no such slice, libtpu missing, its chips have no figures here, or the row divides over it in no way.
+        UserError: no such slice, its compiler missing, its chips have no figures, or the row divides over it in no way.
     """
     devices = find_devices(topology)
     others = config.mesh.data * config.mesh.fsdp * config.mesh.tensor
@@ -115,7 +117,7 @@ def _compile(
         size = (rows, length, n, m.width // m.heads)
         return jax.ShapeDtypeStruct(size, jnp.dtype(m.compute_dtype), sharding=NamedSharding(mesh, spec))
 
-    step = jax.jit(train, compiler_options=compiler_options("tpu"))
+    step = jax.jit(train, compiler_options=compiler_options(devices[0].platform))
     flops = _PRODUCTS * rows * m.width * length**2 / len(devices)  # 2 for a multiply-add, half for causality
     computing = flops / accelerator.flops
     try:
@@ -124,16 +126,13 @@ def _compile(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return ExchangePlan(exchange, seq, heads, False, None, None, None, computing * 1e3, None, None)
-    return _read(compiled, accelerator, exchange, seq, heads, computing)
+    return _read(compiled, ring_bandwidth(accelerator, mesh), exchange, seq, heads, computing)
 
 
-def _read(
-    compiled: Any, accelerator: Accelerator, exchange: str, seq: int, heads: int, computing: float
-) -> ExchangePlan:
+def _read(compiled: Any, bandwidth: float, exchange: str, seq: int, heads: int, computing: float) -> ExchangePlan:
     transfers = read_transfers(compiled.as_text())
     sent = sum(t.sent_bytes * t.times for t in transfers)
     waited = sum(t.sent_bytes * t.times for t in transfers if not t.hidden_by)
-    bandwidth = accelerator.link_bandwidth
     estimate = max(computing, (sent - waited) / bandwidth) + waited / bandwidth
     return ExchangePlan(
         exchange=exchange,

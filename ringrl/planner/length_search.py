@@ -1,4 +1,4 @@
-"""The search for the longest context, of a training row or of a cache, whose program compiles for a slice of TPUs."""
+"""The search for the longest context, of a training row or of a cache, whose program fits on TPUs or GPUs."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""The longest row whose training step still compiles for a slice of TPUs."""
+"""The longest row whose training step still compiles for a slice of TPUs or for GPUs."""
 
 import math
 import time
@@ -60,7 +60,7 @@ def find_max_context(
         on_attempt: called after each compilation.
 
     Raises:
-        UserError: precision is not in (0, 1], no such slice, libtpu missing, or the slice and the mesh do not divide.
+        UserError: precision is not in (0, 1], no such slice, no compiler for it, or slice and mesh do not divide.
     """
     began = time.perf_counter()
     devices = len(find_devices(topology))

@@ -1,8 +1,8 @@
-"""What fills a device's memory, from the files that the TPU compiler writes about the buffers it has assigned.
+"""What fills a device's memory, from the files that XLA writes about the buffers it has assigned.
 
 Asked for with the compiler option `xla_dump_to`; written whether or not the program fits. The sizes that
 `Compiled.memory_analysis` calls temporary count some buffers that are never there at once; these files are
-what the compiler checks against the device's memory.
+what the TPU compiler checks against the device's memory. Of GPUs they are called `*.sm_9.0a_gpu_after_optimizations*`.
 """
 
 import math
@@ -17,7 +17,7 @@ from ringrl.planner.hlo_sources import Sources
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(\{[\d,]*\})? (?:\(phi\) )?@\d+> \(size=(\d+),offset=(\d+)\): (\S+?)[{ ]")
 _LIFE = re.compile(r"^\s*(\S+\{[\d,]*\}):(\d+)-(\d+)$", re.MULTILINE)
 _SPACE = re.compile(r"^Memory Space: .*\(color=(\d+)\)\nTotal bytes: (\d+)", re.MULTILINE)
-_HBM, _HOST = "0", "5"  # memory spaces of XLA:TPU
+_HBM, _HOST = "0", "5"  # memory spaces of XLA
 _SMALL = 2**16
 """Buffers below this many bytes are left out: they are thousands, and together a few MiB."""
 
@@ -54,7 +54,7 @@ class Memory:
 
 def read_memory(folder: Path) -> Memory | None:
     """The memory of the one program that the compiler reported on in `folder`; None where it failed before that."""
-    reports = [next(folder.glob(f"*.after_optimizations{end}"), None) for end in _REPORTS]
+    reports = [next(folder.glob(f"*[._]after_optimizations{end}"), None) for end in _REPORTS]
     if None in reports:
         return None
     usage, assignment, lives, program = (path.read_text() for path in reports if path is not None)

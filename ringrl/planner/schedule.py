@@ -12,6 +12,8 @@ _WIDTH = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, 
 _COLLECTIVES = ("collective-permute", "all-gather", "all-to-all", "reduce-scatter", "all-reduce")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|__cublas|__cudnn)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _has_product(body: list[_Instruction], works: dict[str, bool]) -> bool:
 
 def _is_product(instruction: _Instruction, works: dict[str, bool]) -> bool:
     """Whether it is a matrix product, a Pallas kernel, or runs a computation that contains one."""
-    if instruction.op in ("convolution", "dot") or 'custom_call_target="tpu_custom_call"' in instruction.rest:
+    if instruction.op in ("convolution", "dot") or _KERNEL.search(instruction.rest) is not None:
         return True
     return any(works.get(name, False) for name in instruction.called())
 
@@ -84,7 +86,7 @@ def _times(program: dict[str, list[_Instruction]]) -> dict[str, int]:
     for name, body in program.items():
         for instruction in body:
             condition = re.search(r"condition=%?([\w.\-]+)", instruction.rest)
-            count = _limit(program.get(condition[1], [])) if condition else 1
+            count = _turns(instruction, program.get(condition[1], [])) if condition else 1
             own |= {inner: (name, count) for inner in instruction.called()}
 
     def total(name: str) -> int:
@@ -94,8 +96,10 @@ def _times(program: dict[str, list[_Instruction]]) -> dict[str, int]:
     return {name: total(name) for name in program}
 
 
-def _limit(condition: list[_Instruction]) -> int:
-    """The constant that a scan's counter, which starts at 0, stays below."""
+def _turns(loop: _Instruction, condition: list[_Instruction]) -> int:
+    """How often a loop runs: as XLA notes, or the constant that a scan's counter, which starts at 0, stays below."""
+    if noted := _TRIPS.search(loop.rest):
+        return int(noted[1])
     constants = [x for x in condition if x.op == "constant" and x.type.startswith("s32[]")]
     return int(constants[0].rest.partition(")")[0]) if len(constants) == 1 else 1
 

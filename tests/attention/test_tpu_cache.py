@@ -1,6 +1,5 @@
 """The TPU kernel of the KV cache: interpreted on CPU against plain attention, and compiled by the real TPU compiler."""
 
-import importlib.util
 import re
 from functools import partial
 
@@ -17,11 +16,9 @@ from ringrl.attention.kernels import tpu_cache, xla_cache
 from ringrl.attention.kv_cache import KVCache, Stored, store
 from ringrl.attention.local_step import TokenIndex
 from ringrl.planner.topology import find_devices
+from tests.planner.compilers import needs_libtpu
 
 SCALE, LAYERS, LAYER = 0.3, 3, 1
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
 QUICK = {"xla_llvm_disable_expensive_passes": True}
 kernel = partial(jax.jit, static_argnames=("interpret",), compiler_options=QUICK)(
     partial(tpu_cache.attend, scale=SCALE)

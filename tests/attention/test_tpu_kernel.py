@@ -1,6 +1,5 @@
 """The TPU kernels: interpreted on CPU against the formulas written out, and compiled by the real TPU compiler."""
 
-import importlib.util
 from functools import partial
 
 import jax
@@ -18,10 +17,7 @@ from ringrl.attention.kernels.tpu_blocks import default_blocks
 from ringrl.planner.topology import find_devices
 from tests.attention.shard_cases import CASES, SCALE, inputs, reference, reference_gradients, visible
 from tests.attention.token_rows import positions
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
+from tests.planner.compilers import needs_libtpu
 
 
 @partial(jax.jit, static_argnames=("blocks", "interpret"), compiler_options={"xla_llvm_disable_expensive_passes": True})

@@ -1,6 +1,5 @@
 """The training step compiled for TPUs that are not there, and what is checked before."""
 
-import importlib.util
 import json
 from dataclasses import asdict, fields
 from functools import partial
@@ -21,11 +20,7 @@ from ringrl.planner.plan_table import to_table
 from ringrl.store.episode_store import DataSource, build
 from ringrl.training.mesh import make_mesh
 from tests.builders import PLANNED, make_config
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
-
+from tests.planner.compilers import needs_libtpu
 
 DECODER = make_decoder("agentic_transformer")
 LONG = {"row_steps": 4096}

@@ -1,6 +1,5 @@
 """The ways over the mesh compared by what the TPU compiler makes of each."""
 
-import importlib.util
 import json
 from dataclasses import asdict
 
@@ -9,10 +8,7 @@ import pytest
 from ringrl.errors import UserError
 from ringrl.planner.exchanges import plan_exchanges, to_table
 from tests.builders import PLANNED, make_config
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
+from tests.planner.compilers import needs_libtpu
 
 
 def wide(data=1, row_steps=8192):

@@ -1,6 +1,5 @@
 """The search for the longest row, on a compiler that is a straight line; and once on the real one."""
 
-import importlib.util
 import json
 from dataclasses import asdict, fields
 from functools import partial
@@ -13,10 +12,8 @@ from ringrl.errors import UserError
 from ringrl.planner import CompiledPlan, CompilerError, find_max_context, longest_context
 from ringrl.planner.plan_table import attempt_line, to_max_context_table
 from tests.builders import PLANNED, make_config
+from tests.planner.compilers import needs_libtpu
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
 HBM = 1_000_000
 
 

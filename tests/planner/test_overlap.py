@@ -1,54 +1,10 @@
 """Transfers hide behind attention: read from the schedules that the real TPU compiler makes for each chip."""
 
-import importlib.util
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import pytest
-from jax import lax
-from jax.sharding import PartitionSpec as P
 
-from ringrl.attention import compiler_options, ring_attention
-from ringrl.config import MeshConfig
 from ringrl.planner.schedule import read_transfers
-from ringrl.planner.topology import find_devices
-from ringrl.training.mesh import make_mesh
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
-SHARD, HEADS, KV_HEADS, DIM = 4096, 8, 4, 128
-
-
-def compile_ring(topology, kernel=None, layers=None):
-    """Attention, forward and backward, on a ring of all devices, or a scan over layers of it; and the ring's size."""
-    devices = find_devices(topology)
-    mesh = make_mesh(MeshConfig(seq=len(devices)), devices)
-    spec = P(None, "seq")
-    attend = jax.shard_map(
-        partial(ring_attention, axis_name="seq", kernel=kernel), mesh=mesh, in_specs=spec, out_specs=spec
-    )
-
-    def train(q, k, v, weights):
-        def layer(x, _):
-            return attend(x, x[:, :, :KV_HEADS] + k, x[:, :, :KV_HEADS] * v), None
-
-        def loss(q):
-            if layers is None:
-                return attend(q, k, v)
-            return lax.scan(jax.checkpoint(layer, prevent_cse=False), q, None, length=layers)[0]
-
-        out, backward = jax.vjp(loss, q) if layers else jax.vjp(attend, q, k, v)
-        return out, backward(weights)
-
-    def shape(heads):
-        sharding = jax.sharding.NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct((1, SHARD * len(devices), heads, DIM), jnp.bfloat16, sharding=sharding)
-
-    arguments = shape(HEADS), shape(KV_HEADS), shape(KV_HEADS), shape(HEADS)
-    options = compiler_options(devices[0].platform)
-    return jax.jit(train, compiler_options=options).lower(*arguments).compile(), len(devices)
+from tests.planner.compilers import needs_libtpu
+from tests.planner.rings import Ring, compile_ring
 
 
 @needs_libtpu
@@ -70,10 +26,7 @@ def test_every_transfer_of_the_ring_hides_behind_attention(topology, kernel):
     pallas = {name for t in transfers for name in t.hidden_by if name.startswith("attention_")}
     assert bool(pallas) == (kernel is None)  # the mesh's devices are TPUs, so the TPU kernel is taken
     assert [t for t in transfers if not t.hidden_by] == []
-    # Keys and values make ring - 1 hops forward and as many backward, in bfloat16 and with their own number of heads;
-    # their float32 gradients make ring hops.
-    keys = SHARD * KV_HEADS * DIM * 2
-    assert sum(t.sent_bytes * t.times for t in transfers) == (ring - 1) * 2 * 2 * keys + ring * 2 * (2 * keys)
+    assert sum(t.sent_bytes * t.times for t in transfers) == Ring().sent(ring)
 
 
 @needs_libtpu

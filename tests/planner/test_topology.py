@@ -5,11 +5,9 @@ import importlib.util
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.planner.topology import bytes_in, device_hbm_bytes, find_devices
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
+from ringrl.planner.topology import device_hbm_bytes, find_devices
+from ringrl.planner.tpu_topology import bytes_in
+from tests.planner.compilers import needs_libtpu
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5litepod-8", "v5e:", "v5e:2x", "2x4", ""])
@@ -31,7 +29,7 @@ def test_a_box_that_no_slice_has(name):
 
 
 def test_an_unknown_generation():
-    with pytest.raises(UserError, match="no TPU generation v9 .*; for example v5e:2x4"):
+    with pytest.raises(UserError, match="no TPU or GPU is called .v9. .*for example v5e:2x4"):
         find_devices("v9:2x2")
 
 
