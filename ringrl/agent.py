@@ -116,8 +116,8 @@ class Trainer(Protocol):
 
     def updates(self, state: Any, start: int) -> Iterator[tuple[int, Any, dict[str, jax.Array]]]:
         """Train from `start` gradient steps to the run's last: after each compiled call the gradient steps done, the
-        new state, and float32 scalars, `loss` and `grad_norm` among them, and `weight_max` and `moment_max` of that
-        state (`ringrl.training.soundness.magnitudes`). A state is donated to the next call.
+        new state, and float32 scalars, `loss` and `grad_norm` among them, and `weight_max` of that
+        state (`ringrl.training.soundness`). A state is donated to the next call.
 
         A call ends at every step that is logged or kept. The first batch is read before this returns.
 

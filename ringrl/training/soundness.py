@@ -16,28 +16,25 @@ good for anything are far smaller."""
 _SHOWN = 8  # indices that a message lists
 
 
-def magnitudes(weights: Any, optimizer: Any) -> dict[str, jax.Array]:
-    """`weight_max` and `moment_max`, float32 []: the greatest magnitudes in two pytrees, NaN where one holds a NaN.
-
-    They are of the numbers in floating point; 0 where there are none.
-    """
-    return {"weight_max": _largest(jax.tree.leaves(weights)), "moment_max": _largest(jax.tree.leaves(optimizer))}
+def largest_magnitude(tree: Any) -> jax.Array:
+    """The greatest magnitude of a pytree's numbers in floating point, float32 []; 0 where there are none, NaN where one
+    is."""
+    found = [
+        jnp.max(jnp.abs(x)).astype(jnp.float32)
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.floating) and x.size
+    ]
+    return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *found]))
 
 
 def magnitudes_of_state(state: Any) -> dict[str, jax.Array]:
-    """`magnitudes` of any pytree; what optax keeps in it is the optimisers'."""
+    """`weight_max` and `moment_max` of any pytree; what optax keeps in it is the optimisers'."""
     is_optimizer = lambda node: type(node).__module__.split(".")[0] == optax.__name__  # noqa: E731
     nodes = jax.tree.leaves(state, is_leaf=is_optimizer)
-    return magnitudes(
-        [each for each in nodes if not is_optimizer(each)], [each for each in nodes if is_optimizer(each)]
-    )
-
-
-def _largest(leaves: Sequence[jax.Array]) -> jax.Array:
-    found = [
-        jnp.max(jnp.abs(x)).astype(jnp.float32) for x in leaves if jnp.issubdtype(x.dtype, jnp.floating) and x.size
-    ]
-    return jnp.max(jnp.stack([jnp.zeros((), jnp.float32), *found]))
+    return {
+        "weight_max": largest_magnitude([each for each in nodes if not is_optimizer(each)]),
+        "moment_max": largest_magnitude([each for each in nodes if is_optimizer(each)]),
+    }
 
 
 def find_unsound(numbers: Mapping[str, float]) -> str | None:
