@@ -154,7 +154,7 @@ def test_a_path_in_the_home_directory(tmp_path, monkeypatch):
     (tmp_path / "stores" / "walker").mkdir(parents=True)
     run = RunDirectory(tmp_path / "run")
     run.write(config("~/stores/walker"), {"returns": []}, None, SAID)
-    assert run.config().data.store == "~/stores/walker"  # which `open_store` takes
+    assert run.config().data.store == str(tmp_path / "stores/walker")
     monkeypatch.setenv("HOME", "/elsewhere")
     assert run.config().data.store == str(tmp_path / "stores/walker")
 
