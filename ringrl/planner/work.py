@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ringrl.attention.kernels.gpu_tiles import choose_tiles
+
 _KERNELS = {"attention_forward": 2, "attention_backward_dq": 3, "attention_backward_dkv": 4}
-"""Matrix products of a pair of blocks, by the names of the TPU kernels; see `ringrl.attention.kernels.tpu`."""
+"""Matrix products of a pair of blocks, by the names of the TPU and GPU kernels; see `ringrl.attention.kernels.tpu`."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,31 @@ def _equation(equation: Any, ring: Ring) -> float | None:
 
 def _kernel(equation: Any, ring: Ring) -> float | None:
     """A kernel's products of all pairs of tokens, times the share of pairs of blocks that it computes on average."""
-    name, grid = equation.params["name"], equation.params["grid_mapping"]
+    name = equation.params["name"]
     if name not in _KERNELS:
         return None
+    sizes = _gpu_sizes if "triton" in type(equation.params["compiler_params"]).__module__ else _tpu_sizes
+    (batch, heads, queries, keys, head_dim), block_q, block_k = sizes(equation)
+    share = ring.share(block_q, block_k, backward=name != "attention_forward")
+    return _KERNELS[name] * 2.0 * batch * heads * queries * keys * head_dim * share
+
+
+def _tpu_sizes(equation: Any) -> tuple[tuple[int, int, int, int, int], int, int]:
+    """(batch, heads, queries, keys, head_dim) and the blocks of a kernel on [batch, heads, tokens, head_dim]."""
+    grid = equation.params["grid_mapping"]
     arrays = [v.aval.shape for v in equation.invars if len(v.aval.shape) == 4]
     batch, heads, queries, head_dim = arrays[0]
-    keys = arrays[-1][2]
     first, last = grid.block_mappings[0].block_shape, grid.block_mappings[grid.num_inputs - 1].block_shape
-    share = ring.share(first[2].block_size, last[-1].block_size, backward=name != "attention_forward")
-    return _KERNELS[name] * 2.0 * batch * heads * queries * keys * head_dim * share
+    return (batch, heads, queries, arrays[-1][2], head_dim), first[2].block_size, last[-1].block_size
+
+
+def _gpu_sizes(equation: Any) -> tuple[tuple[int, int, int, int, int], int, int]:
+    """The same of a kernel on [batch, tokens, heads, head_dim], whose first array says which tiles it visits."""
+    q, *_, k = [v.aval for v in equation.invars[1:] if len(v.aval.shape) == 4]
+    batch, queries, heads, head_dim = q.shape
+    tiles = choose_tiles(head_dim, q.dtype.itemsize)
+    tile = getattr(tiles, equation.params["name"].rpartition("_")[2])
+    return (batch, heads, queries, k.shape[1], head_dim), tile.queries, tile.keys
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:

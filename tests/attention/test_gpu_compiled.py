@@ -10,7 +10,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ringrl.attention import blockwise_attention, ring_attention
-from tests.attention.gpu_compiler import compile_kernels, cuda_devices, needs_cuda_compiler
+from ringrl.planner.topology import find_devices
+from tests.attention.gpu_compiler import compile_kernels
+from tests.planner.compilers import needs_cuda_compiler
 
 KERNELS = {"attention_forward", "attention_backward_dq", "attention_backward_dkv"}
 PRODUCTS = {"a100": "mma.sync", "h100": "wgmma.mma", "b200": "tcgen05.mma"}  # of the matrix units, for 16-bit numbers
@@ -18,7 +20,7 @@ PRODUCTS = {"a100": "mma.sync", "h100": "wgmma.mma", "b200": "tcgen05.mma"}  # o
 
 def lower_training(chip, dtype, head_dim, heads, kv_heads, devices=1):
     """Attention with segments, forward and backward, as training calls it: the platform's kernel, no option."""
-    mesh = Mesh(np.array(cuda_devices(chip, devices)), ("seq",), axis_types=(AxisType.Auto,))
+    mesh = Mesh(np.array(find_devices(f"{chip}:{devices}")), ("seq",), axis_types=(AxisType.Auto,))
     spec = P(None, "seq")
 
     def local(q, k, v, segments):

@@ -197,7 +197,8 @@ def test_a_store_that_is_not_what_it_was_is_refused(finished, tmp_path):
     what = {"domain": "cartpole", "tasks": ("cartpole_balance",), "provenance": {}}
     other = build(tmp_path / "other", [(wide, 0)], sources=[DataSource("one", "one")], **what)
     moved = config.model_copy(update={"data": config.data.model_copy(update={"store": str(other)})})
-    with pytest.raises(UserError, match=r"other: not the data that .*run began with \(episodes.*sizes.*content changed\)"):
+    changed = r"\(episodes.*sizes.*content changed\)"
+    with pytest.raises(UserError, match=f"other: not the data that .*run began with {changed}"):
         run_training(moved, run)
 
 
