@@ -129,10 +129,9 @@ def _sent(kind: str, instruction: _Instruction, devices: int) -> int:
     Of n devices, for a result of b bytes: b (n - 1) / n for all-gather and all-to-all, b (n - 1) for reduce-scatter,
     2 b (n - 1) / n for all-reduce.
     """
-    sizes = _sizes(instruction.type)
-    if instruction.op == "collective-permute-start":  # (operand, result, two numbers of the runtime's)
-        sizes = sizes[1:2]
-    elif instruction.op.endswith("-start") and kind != "all-reduce":  # (operands, results)
+    # A start's type is (operands, results), and on TPUs two numbers of the runtime's after a permute's.
+    sizes = _sizes(instruction.type.replace("u32[]", ""))
+    if instruction.op.endswith("-start") and kind != "all-reduce":
         sizes = sizes[len(sizes) // 2 :]
     result = sum(sizes)
     devices = _group(instruction.rest) or devices

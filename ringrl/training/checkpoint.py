@@ -3,7 +3,6 @@
 import logging
 import shutil
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -210,7 +209,8 @@ def _print_but_late_writes(kind: type[BaseException], error: BaseException, trac
     closed by then, and print that it is, with a traceback each. The reason itself is raised.
     """
     late = kind is RuntimeError and str(error) == "Event loop is closed"
-    if not late or threading.current_thread() is threading.main_thread():
+    # The outermost frame tells that native code called it, whichever thread that is.
+    if not (late and trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
         _print_error(kind, error, trace)
 
 

@@ -30,7 +30,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             "make the mesh smaller, or on a CPU simulate devices with RINGRL_CPU_DEVICES=N"
         )
     types = (AxisType.Auto,) * len(AXES)
-    laid = lay_out(devices, config.data * config.fsdp, config.seq, config.tensor * config.heads)
+    # GPUs have coordinates too, of their hosts, which are no links: in JAX's order a ring stays inside a host.
+    tpu = devices[0].platform == "tpu"
+    laid = lay_out(devices, config.data * config.fsdp, config.seq, config.tensor * config.heads) if tpu else None
     if laid is None or needed < len(devices):
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[:needed])
     laid = laid.reshape(config.data, config.fsdp, config.seq, config.tensor, config.heads)

@@ -204,11 +204,11 @@ def test_a_run_of_a_module_that_cannot_be_imported_or_of_other_widths_is_refused
     (tmp_path / "own_rig.py").write_text(MODULE.replace("(5 if", "(6 if"))
     forget_module()
     with pytest.raises(UserError, match="own_rig:Rig-v0's observation has 6 numbers, the data's has 5"):
-        evaluate(run)
+        evaluate(run, trust=True)
     (tmp_path / "own_rig.py").unlink()
     forget_module()
     with pytest.raises(UserError, match="no environment 'own_rig:Rig-v0' to evaluate in .*cannot import own_rig"):
-        evaluate(run)
+        evaluate(run, trust=True)
 
 
 def test_files_of_episodes_need_a_physics_state(tmp_path):

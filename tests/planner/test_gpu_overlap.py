@@ -44,7 +44,7 @@ HloModule ring, is_scheduled=true, num_partitions=4
   %start = (bf16[8,8]{1,0}, bf16[8,8]{1,0}) collective-permute-start(%p), channel_id=1, backend_config={"is_sync":false}
   %fused = f32[8,8]{1,0} fusion(%p), kind=kCustom, calls=%gemm, backend_config={"kind":"__triton_nested_gemm_fusion"}
   %done = bf16[8,8]{1,0} collective-permute-done(%start)
-  %kernel.start = (bf16[8,8]{1,0}, bf16[8,8]{1,0}) collective-permute-start(%p), channel_id=2
+  %kernel.start = ((bf16[8,8]{1,0}, s32[4]{0}), (bf16[8,8]{1,0}, s32[4]{0})) collective-permute-start(%p, %q)
   %kernel = bf16[8,8]{1,0} custom-call(%p), custom_call_target="__gpu$xla.gpu.triton"
   %kernel.done = bf16[8,8]{1,0} collective-permute-done(%kernel.start)
   ROOT %t = (s32[], bf16[8,8]{1,0}) tuple(%p, %done)
@@ -66,4 +66,4 @@ ENTRY %main (a: bf16[8,8]) -> bf16[8,8] {
 def test_a_schedule_read_by_hand():
     found = {t.name: t for t in read_transfers(PROGRAM)}
     assert found["start"].hidden_by == ("fused",) and found["kernel.start"].hidden_by == ("kernel",)
-    assert {(t.sent_bytes, t.times) for t in found.values()} == {(128, 3)}
+    assert [(t.sent_bytes, t.times) for t in found.values()] == [(128, 3), (128 + 16, 3)]

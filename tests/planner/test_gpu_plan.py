@@ -54,7 +54,7 @@ def test_a_program_that_is_too_large_compiles_and_does_not_fit(standard_promotio
 
 
 @needs_cuda_compiler
-def test_an_agent_step_fits():
+def test_an_agent_step_fits(standard_promotion):
     plan = plan_decode(make_config(PLANNED | PLAIN), "h100:2", environments=2, context=4096)
     assert plan.fits and plan.sent is not None and plan.sent.combinations_per_layer == 2
     assert plan.temporary_bytes < 2**20 and plan.seconds_bound is not None
