@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ from ringrl.training.processes import from_first, is_first, wait_for_all
 
 _calls = count()
 _log = logging.getLogger(__name__)
-_print_error = sys.excepthook
+_print_unraisable = sys.unraisablehook
 # Orbax logs, with a traceback each, what its threads raise, which then is raised as well; and that it only reads.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 # Of the arrays of a checkpoint that cannot be written the first is raised, and asyncio logs each of the others.
@@ -71,8 +70,8 @@ class Checkpoints:
             lightweight_initialize=True,  # else a damaged file of one checkpoint would hide all others
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-        if not read_only and sys.excepthook is _print_error:
-            sys.excepthook = _print_but_late_writes
+        if not read_only and sys.unraisablehook is _print_unraisable:
+            sys.unraisablehook = _print_but_late_writes
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -204,14 +203,15 @@ class Checkpoints:
             raise UserError(f"{self.folder / str(step)}: cannot be read ({reason}); {mend}") from error
 
 
-def _print_but_late_writes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook`. Where an array cannot be written, TensorStore's threads report the others to a loop that is
-    closed by then, and print that it is, with a traceback each. The reason itself is raised.
+def _print_but_late_writes(unraisable: "sys.UnraisableHookArgs") -> None:
+    """`sys.unraisablehook`. Where an array cannot be written, TensorStore reports the others to a loop that is closed
+    by then, and has that printed, with a traceback each. The reason itself is raised.
     """
-    late = kind is RuntimeError and str(error) == "Event loop is closed"
+    trace = unraisable.exc_traceback
+    late = unraisable.exc_type is RuntimeError and str(unraisable.exc_value) == "Event loop is closed"
     # The outermost frame tells that native code called it, whichever thread that is.
     if not (late and trace is not None and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
-        _print_error(kind, error, trace)
+        _print_unraisable(unraisable)
 
 
 def describe(step: int, seed: int, mesh: Mesh) -> dict:
