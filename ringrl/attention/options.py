@@ -5,7 +5,7 @@ _OPTIONS: dict[str, dict[str, str]] = {
     # libtpu 0.0.42 the forward pass waits for all of them on v5p, the backward pass for some on v4.
     "tpu": {"xla_tpu_enable_all_experimental_scheduler_features": "true"},
     # By default XLA has one transfer under way at a time on GPUs. Backward a hop sends keys, values and the sums of
-    # both: with 4 none is waited for (jax 0.10.2, A100, H100 and B200; tests/planner/test_gpu_overlap.py).
+    # both: with 4 attention waits for none (jax 0.10.2; tests/planner/test_gpu_overlap.py).
     "gpu": {"xla_gpu_experimental_parallel_collective_overlap_limit": "4"},
 }
 
