@@ -14,9 +14,9 @@ def main() -> None:
 
 
 def _clean_up() -> None:
-    files = sys.modules.get("ringrl.files")
-    if hasattr(files, "clean_up"):  # it may be half imported, and nothing written
-        files.clean_up()
+    clean_up = getattr(sys.modules.get("ringrl.files"), "clean_up", None)
+    if clean_up is not None:  # else it is half imported, and nothing written
+        clean_up()
 
 
 __all__ = ["main"]

@@ -133,7 +133,7 @@ class ColumnWriter:
         stop = self._written + self._filled
         self._array = self._written_by(self._array.resize(exclusive_max=[stop] + [None] * (self._array.rank - 1)))
         self._written_by(self._array[self._written : stop].write(self._buffer[: self._filled]))
-        self.digest.update(self._buffer[: self._filled])
+        self.digest.update(self._buffer[: self._filled])  # pyright: ignore[reportArgumentType]
         self._written, self._filled = stop, 0
 
     def _written_by(self, future: Any) -> Any:

@@ -20,7 +20,7 @@ class EventFile:
         """
         # Slow to import where PyTorch is installed, and for one process only.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         self._event, self._scalar = Event, scalar
