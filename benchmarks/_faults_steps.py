@@ -170,8 +170,9 @@ def hashes(part: str, *, but: tuple[str, ...] = ()) -> Callable[[Path], Any]:
 
 
 def names(part: str) -> Callable[[Path], Any]:
-    """Which files a folder has that appears whole, as text."""
-    return lambda folder: json.dumps(sorted(hashes(part)(folder)))
+    """Which files a folder has that appears whole, as text. A killed process's lock file is none: nothing holds it, and
+    what is still there at the end counts as left over."""
+    return lambda folder: json.dumps(sorted(name for name in hashes(part)(folder) if not name.endswith(".lock")))
 
 
 def again(work: Callable[[Path], Any]) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:

@@ -77,3 +77,56 @@ def inputs(ids, heads=4, kv_heads=2, head_dim=32, dtype=jnp.float32, seed=0):
     rng = np.random.default_rng(seed)
     shapes = [(2, h, x.shape[1], head_dim) for h, x in ((heads, ids[0]), (kv_heads, ids[1]), (kv_heads, ids[1]))]
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in (*shapes, shapes[0]))
+
+
+def check(run, ids, *, out_atol=2e-5, gradient_atol=1e-4, elsewhere=0.3, **shapes):
+    """Compare a kernel, forward and backward, with the formulas.
+
+    Args:
+        run: (q, k, v, d_out, ids, more_lse, more_delta) -> out, lse, the log-sum-exp of all shards, delta, dq, dk, dv.
+        ids: of `CASES`, or like them.
+        out_atol: of the output and log-sum-exp.
+        gradient_atol: of the gradients.
+        elsewhere: log-sum-exp of the keys of other shards.
+        shapes: of `inputs`.
+    """
+    q, k, v, d_out = inputs(ids, **shapes)
+    out, lse, lse_all, delta, *gradients = run(q, k, v, d_out, ids, jnp.float32(elsewhere), jnp.float32(0.7))
+    assert all(x.dtype == jnp.float32 for x in (out, lse, *gradients))
+    wanted_out, wanted_lse = reference(q, k, v, ids)
+    np.testing.assert_allclose(out, wanted_out, atol=out_atol, rtol=out_atol)
+    np.testing.assert_allclose(lse, wanted_lse, atol=out_atol, rtol=out_atol)
+    wanted = reference_gradients(q, d_out, lse_all, delta, k, v, ids)
+    for name, a, b in zip(("dq", "dk", "dv"), gradients, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=gradient_atol, rtol=gradient_atol, err_msg=name)
+
+
+def check_blind_rows(run, case):
+    """Rows that see nothing, here or in any shard: their log-sum-exp is then MASKED_LSE in the backward pass, too."""
+    ids = CASES[case]
+    q, k, v, d_out = inputs(ids)
+    out, lse, _, _, dq, dk, dv = run(q, k, v, d_out, ids, jnp.float32(MASKED_LSE), jnp.float32(0))
+    blind = np.broadcast_to(~np.asarray(visible(*ids)).any(-1), lse.shape)
+    assert blind.any()
+    assert (np.asarray(out)[blind] == 0).all() and (np.asarray(lse)[blind] == MASKED_LSE).all()
+    assert (np.asarray(dq)[blind] == 0).all()
+    assert np.isfinite(dk).all() and np.isfinite(dv).all()
+    if case == "future":
+        assert not np.asarray(dk).any() and not np.asarray(dv).any()
+
+
+def check_unseen_is_not_computed(run, case, side):
+    """NaN in blocks of `side` tokens that nothing sees, or that see nothing, changes no result."""
+    ids = CASES[case]
+    q, k, v, d_out = inputs(ids)
+    mask, blocks = np.asarray(visible(*ids))[:, 0], 256 // side
+    seen = (
+        np.broadcast_to(mask, (2, 256, 256)).reshape(2, blocks, side, blocks, side).any((2, 4))
+    )  # [batch, of q, of k]
+    q_seen, k_seen = (np.repeat(seen.any(axis), side, axis=1)[:, None, :, None] for axis in (2, 1))
+    assert not (q_seen.all() and k_seen.all())
+    more, nan = (jnp.float32(0.3), jnp.float32(0.7)), jnp.float32(jnp.nan)
+    wanted = run(q, k, v, d_out, ids, *more)
+    q, k, v = jnp.where(q_seen, q, nan), jnp.where(k_seen, k, nan), jnp.where(k_seen, v, nan)
+    for a, b in zip(run(q, k, v, d_out, ids, *more), wanted, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -11,11 +11,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ringrl.attention.block_attention import MASKED_LSE
 from ringrl.attention.kernels import tpu, tpu_backward
 from ringrl.attention.kernels.tpu_blocks import default_blocks
 from ringrl.planner.topology import find_devices
-from tests.attention.shard_cases import CASES, SCALE, inputs, reference, reference_gradients, visible
+from tests.attention import shard_cases
+from tests.attention.shard_cases import CASES, SCALE, inputs, reference
 from tests.attention.token_rows import positions
 from tests.planner.compilers import needs_libtpu
 
@@ -29,18 +29,8 @@ def run(q, k, v, d_out, ids, more_lse, more_delta, *, blocks=(128, 128), interpr
     return out, lse, lse_all, delta, *tpu_backward.backward(q, d_out, lse_all, delta, k, v, *ids, **options)
 
 
-def check(ids, *, out_atol=2e-5, gradient_atol=1e-4, elsewhere=0.3, blocks=(128, 128), interpret=True, **shapes):
-    """`elsewhere`: log-sum-exp of the keys of other shards."""
-    q, k, v, d_out = inputs(ids, **shapes)
-    more = jnp.float32(elsewhere), jnp.float32(0.7)
-    out, lse, lse_all, delta, *gradients = run(q, k, v, d_out, ids, *more, blocks=blocks, interpret=interpret)
-    assert all(x.dtype == jnp.float32 for x in (out, lse, *gradients))
-    wanted_out, wanted_lse = reference(q, k, v, ids)
-    np.testing.assert_allclose(out, wanted_out, atol=out_atol, rtol=out_atol)
-    np.testing.assert_allclose(lse, wanted_lse, atol=out_atol, rtol=out_atol)
-    wanted = reference_gradients(q, d_out, lse_all, delta, k, v, ids)
-    for name, a, b in zip(("dq", "dk", "dv"), gradients, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=gradient_atol, rtol=gradient_atol, err_msg=name)
+def check(ids, *, blocks=(128, 128), interpret=True, **options):
+    shard_cases.check(partial(run, blocks=blocks, interpret=interpret), ids, **options)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,34 +60,12 @@ def test_emulated_memory_and_transfers(capfd):
 
 @pytest.mark.parametrize("case", ["future", "padding", "segments"])
 def test_rows_that_see_nothing(case):
-    """Also over all shards: then the log-sum-exp of the backward pass is MASKED_LSE, too."""
-    ids = CASES[case]
-    q, k, v, d_out = inputs(ids)
-    more = jnp.float32(MASKED_LSE), jnp.float32(0)
-    out, lse, _, _, dq, dk, dv = run(q, k, v, d_out, ids, *more)
-    blind = np.broadcast_to(~np.asarray(visible(*ids)).any(-1), lse.shape)
-    assert blind.any()
-    assert (np.asarray(out)[blind] == 0).all() and (np.asarray(lse)[blind] == MASKED_LSE).all()
-    assert (np.asarray(dq)[blind] == 0).all()
-    assert np.isfinite(dk).all() and np.isfinite(dv).all()
-    if case == "future":
-        assert not np.asarray(dk).any() and not np.asarray(dv).any()
+    shard_cases.check_blind_rows(run, case)
 
 
 @pytest.mark.parametrize("case", ["future", "half future", "zigzag", "segments of two shards"])
 def test_what_nobody_sees_is_not_computed(case):
-    ids = CASES[case]
-    q, k, v, d_out = inputs(ids)
-    mask = np.asarray(visible(*ids))[:, 0]
-    blocks = np.broadcast_to(mask, (2, 256, 256)).reshape(2, 2, 128, 2, 128).any((2, 4))  # [batch, q block, k block]
-    q_seen, k_seen = (np.repeat(blocks.any(axis), 128, axis=1)[:, None, :, None] for axis in (2, 1))
-    assert not (q_seen.all() and k_seen.all())
-    more = jnp.float32(0.3), jnp.float32(0.7)
-    wanted = run(q, k, v, d_out, ids, *more)
-    nan = jnp.float32(jnp.nan)
-    q, k, v = jnp.where(q_seen, q, nan), jnp.where(k_seen, k, nan), jnp.where(k_seen, v, nan)
-    for a, b in zip(run(q, k, v, d_out, ids, *more), wanted, strict=True):
-        np.testing.assert_array_equal(a, b)
+    shard_cases.check_unseen_is_not_computed(run, case, 128)
 
 
 @pytest.mark.parametrize("blocks", [(64, 128), (128, 100), (128, 384), (0, 128)])

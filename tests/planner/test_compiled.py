@@ -26,13 +26,6 @@ DECODER = make_decoder("agentic_transformer")
 LONG = {"row_steps": 4096}
 
 
-@pytest.fixture
-def standard_promotion():
-    """optax's bias correction raises a Python float to an int32 power, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 small = partial(
     make_config,
     PLANNED

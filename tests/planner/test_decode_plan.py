@@ -1,11 +1,9 @@
 """A rollout's agent step, compiled for TPUs that are not there."""
 
-import importlib.util
 import json
 from dataclasses import asdict
 from functools import partial
 
-import jax
 import pytest
 
 from ringrl.cli.plan_verb import PlanVerb
@@ -14,10 +12,9 @@ from ringrl.planner import find_max_cache, plan_decode
 from ringrl.planner.decode_plan import Sent
 from ringrl.planner.plan_table import to_decode_table, to_max_cache_table
 from tests.builders import PLANNED, make_config
+from tests.planner.compilers import needs_libtpu
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "ringrl[plan]"'
-)
+pytestmark = needs_libtpu
 LAYERS, LANES = 2, 256
 small = partial(
     make_config,
@@ -27,13 +24,6 @@ small = partial(
         "training": {"steps": 10, "batch": 2, "row_steps": 65536},
     },
 )
-
-
-@pytest.fixture
-def standard_promotion():
-    """Flax's RMSNorm promotes bfloat16, which strict promotion refuses."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.mark.usefixtures("standard_promotion")

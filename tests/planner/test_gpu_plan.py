@@ -16,15 +16,6 @@ MODEL = {"layers": 1, "width": 64, "heads": 2, "kv_heads": 2, "max_steps": 16, "
 PLAIN = {"model": MODEL | {"compute_dtype": "bfloat16"}, "training": {"steps": 10, "batch": 1, "row_steps": 512}}
 
 
-@pytest.fixture
-def standard_promotion():
-    """optax's bias correction raises a Python float to an int32 power, which strict promotion refuses."""
-    import jax
-
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @needs_cuda_compiler
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_a_small_step_fits(standard_promotion):
