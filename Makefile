@@ -1,4 +1,4 @@
-# Everything from a fresh machine with Python >= 3.11: `make demo` or `make test`. Each target sets up .venv first.
+# Everything from a fresh machine with Python 3.11 or 3.12: `make demo` or `make test`. Each target sets up .venv first.
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
@@ -6,13 +6,15 @@ READY := .venv/.ready
 # The workers share the cores, so each one's NumPy products stay on a single thread.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test test-all lint audit bench results results-small clean
+.PHONY: help demo test test-all test-matrix lint audit bench results results-small docs clean
 
 help:
 	@echo "make demo      collect, train, evaluate and report on real dm_control, in a few minutes"
 	@echo "make test      the tests; make test-all adds the slow ones"
+	@echo "make test-matrix  the tests with every supported Python and JAX, each in an environment of its own"
 	@echo "make lint      ruff and pyright"
 	@echo "make audit     licences of all that is installed, and what is known of its vulnerabilities"
+	@echo "make docs      the pages of docs/ as a site, in site/; a warning or a dead link is an error"
 	@echo "make bench     every benchmark against its peer"
 	@echo "make results-small  return against trajectories in the context, one seed, in some 12 minutes"
 	@echo "make results   all rows of docs/results.md, three seeds, in 8 hours"
@@ -24,7 +26,10 @@ test: $(READY)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test-all: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	RINGRL_TEST_AS_FOR_USERS=1 $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-matrix:
+	bash .ci/test_matrix.sh
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -43,6 +48,11 @@ bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@set -e; for script in $(filter-out benchmarks/results.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python .ci/config_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+
 results-small: $(READY)
 	$(BIN)/python -m benchmarks.results small --jobs 2
 
@@ -55,4 +65,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .pytest_cache .ruff_cache

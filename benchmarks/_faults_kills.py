@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,7 @@ _CALLS = ("replace", "rename", "unlink", "rmdir", "fsync", "mkdir")
 
 def run_kills(count: int, seed: int, only: str | None = None) -> dict[str, int]:
     """Kill `count` steps, print what came of them, and return the figures."""
-    known = (*STEPS, *DATA_STEPS)
-    steps = [step for step in known if only in (None, step.name)]
-    if not steps:
-        raise SystemExit(f"--only {only}: there are {', '.join(step.name for step in known)}")
+    steps = steps_named(only)
     draw, shares = random.Random(seed), sum(step.share for step in steps)
     kinds = f"{'recovered':>10} {'lost':>6} {'differing':>10} {'torn':>6} {'leftovers':>10}"
     print(f"\n{'kills':<12} {'kills':>7} {kinds} {'seconds':>9}")
@@ -62,8 +60,16 @@ def run_kills(count: int, seed: int, only: str | None = None) -> dict[str, int]:
         row = " ".join(f"{value:>{width}}" for value, width in zip(columns, widths, strict=True))
         print(f"{step.name:<12} {found['kills']:>7} {row} {time.perf_counter() - began:>9.0f}", flush=True)
         total += found
-    _compile_quickly(None)
     return {name: total[name] for name in ("kills", "lost", "differing", "torn", "leftovers")}
+
+
+def steps_named(only: str | None) -> list[Step]:
+    """The step of that name, or all. SystemExit: there is none."""
+    known = (*STEPS, *DATA_STEPS)
+    steps = [step for step in known if only in (None, step.name)]
+    if not steps:
+        raise SystemExit(f"--only {only}: there are {', '.join(step.name for step in known)}")
+    return steps
 
 
 @dataclass(frozen=True)
@@ -76,19 +82,26 @@ class Undisturbed:
 
 
 def _kill_often(step: Step, count: int, draw: random.Random) -> Counter:
-    with tempfile.TemporaryDirectory(prefix="ringrl-kills-") as place:
-        start = Path(place) / "start"
-        start.mkdir()
-        _compile_quickly(Path(place) / "compiled")
-        _in_child(lambda: step.prepare(start), Path(place))
-        whole = _undisturbed(step, start, Path(place))
-        found: Counter = Counter()
+    found: Counter = Counter()
+    with prepared(step) as (start, whole):
         while found["kills"] < count:
-            folder = Path(place) / "tried"
+            folder = start.parent / "tried"
             shutil.copytree(start, folder, symlinks=True)
             found += _kill_once(step, folder, whole, draw)
             shutil.rmtree(folder)
     return found
+
+
+@contextmanager
+def prepared(step: Step) -> Iterator[tuple[Path, Undisturbed]]:
+    """What a step begins with, in a folder `start` of a new one, and what it makes of that when nothing disturbs it."""
+    with tempfile.TemporaryDirectory(prefix="ringrl-faults-") as place:
+        start = Path(place) / "start"
+        start.mkdir()
+        _compile_quickly(Path(place) / "compiled")
+        in_child(lambda: step.prepare(start), Path(place))
+        yield start, _undisturbed(step, start, Path(place))
+        _compile_quickly(None)
 
 
 def _compile_quickly(cache: Path | None) -> None:
@@ -102,7 +115,7 @@ def _compile_quickly(cache: Path | None) -> None:
 def _undisturbed(step: Step, start: Path, place: Path) -> Undisturbed:
     folder = place / "whole"
     shutil.copytree(start, folder)
-    _in_child(lambda: step.work(folder), place)  # with what it compiles once
+    in_child(lambda: step.work(folder), place)  # with what it compiles once
     shutil.rmtree(folder)
     shutil.copytree(start, folder)
     counted, began = place / "changes", time.perf_counter()
@@ -112,7 +125,7 @@ def _undisturbed(step: Step, start: Path, place: Path) -> Undisturbed:
         step.work(folder)
         counted.write_text(str(calls[0]))
 
-    _in_child(work, place)
+    in_child(work, place)
     seconds = time.perf_counter() - began
     whole = Undisturbed(_result(step, folder), int(counted.read_text()), seconds)
     shutil.rmtree(folder)
@@ -131,39 +144,46 @@ def _kill_once(step: Step, folder: Path, whole: Undisturbed, draw: random.Random
             _count_changes(at, after)
         step.work(folder)
 
-    killed = _fork(work, folder.parent / "log", moment)
+    killed = fork(work, folder.parent / "log", moment)
     if killed is None:
         raise SystemExit(f"{step.name} failed before it was killed: {(folder.parent / 'log').read_text()[-2000:]}")
     if not killed:
         return Counter()
-    kept, fact = step.complete(folder), step.fact(folder)
-    found: Counter = Counter(kills=1)
     where = f"change {at} {'after' if after else 'before'}" if at_change else f"{moment:.2f} s"
-    again = _fork(lambda: step.again(folder), folder.parent / "log", None)
+    return Counter(kills=1) + give_again(step, folder, whole, before, f"killed at {where}")
+
+
+def give_again(step: Step, folder: Path, whole: Undisturbed, before: Any, what: str) -> Counter:
+    """After `what` happened to a step: look, give it again, and compare. `before` is its fact at the beginning."""
+    kept, fact, log = step.complete(folder), step.fact(folder), folder.parent / "log"
+    again = fork(lambda: step.again(folder), log, None)
     lost = again is not False or not kept <= step.complete(folder)
     differing = not lost and _result(step, folder) != whole.result
-    left = [path for pattern in _LEFT for path in folder.rglob(pattern)]
-    ends = step.fact(folder)
-    torn = fact not in (before, ends)
-    for name, wrong in {"lost": lost, "differing": differing, "torn": torn, "leftovers": bool(left)}.items():
-        if wrong:
-            found[name] += 1
-            about = (folder.parent / "log").read_text()[-400:] if name == "lost" else [str(path) for path in left[:3]]
-            print(f"  {step.name}, killed at {where}: {name} {about} {fact if name == 'torn' else ''}")
-    found["recovered"] = int(not (lost or differing or torn or left))
-    return found
+    left = left_in(folder)
+    torn = fact not in (before, step.fact(folder))
+    wrong = {"lost": lost, "differing": differing, "torn": torn, "leftovers": bool(left)}
+    for name in (name for name, is_so in wrong.items() if is_so):
+        about = log.read_text()[-400:] if name == "lost" else [str(path) for path in left[:3]]
+        print(f"  {step.name}, {what}: {name} {about} {fact if name == 'torn' else ''}")
+    return Counter({name: 1 for name, is_so in wrong.items() if is_so} or {"recovered": 1})
+
+
+def left_in(folder: Path) -> list[Path]:
+    """Temporary files, folders and locks."""
+    return [path for pattern in _LEFT for path in folder.rglob(pattern)]
 
 
 def _result(step: Step, folder: Path) -> str:
     return hashlib.sha256(json.dumps(step.result(folder), sort_keys=True).encode()).hexdigest()
 
 
-def _in_child(work: Callable[[], Any], place: Path) -> None:
-    if _fork(work, place / "log", None) is not False:
+def in_child(work: Callable[[], Any], place: Path) -> None:
+    """Do what must not fail in a process of its own, which may start threads."""
+    if fork(work, place / "log", None) is not False:
         raise SystemExit(f"an undisturbed step failed: {(place / 'log').read_text()[-2000:]}")
 
 
-def _fork(work: Callable[[], Any], log: Path, moment: float | None) -> bool | None:
+def fork(work: Callable[[], Any], log: Path, moment: float | None) -> bool | None:
     """Run `work` in a child; True if it was killed (at `moment`, or by itself), False if it ended well, else None."""
     sys.stdout.flush()
     child = os.fork()

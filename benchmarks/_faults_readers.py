@@ -126,7 +126,7 @@ def _read_run(folder: Path) -> None:
 
 def _report(folder: Path) -> None:
     analyses = [analyse(section) for section in arrange([read_run(folder)])]
-    json.dumps(summarise(analyses, None, "now"), allow_nan=False)
+    json.dumps(summarise(analyses, None, [], "now"), allow_nan=False)
 
 
 def _resume(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ringrl.store.episode_store import build
 from ringrl.training.start import train
 
 _COLLECT, _RELABEL, _BUILD = (recipes.load("data", name) for name in ("collect", "relabel", "build_store"))
+_TEMPORARY = re.compile(r"(^|/)\.partial-|\.lock$")
 _REPEAT = 25  # so that an evaluation's trial has 40 steps
 
 
@@ -170,9 +172,9 @@ def hashes(part: str, *, but: tuple[str, ...] = ()) -> Callable[[Path], Any]:
 
 
 def names(part: str) -> Callable[[Path], Any]:
-    """Which files a folder has that appears whole, as text. A killed process's lock file is none: nothing holds it, and
-    what is still there at the end counts as left over."""
-    return lambda folder: json.dumps(sorted(name for name in hashes(part)(folder) if not name.endswith(".lock")))
+    """Which files a folder has that appears whole, as text. A killed process's lock and temporary file are none: no
+    reader takes them for data, and what is still there at the end counts as left over."""
+    return lambda folder: json.dumps(sorted(name for name in hashes(part)(folder) if not _TEMPORARY.search(name)))
 
 
 def again(work: Callable[[Path], Any]) -> tuple[Callable[[Path], Any], Callable[[Path], Any]]:

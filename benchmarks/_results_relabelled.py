@@ -18,7 +18,7 @@ def episodes(files: str, episodes: int, seed: int) -> tuple[Data, ...]:
 TRAIN, TEST = episodes("point_mass", 2000, 1), episodes("point_mass_test", 1000, 2)
 _SHOWN = f"--demonstrations {TEST[-1].out} --trajectories {NUMBERS} --order random"
 _ROOM = "--context 12900"  # 128 trajectories of 100 steps, of a token each, and a trial of its own
-_HIDDEN = f"--task hidden_{NAME} --seed 1000000 --trials 1 --envs 128"
+_HIDDEN = f"--task hidden_{NAME} --seed 3000000 --trials 1 --envs 128"
 
 TEACHER = Job(
     "relabelled_teacher",

@@ -12,6 +12,7 @@ from ringrl.batch import BATCH_SCHEMA, link_previous
 LAYERS, WIDTH, HEADS, FEED_FORWARD = 4, 256, 4, 4  # the last in widths, ringrl's default
 OBSERVATION, ACTION, TOKENS_PER_STEP = 24, 6, 4
 MAX_STEPS, MAX_TRIALS = 1000, 128
+TABLES = MAX_STEPS + MAX_TRIALS  # rows of lookup tables, of WIDTH numbers each
 LEARNING_RATE, WEIGHT_DECAY, BETA2, CLIP_NORM = 1e-4, 1e-4, 0.99, 1.0
 BATCH = {1024: 4}  # rows by tokens of context; one row of any other
 

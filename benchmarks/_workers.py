@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -112,3 +113,20 @@ def processor() -> str:
     """The processor's name, as Linux has it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "a processor")
+
+
+def product_flops(*, torch: bool, side: int = 2048) -> float:
+    """FLOP/s of this library's product of two square float32 matrices, the fastest of 5."""
+    if torch:
+        import torch as library  # pyright: ignore[reportMissingImports]
+
+        a = library.ones(side, side)
+        multiply: Any = partial(library.mm, a, a)
+    else:
+        import jax
+
+        x = jax.numpy.ones((side, side))
+        product = jax.jit(lambda x: x @ x)
+        multiply = lambda: jax.block_until_ready(product(x))  # noqa: E731
+    multiply()
+    return 2 * side**3 / min(seconds_of(multiply) for _ in range(5))

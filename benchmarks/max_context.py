@@ -1,15 +1,17 @@
-"""The longest contexts that train: Ring Attention's Table 3 (arXiv 2310.01889), and what the real TPU compiler accepts.
+"""The longest contexts that train: Ring Attention's Table 3 (arXiv 2310.01889), and what the real compilers say of it.
 
     python -m benchmarks.max_context                     # every cell; an hour or two, each compilation takes a minute
+    python -m benchmarks.max_context --gpus              # A100 and H100, by XLA's CUDA compiler: 25 minutes
     python -m benchmarks.max_context --slices v5e:16x16  # one slice's
     python -m benchmarks.max_context --out docs/results/max_context.json
 
 LLaMA shapes with their vocabulary of 32,000 ids (`configs/llama_7b.yaml`, other sizes by `model.preset`): the whole
 training step (bfloat16 compute, float32 parameters and AdamW, cross-entropy), a batch of one row, compiled ahead of
-time by libtpu for the slice. Rows are the paper's length times 4, 6, 8, 12, ...; reported is the longest that the
-compiler accepts, with each layer's input kept in HBM (`remat: full`) and in the host's memory (`remat: offload`), where
-it must be within a device's share of a host's. Nothing runs: it says what fits, not how fast; `ring waited for` is the
-share of the ring's bytes that no computation hides in the compiler's own schedule.
+time for the slice by libtpu, or for the GPUs by XLA's CUDA compiler. Rows are the paper's length times 4, 6, 8, ...;
+reported is the longest that the compiler accepts (on GPUs: that keeps to four fifths of the memory), with each layer's
+input kept in HBM (`remat: full`) and in the host's memory (`remat: offload`), where it must be within a device's share
+of a host's (of GPUs' hosts not known). Nothing runs: it says what fits, not how fast; `ring waited for` is the share of
+the ring's bytes that no computation hides in the compiler's own schedule.
 
 Below, the paper's reinforcement-learning model (`configs/exorl_at_350m.yaml`): trajectories of 1000 steps of 4 tokens.
 The last line is one JSON object: the rows of both tables.
@@ -30,6 +32,7 @@ from rich.table import Table
 
 from ringrl.config import RunConfig, load_config
 from ringrl.planner.compiled import CompiledPlan, CompilerError, plan_training_step
+from ringrl.planner.topology import find_devices
 
 PAPER = {
     "v4:8x8x8": {"3b": 16384, "7b": 8192, "13b": 4096, "30b": 2048},
@@ -38,6 +41,14 @@ PAPER = {
 }
 """Table 3, ring: slice -> model -> context, thousands (1024) of tokens. TPUv4-1024 counts cores, two a device."""
 
+GPU_PAPER = {
+    "a100:8": {"3b": 512, "7b": 256, "13b": 128},
+    "a100:4x8": {"7b": 4096, "13b": 2048},
+    "h100:8": {"7b": 256},
+    "h100:16x8": {"7b": 4096},
+}
+"""The same of A100-80GB, 8 on NVLink and 32 on InfiniBand; H100 is beside them, 128 beside the 32."""
+
 LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64)
 """Multiples of the paper's context that are tried."""
 
@@ -45,6 +56,7 @@ HEAD_GROUPS = {"3b": 8, "7b": 8, "13b": 10, "30b": 13}
 """Groups of four heads: less of attention in memory at once, and as much to compute."""
 
 RL_SLICES = ("v5e:2x4", "v5e:4x8", "v5e:16x16")
+RL_GPUS = ("h100:1", "h100:8", "h100:8x8")
 TRAJECTORY = 1000  # steps
 
 
@@ -52,8 +64,10 @@ TRAJECTORY = 1000  # steps
 class Args:
     """Compile for every slice."""
 
-    slices: tuple[str, ...] = (*PAPER, "rl")
-    """Slices of Table 3, and `rl` for the reinforcement-learning model."""
+    slices: tuple[str, ...] | None = None
+    """Slices or GPUs of Table 3, and `rl` for the reinforcement-learning model; default all."""
+    gpus: bool = False
+    """GPUs instead of TPUs."""
     out: Path | None = None
     """Also write the JSON to this file; what it contains of other slices stays."""
 
@@ -82,9 +96,9 @@ class SlicePlan:
 
 def configure(slice_: str, model: str, remat: str, tokens: int) -> RunConfig:
     """The training run of one cell."""
-    devices = {"v4:8x8x8": 512, "v3:16x16": 512, "v5e:16x16": 256}[slice_]
+    devices = len(find_devices(slice_))
     # 3,200 numbers of width divide by 128: the rest of the devices exchange heads, so that all store parameters.
-    heads = devices // 128 if model == "3b" else 1
+    heads = max(devices // 128, 1) if model == "3b" else 1
     mesh = f"mesh={{seq: {devices // heads}, heads: {heads}}}"
     groups = HEAD_GROUPS[model]
     if heads > 2 and remat == "offload":
@@ -95,7 +109,7 @@ def configure(slice_: str, model: str, remat: str, tokens: int) -> RunConfig:
 
 def longest(slice_: str, model: str, remat: str, console: Console) -> SlicePlan:
     """Climb the ladder from 16 times the paper's context (offloaded) or from 4 times, up or else down."""
-    paper, best, failed = PAPER[slice_][model] * 1024, None, None
+    paper, best, failed = (PAPER | GPU_PAPER)[slice_][model] * 1024, None, None
     rung = LADDER.index(16 if remat == "offload" else 4)
     while 0 <= rung < len(LADDER):
         tokens, began = LADDER[rung] * paper, time.perf_counter()
@@ -170,14 +184,16 @@ def trajectories(slice_: str, console: Console) -> dict:
 def main(args: Args) -> None:
     """Compile, print both tables, write the JSON."""
     console = Console(width=140)
+    of_paper = GPU_PAPER if args.gpus else PAPER
+    slices = args.slices or (*of_paper, "rl")
     known = json.loads(args.out.read_text()) if args.out and args.out.exists() else {"table3": [], "rl": []}
-    cells = [cell for cell in known["table3"] if cell["slice"] not in args.slices]
-    rl = [] if "rl" in args.slices else known["rl"]
-    for slice_ in args.slices:
+    cells = [cell for cell in known["table3"] if cell["slice"] not in slices]
+    rl = [] if "rl" in slices else known["rl"]
+    for slice_ in slices:
         if slice_ == "rl":
-            rl = [trajectories(each, console) for each in RL_SLICES]
+            rl = [trajectories(each, console) for each in (RL_GPUS if args.gpus else RL_SLICES)]
             continue
-        for model in PAPER[slice_]:
+        for model in of_paper[slice_]:
             cells += [asdict(longest(slice_, model, remat, console)) for remat in ("full", "offload")]
     console.print(to_table(cells))
     if rl:
@@ -209,7 +225,8 @@ def to_table(cells: list[dict]) -> Table:
     for cell in cells:
         sizes = [f"{cell[name] / 1024:,.0f}" for name in ("paper_tokens", "tokens")] + [f"{cell['ratio']:.0f}x"]
         if cell["tokens"]:
-            host = f"{cell['host_bytes'] / 2**30:.1f} of {(cell['host_bytes_available'] or 0) / 2**30:.0f}"
+            available = cell["host_bytes_available"]
+            host = f"{cell['host_bytes'] / 2**30:.1f}" + (f" of {available / 2**30:.0f}" if available else "")
             waited = "" if cell["ring_waited"] is None else f"{cell['ring_waited']:.0%}"
             hbm = f"{cell['bytes_per_device'] / 2**30:.2f} of {cell['hbm_bytes'] / 2**30:.2f}"
             sizes += [hbm, host if cell["host_bytes"] else "", waited, f"{cell['compile_seconds']:.0f} s"]

@@ -8,14 +8,19 @@
     python -m benchmarks.results own_trials # row 0's student on trials of its own: 20 minutes
     python -m benchmarks.results library    # many hidden goals in one context, and a cue: 30 minutes a seed
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 2 hours
-    python -m benchmarks.results motion     # walker and cheetah from RND data, canonical tasks held out: 1 hour a seed
+    python -m benchmarks.results motion_cheetah # from RND data, canonical tasks held out: 40 minutes of a core a seed
+    python -m benchmarks.results motion_walker  # the same of the walker: 1.5 hours of a core a seed
 
 Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
 runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
-starts over. The report is written to runs/results/ROW-report; its page, summary.json and the figures that
-docs/results.md shows are copied to docs/results/ROW, but for `small`. The last line is one JSON object: for every task
-and agent the mean return of the first and the last trial; where there is an expert or a data set to measure by, the
-same normalised; and where contexts began with trajectories of a store, the first trial's after each number of them.
+starts over. The report is written to runs/results/ROW-report and compared with what docs/results/ROW has published;
+`--publish` replaces that: the page, summary.json, the figures of docs/results.md, and runs.zip, the runs' configs and
+tables. `--verify` recomputes all published numbers from these. `--restore` goes on from published runs, so that a row
+can be finished on another machine; they have no checkpoints, which a student needs of its teacher.
+
+The last line is one JSON object: for every task and agent the mean return of the first and the last trial; where there
+is an expert or a data set to measure by, the same normalised; and where contexts began with trajectories of a store,
+the first trial's after each number of them.
 """
 
 import json
@@ -41,9 +46,11 @@ from benchmarks._results_jobs import ROWS as EARLIER
 from benchmarks._results_jobs import RUNS, Data, Job
 from benchmarks._results_library import ROWS as LIBRARY
 from benchmarks._results_motion import ROWS as MOTION
+from benchmarks._results_published import NUMBERS, RUNS_FILE, Difference, compare, describe, publish, restore, verify
 from benchmarks._results_relabelled import NAME as FAMILY
 from benchmarks._results_relabelled import ROWS as RELABELLED
 from ringrl.config import load_config
+from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 
 ROWS = RELABELLED | CONTEXT_USE | LIBRARY | MOTION | EARLIER
@@ -56,11 +63,16 @@ FIGURES = {
     "hidden": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
-    "motion": (),
+    "motion_cheetah": (),
+    "motion_walker": (),
 }  # that docs/results.md shows
+FIRST_SEED = {"motion_cheetah": 1, "motion_walker": 1}  # their settings were chosen on seed 0
 
 
-Row = Literal["small", "relabelled", "ablations", "own_trials", "library", "motion", "hidden", "exorl", "context"]
+Row = Literal[
+    "small", "relabelled", "ablations", "own_trials", "library",
+    "motion_cheetah", "motion_walker", "hidden", "exorl", "context",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,28 +89,58 @@ class Args:
     """Only the runs whose names contain this, and no report."""
     fresh: bool = False
     """Do again what is finished, the data too."""
+    publish: bool = False
+    """Replace what docs/results/ROW has published by this report and its runs."""
+    restore: bool = False
+    """Take published runs for finished ones, where runs/results has none of their names."""
+    verify: bool = False
+    """Run nothing: recompute every published number from the published runs."""
 
 
 def main(args: Args) -> None:
     """Make the row's data, train, evaluate and report."""
-    seeds = args.seeds or (1 if args.row == "small" else 3)
+    published = OUT / args.row
+    if args.verify:
+        sys.exit(_say_differences(*verify(published)))
+    if args.publish and (args.only or args.row not in FIGURES):
+        sys.exit(f"--publish: is of a whole row, and not of small; leave out {'--only' if args.only else '--publish'}")
     jobs = [job for job in ROWS[args.row] if args.only in job.name]
     if not jobs or args.jobs < 1:
         sys.exit(f"no run of {args.row} is named like {args.only!r}" if not jobs else "--jobs must be 1 or more")
-    needed = dict.fromkeys(chain for job in jobs for chain in job.data)  # no two of them share a step
-    _at_once(min(args.jobs, len(needed)), [partial(_make, chain, args.fresh) for chain in needed])
-    runs = [(job, seed) for seed in range(seeds) for job in jobs if job.seeds is None or seed < job.seeds]
+    if args.restore:
+        restore(published / RUNS_FILE, RUNS)
+    runs = _train(args, jobs)
+    if args.only:
+        return
+    out, paths = RUNS / f"{args.row}-report", [job.run(seed) for job, seed in runs]
+    _ringrl(f"report {' '.join(map(str, paths))} --out {out}")
+    if args.publish and args.row == "library":
+        write_curves(paths, published / "curves.json")
+    if args.publish:
+        publish(out, paths, published, FIGURES[args.row])
+    elif (published / NUMBERS).is_file():
+        _say_differences(*compare(published, json.loads((out / NUMBERS).read_text())))
+    print(json.dumps(_last_line(out)))
+
+
+def _train(args: Args, jobs: list[Job]) -> list[tuple[Job, int]]:
+    """Make what data there must be, train and evaluate all seeds of the jobs; returns these, in order."""
+    seeds, first = args.seeds or (1 if args.row == "small" else 3), FIRST_SEED.get(args.row, 0)
+    runs = [(job, first + n) for n in range(seeds) for job in jobs if job.seeds is None or n < job.seeds]
+    left = [(job, seed) for job, seed in runs if args.fresh or not RunDirectory(job.run(seed)).timing_file.exists()]
+    needed = dict.fromkeys(chain for job, _ in left for chain in job.data)  # no two of them share a step
+    if needed:
+        _at_once(min(args.jobs, len(needed)), [partial(_make, chain, args.fresh) for chain in needed])
     for wave in _waves(jobs):
         ready = [(job, seed) for job, seed in runs if job in wave]
         _at_once(args.jobs, [partial(_train_and_evaluate, job, seed, args.fresh) for job, seed in ready])
-    if not args.only:
-        out = RUNS / f"{args.row}-report"
-        _ringrl(f"report {' '.join(str(job.run(seed)) for job, seed in runs)} --out {out}")
-        if args.row != "small":
-            _publish(out, OUT / args.row, FIGURES[args.row])
-        if args.row == "library":
-            write_curves([job.run(seed) for job, seed in runs], OUT / args.row / "curves.json")
-        print(json.dumps(_last_line(out)))
+    return runs
+
+
+def _say_differences(numbers: int, changed: list[Difference]) -> int:
+    """Print what differs from what is published; returns the status to end with."""
+    print(describe(numbers, changed))
+    return 1 if changed else 0
 
 
 def _waves(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -185,16 +227,6 @@ def _check_settings(job: Job, seed: int) -> None:
         sys.exit(f"{run} was made with other settings; remove it, or start over with --fresh")
 
 
-def _publish(report: Path, out: Path, figures: tuple[str, ...]) -> None:
-    """Copy a report's page and numbers to `out`, with those figures; the page itself has all of them."""
-    out.mkdir(parents=True, exist_ok=True)
-    there = [name for name in ("index.html", "summary.json", *figures) if (report / name).is_file()]
-    for name in there:
-        shutil.copyfile(report / name, out / name)
-    if missing := [name for name in figures if name not in there]:
-        sys.exit(f"{report} has no {', '.join(missing)}, which docs/results.md shows; the rest is in {out}")
-
-
 def _ringrl(command: str, cores: set[int] | None = None) -> None:
     print(f"$ ringrl {command}", flush=True)
     pin = None if cores is None or not hasattr(os, "sched_setaffinity") else lambda: os.sched_setaffinity(0, cores)
@@ -223,4 +255,7 @@ def _in_short(agent: Mapping[str, Any], shown: Mapping[str, Any] | None) -> dict
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -4,7 +4,8 @@
 
 Every folder or zip archive is one source, in the order given; a learner's history is the episodes of one source, in
 their order. Rewards are computed anew from the physics states (`--relabel exact`), or taken from the files
-(`--relabel recorded`). Archives are read as they are, without unpacking.
+(`--relabel recorded`), as those of Gymnasium's environments, which follow from no state. Archives are read as they are,
+without unpacking.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ringrl.envs import split_task
+from ringrl.envs import is_gymnasium, split_task
 from ringrl.envs.custom import FAMILIES
 from ringrl.episode import Dims, Episode
 from ringrl.errors import UserError
@@ -42,8 +43,9 @@ class Args:
     """Task ids, such as walker_run. Default: all of the domain that the files allow; if recorded, those recorded."""
     families: tuple[str, ...] = ()
     """Families of rewards whose features are kept, such as point_mass_goal_10mm: agents of these learn from them."""
-    relabel: Literal["exact", "exorl", "recorded"] = "exact"
-    """exact: as dm_control pays. exorl: ExoRL's own number, which leaves out the action. recorded: as in the files."""
+    relabel: Literal["exact", "exorl", "recorded"] | None = None
+    """exact, the default: as dm_control pays. exorl: ExoRL's own number, which leaves out the action. recorded: as in
+    the files, the default for Gymnasium's environments."""
     jobs: int = 0
     """Processes that read and relabel; 0: one for each core, or fewer for few files."""
     backend: Backend = "loky"
@@ -69,6 +71,8 @@ def main(args: Args) -> None:
     descriptions = [describe_folder(folder, args.domain) for folder in args.folders]
     readers = [read_folder(folder, skip_bad=args.skip_bad, clip=args.clip) for folder in args.folders]
     _check_alike(args.folders, descriptions, [reader.dims for reader in readers])
+    if args.relabel is None:
+        args = replace(args, relabel="recorded" if is_gymnasium(descriptions[0].domain) else "exact")
     if args.relabel != "recorded" and not readers[0].dims.physics:
         raise UserError(
             f"{args.folders[0]}: its files have no physics states, of which rewards are computed; take those in the "
@@ -107,7 +111,7 @@ def _check_alike(folders: tuple[Path, ...], descriptions: list[Description], dim
 
 def _tasks(args: Args, descriptions: list[Description], dims: Dims) -> tuple[str, ...]:
     """What is taken where no task is named; never without the tasks whose rewards the files hold."""
-    if args.relabel == "recorded":
+    if args.relabel not in ("exact", "exorl"):
         return descriptions[0].tasks or ()
     for task in dict.fromkeys(task for each in descriptions for task in each.tasks or ()):
         misfit = examine(task, args.relabel).misfit(dims.physics, dims.observation)
@@ -125,7 +129,7 @@ def _check_domain(tasks: tuple[str, ...], folder: Path, domain: str) -> None:
 
 
 def _relabelled(args: Args, tasks: tuple[str, ...], reader: read_folder) -> Iterator[Episode]:
-    assert args.relabel != "recorded"
+    assert args.relabel in ("exact", "exorl")
     workers = Workers(args.jobs, args.backend, args.address)
     skip = reader.skip if args.skip_bad else None
     files = relabel_files(

@@ -6,8 +6,9 @@
 Episodes are written in the order in which they were collected, one row an environment step, also with an action repeat
 (`--action-repeat`). The recorded reward is always the task's, also under `rnd`, which learns from its intrinsic reward
 alone, as ExoRL's collectors did (Yarats et al. 2022, section 3). In point_mass_maze the rewards of all four tasks are
-recorded, a column each, as in ExoRL's files. The seed determines everything. Where the collection is interrupted, whole
-episodes stay in OUT.unfinished, and the same command goes on.
+recorded, a column each, as in ExoRL's files. Any environment of Gymnasium's with Box spaces will do, also your own
+(`--task my_module:Rig-v0`); where it gives no physics state, the files have none. The seed determines everything. Where
+the collection is interrupted, whole episodes stay in OUT.unfinished, and the same command goes on.
 """
 
 import importlib.metadata
@@ -49,7 +50,7 @@ class Args:
     """Collect episodes of a task."""
 
     task: str = "cartpole_swingup"
-    """{domain}_{task} of dm_control's suite or of ExoRL."""
+    """{domain}_{task} of dm_control's suite or of ExoRL, or an id of Gymnasium's, such as Pendulum-v1."""
     policy: Literal["random", "correlated", "rnd", "td3"] = "td3"
     """random: uniform actions; correlated: random ones that last; rnd: TD3 on the RND reward alone; td3: the task's."""
     episodes: int = 60
@@ -157,7 +158,6 @@ def main(args: Args) -> None:
     if not (args.time_constant > 0 and args.scale > 0):
         raise UserError(f"--time-constant {args.time_constant}, --scale {args.scale}: give numbers above 0")
     env = envs.make_env(args.task, seed=args.seed, action_repeat=args.action_repeat, time_limit=args.time_limit)
-    env.physics.get_state()  # the files hold it; an environment that gives none says so
     unseen = envs.VALIDATION if envs.family_of(args.task) is not None else envs.HELD_OUT
     if envs.is_hidden(args.task) and args.seed >= unseen:
         raise UserError(f"--seed {args.seed}: tasks of seeds from {unseen} on are held out for evaluation")
@@ -166,7 +166,7 @@ def main(args: Args) -> None:
     collector = _make_collector(args, config, env)
     tasks = envs.tasks(env.domain) if env.domain in _RECORDS_EVERY_TASK else (args.task,)
     relabel = Relabeler(tasks) if len(tasks) > 1 else None
-    about = _describe(args, tasks, _settings(args, config))
+    about = _describe(args, tasks, _settings(args, config)) | {"action_bounds": env.action_bounds}
     fixed = {name: value for name, value in about.items() if name != "episodes"}
     with unfinished_folder(out, COLLECT, fixed, args.overwrite) as kept:
         state = kept.load()

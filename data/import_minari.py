@@ -98,6 +98,7 @@ def _source(dataset: Any) -> DataSource:
     metadata = dataset.storage.metadata
     about = {name: metadata[name] for name in ("description", "code_permalink", "minari_version") if name in metadata}
     about["changed_settings"] = {name: repr(value) for name, value in changed_settings(dataset).items()}
+    about["action_bounds"] = [bound.tolist() for bound in action_bounds(dataset)]
     folder = Path(dataset.storage.data_path).resolve().parent.name
     return DataSource(dataset.id, folder, metadata.get("algorithm_name"), task_of(dataset), about)
 

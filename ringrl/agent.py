@@ -125,6 +125,10 @@ class Trainer(Protocol):
         """
         ...
 
+    def validate(self, state: Any) -> dict[str, float]:
+        """`validation_loss` of a state on the held-out episodes; empty where none are held out."""
+        ...
+
     def explain(self, step: int, found: str) -> tuple[str, str]:
         """For a message on the call that ended at `step`, one of the last two, with metrics of which `found` is said:
         what is to be said of the step at fault, such as `loss is nan at step 12`, and what its batch was."""

@@ -9,9 +9,6 @@ from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 Values = TypeVar("Values", bound=np.ndarray)
 
-TrajectoryOrder = Literal["random", "ascending"]
-"""Of the demonstrations in a context: as they were drawn, or ascending by return."""
-
 
 @dataclass(frozen=True)
 class ContextPlan:

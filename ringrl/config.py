@@ -1,8 +1,9 @@
 """Typed, frozen configurations: YAML, then `a.b=c` overrides; an unknown key or wrong type is named in the error."""
 
 import copy
+import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,6 +11,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ringrl import recipes
+from ringrl.choices import WhenFull
 from ringrl.config_section import ConfigSection
 from ringrl.errors import UserError
 from ringrl.model_config import ModelConfig
@@ -24,6 +26,9 @@ class DataConfig(ConfigSection):
     # Environment steps per agent step, in the data and in the rollout.
     action_repeat: int = Field(default=1, ge=1)
     prefetch: int = Field(default=4, ge=0)  # batches read ahead in the background
+    # Share of the episodes, or of ten sources and more of the sources, that is held out of training; at each checkpoint
+    # their loss is logged as validation_loss. 0: none.
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
     # Of a family of rewards: share of the drawn members that pay at a state of the data; the rest as tasks are drawn.
     hindsight: float = Field(default=0.5, ge=0, le=1)
     # Of a library: how many members a context has, one of these numbers, drawn for it; None: as many as the task says.
@@ -47,10 +52,6 @@ class AgentConfig(ConfigSection):
     sample: bool = False  # act by drawing from the head's distribution instead of taking its mode
 
 
-Ablation = Literal["truncated", "shuffled", "foreign", "blind", "unpaid", "paid"]
-"""How the earlier trials in an agent's context are ablated, see `ringrl.rollout.ablation`."""
-
-WhenFull = Literal["newest", "best", "stop"]  # what is kept of a full context, see `ringrl.rollout.full_context`
 ConfigSectionT = TypeVar("ConfigSectionT", bound=ConfigSection)
 
 
@@ -81,11 +82,11 @@ class ScheduleLeg(ConfigSection):
 class OptimizerConfig(ConfigSection):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay."""
 
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)  # the highest, after the warm-up
     final_fraction: float = Field(default=0.1, ge=0, le=1)  # of the learning rate, at the last step
-    warmup_steps: int = Field(default=50, ge=0)
+    warmup_steps: int = Field(default=50, ge=0)  # in which the learning rate rises linearly from 0
     weight_decay: float = Field(default=1e-4, ge=0)  # matrices only
-    beta2: float = Field(default=0.99, gt=0, lt=1)
+    beta2: float = Field(default=0.99, gt=0, lt=1)  # decay of the second moment, a step; beta1 is 0.9
     clip_norm: float = Field(default=1.0, gt=0)  # global gradient norm
     accumulation: int = Field(default=1, ge=1)  # micro-batches a step; the result is that of the whole batch
     legs: tuple[ScheduleLeg, ...] = ()  # set by `--resume` where rates or steps change
@@ -98,21 +99,21 @@ class TrainingConfig(ConfigSection):
     batch: int = Field(default=16, ge=1)  # rows a step, over all devices
     row_steps: int = Field(default=1000, ge=1)  # agent steps in a row
     packing: bool = False  # True: a row holds as many chains as fit, kept apart by segment ids; False: one
-    log_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
+    log_every: int = Field(default=20, ge=1)  # steps between two lines of metrics.jsonl
+    checkpoint_every: int = Field(default=500, ge=1)  # steps between two checkpoints; the last step is one too
     keep_checkpoints: int = Field(default=2, ge=1)  # the newest
-    keep_best: int = Field(default=1, ge=0)  # beside them, those whose step had the lowest loss
+    keep_best: int = Field(default=1, ge=0)  # beside them, those of the lowest validation loss, or loss
 
 
 class EvaluationConfig(ConfigSection):
     """Rollouts after training; `ringrl evaluate` can override each."""
 
-    trials: int = Field(default=4, ge=1)
-    envs: int = Field(default=16, ge=1)
+    trials: int = Field(default=4, ge=1)  # episodes, all in one context where the agent reads earlier ones
+    envs: int = Field(default=16, ge=1)  # environments, each with trials and a context of its own
     context: int | None = Field(default=None, ge=1)  # tokens the agent may look back on; None: what it was trained on
     # Environment i has seed + i. Tasks hidden_* and visible_* take 1000000 or more, which no training data are of, and
     # those of families of rewards also 500000 or more, to choose settings by.
-    seed: int = Field(default=1000, ge=0)
+    seed: int = Field(default=1000, ge=0, lt=2**62)
     target: float | None = None  # return to ask for; None: the best return of the data set
     when_full: WhenFull = "newest"  # what is kept of a full context: the newest or best whole trials; or stop there
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None  # of keys and values; None: compute_dtype's
@@ -128,7 +129,7 @@ class EvaluationConfig(ConfigSection):
 class RunConfig(ConfigSection):
     """Everything that a run depends on."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**62)  # of parameters, batches and drawn actions
     label: str | None = Field(default=None, min_length=1)  # what tables and figures call it; None: the agent's file
     data: DataConfig
     agent: SerializeAsAny[AgentConfig]
@@ -189,6 +190,16 @@ class RunConfig(ConfigSection):
         return self
 
 
+SECTIONS: dict[str, type[ConfigSection]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "mesh": MeshConfig,
+    "optimizer": OptimizerConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+}
+"""All but the agent's, whose type is that of its file."""
+
 AnyConfig = str | os.PathLike[str] | Mapping[str, Any] | RunConfig
 
 
@@ -197,12 +208,17 @@ def load_config(source: AnyConfig, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises UserError in one line that names the key, when it is unknown or its value has the wrong type.
     """
+    return parse_config(*_merged(source, overrides))
+
+
+def _merged(source: AnyConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Plain values, with the overrides, and what messages call their source."""
     if isinstance(source, RunConfig):
         source = source.model_dump(mode="json")
     values, where = (copy.deepcopy(dict(source)), "config") if isinstance(source, Mapping) else _read(source)
     for override in overrides:
         _override(values, override)
-    return parse_config(values, where)
+    return values, where
 
 
 def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
@@ -210,12 +226,46 @@ def _read(source: str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
     return read_yaml(path), str(path)
 
 
+def check_sections(source: AnyConfig, overrides: Sequence[str] = ()) -> None:
+    """Raise the UserError that `load_config` would for all but the agent's section and what depends on several.
+
+    It takes no time, where loading an agent imports JAX.
+    """
+    if isinstance(source, RunConfig):
+        return
+    values, where = _merged(source, overrides)
+    if unknown := [key for key in values if key not in RunConfig.model_fields]:
+        raise UserError(f"{where}: `{unknown[0]}`: {_unknown(unknown[0], RunConfig.model_fields)}")
+    for name, section in SECTIONS.items():
+        if name in values:
+            try:
+                section.model_validate(values[name])
+            except ValidationError as error:
+                raise UserError(f"{where}: {_complaint(error, section, name)}") from error
+
+
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     """Validate plain values; `where` names their source in the UserError that a wrong one raises."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {first_complaint(error)}") from error
+        raise UserError(f"{where}: {_complaint(error, RunConfig)}") from error
+
+
+def _complaint(error: ValidationError, model: type[ConfigSection], section: str = "") -> str:
+    """Pydantic's first complaint; of a key that is not known with what it may mean."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    *parents, key = [str(part) for part in first["loc"]] or [""]
+    if first["type"] != "extra_forbidden" or len(parents) > 1:
+        return first_complaint(error, section)
+    known = SECTIONS[parents[0]] if parents and parents[0] in SECTIONS else None if parents else model
+    advice = _unknown(key, known.model_fields) if known else "unknown key; the agent's file has all that there are"
+    return f"`{'.'.join(filter(None, (section, *parents, key)))}`: {advice}"
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
+    return f"unknown key; did you mean {' or '.join(near)}?" if near else f"unknown key; there are {', '.join(known)}"
 
 
 def change_section(section: ConfigSectionT, values: dict[str, Any], where: str) -> ConfigSectionT:

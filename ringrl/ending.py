@@ -98,8 +98,9 @@ class _Watcher:
             return False
         if self.asked:
             return number != signal.SIGINT or now < self._when + _SAME_PRESS
-        self.asked, self._when = number, now
+        self._when = now
         _say(f"{signal.Signals(number).name}: finishing {self.finishing[-1]}, then stopping; Ctrl-C ends it at once")
+        self.asked = number  # after the line, for what looks at it may end the process at once
         return True
 
     def _pause(self, number: int, frame: object) -> None:
@@ -197,5 +198,22 @@ def _leave_to_child() -> None:
         watcher.leave_to_child()
 
 
+_forking = threading.local()
+
+
+def _hold_signals() -> None:
+    """Before a fork: a signal that meets the child before `_leave_to_child` would be taken for the parent's."""
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _let_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _begin_child() -> None:
+    _leave_to_child()
+    _let_signals()
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_leave_to_child)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals, after_in_child=_begin_child)

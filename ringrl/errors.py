@@ -26,4 +26,6 @@ def unwritable(path: Path, error: Exception) -> UserError:
     code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))  # of TensorStore; of safetensors
     system = os.strerror(int(code[1] or code[2])) if code else getattr(error, "strerror", None)
     reason = system or " ".join(str(error).split())[:200] or type(error).__name__
-    return UserError(f"{path}: cannot be written ({reason}); make room there, or choose another place")
+    is_file = isinstance(error, FileExistsError | NotADirectoryError)
+    what = "it, or what is above it, is a file;" if is_file else "make room there, or"
+    return UserError(f"{path}: cannot be written ({reason}); {what} choose another place")

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -55,13 +55,20 @@ def atomic_file(path: Path, *, staging: Path | None = None, durable: bool = True
         if durable:
             sync(path.parent)
     except OSError as error:
-        named = (error.filename, error.filename2)
-        if named == (None, None) or str(temporary) in map(str, named):  # of a write; of a name that no user knows
-            error.filename, error.filename2 = str(path), None
+        if error.errno is None:  # NumPy's, of a write that was cut short
+            raise unwritable(path, error) from error
+        _name_for_users(error, temporary, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
         _files.discard(temporary)
+
+
+def _name_for_users(error: OSError, temporary: Path, path: Path) -> None:
+    """Let an error of a write, which has no name, or of a temporary name, which no user knows, be one of `path`."""
+    named = (error.filename, error.filename2)
+    if named == (None, None) or any(str(temporary) in str(name) for name in named):
+        error.filename, error.filename2 = str(path), None
 
 
 def sync(path: Path) -> None:
@@ -128,8 +135,10 @@ def _make_folder(out: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         old = partial.with_name(f"{partial.name}{_OLD}")
         replace_folder(out, partial, aside=old)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            _name_for_users(error, partial, out)
         raise
     finally:
         _folders.pop(partial, None)
@@ -275,24 +284,3 @@ def _is_running(pid: int) -> bool:
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as a user writes it, with the home folder in place of `~`."""
     return Path(os.path.expanduser(path))
-
-
-def record_paths(given: str, folder: Path) -> dict[str, str | None]:
-    """A path as given, absolute, and relative to the folder that keeps it; of a URL only as given."""
-    if "://" in given:
-        return {"given": given, "absolute": None, "relative": None}
-    absolute = user_path(given).resolve()
-    return {"given": given, "absolute": str(absolute), "relative": os.path.relpath(absolute, folder.resolve())}
-
-
-def find_recorded(recorded: Mapping[str, str | None], folder: Path) -> str:
-    """The first of the recorded paths that exists: absolute, relative to the folder, as given; else as given.
-
-    The path as given is meant from the directory where it was recorded, and elsewhere may name something else.
-    """
-    given, absolute, relative = (recorded[key] for key in ("given", "absolute", "relative"))
-    assert given is not None
-    # os.path's functions, for which a name that no file system takes is one of no file.
-    candidates = [] if absolute is None or relative is None else [absolute, os.path.join(folder.resolve(), relative)]
-    found = next((os.path.normpath(path) for path in candidates if os.path.exists(path)), given)
-    return given if os.path.realpath(os.path.expanduser(given)) == os.path.realpath(found) else found

@@ -14,6 +14,7 @@ from ringrl.errors import UserError, unwritable
 
 _log = logging.getLogger(__name__)
 
+_TRIES = 1000  # a lock's last owner may take the folder away as often as others wait for it
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # The open files whose locks this process has: each one's path, and the folders that were made for it.
 _taken: dict[int, list[Path]] = {}
@@ -37,9 +38,12 @@ def exclusive(lock: Path, *, of: Path | None = None, wait: bool = False) -> Iter
         UserError: if another process has the lock and `wait` is not set, or `lock` cannot be written.
     """
     missing = [folder for folder in lock.parents if not folder.exists()]
-    file = _try_lock(lock, of or lock, wait)
-    while file is None:
+    for _ in range(_TRIES):
         file = _try_lock(lock, of or lock, wait)
+        if file is not None:
+            break
+    else:  # such as in a working folder that is not there any more
+        raise unwritable(of or lock, FileNotFoundError(errno.ENOENT, "its folder cannot be made"))
     _taken[file] = [lock, *missing]
     try:
         yield

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +22,7 @@ from ringrl.locks import exclusive
 MANIFEST = "SHA256SUMS"
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_TOTAL = re.compile(r"# ringrl: \d+ files, (\d+) bytes")
+_TOTAL = re.compile(r"# ringrl: (\d+) files, (\d+) bytes")
 _THREADS = 8
 _STAGED, _LOCK = ".staged-", ".manifest.lock"
 _CUT = "a copy that was cut off?"
@@ -73,12 +73,51 @@ def _replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
     _finish(folder)
     sums = _read(folder) if (folder / MANIFEST).exists() else {}
     hashes = {name: hashlib.sha256(body).hexdigest() for name, body in files.items()}
-    for name, body in files.items():
-        write_bytes(_staged(folder, name, hashes[name]), body)
-    _write(folder, sums | hashes)
+    try:
+        for name, body in files.items():
+            write_bytes(_staged(folder, name, hashes[name]), body)
+        _write(folder, sums | hashes)
+    except OSError as error:
+        _finish(folder)  # so that a full disk gets back what was written of it
+        error.filename = str(folder)  # not that of a staged file, which no user knows
+        raise
     for name, expected in hashes.items():
         os.replace(_staged(folder, name, expected), folder / name)
     sync(folder)
+
+
+def require_replaceable(folder: Path, names: Iterable[str], *, own: bool = True) -> None:
+    """See, before work that takes long, whether `replace_together` can replace files of a folder, and may.
+
+    Args:
+        folder: need not exist.
+        names: of the files.
+        own: whether all that has such a name was made by ringrl; else those may not be replaced that no manifest names.
+
+    Raises:
+        UserError: the manifest is damaged, or a file is a folder or somebody else's.
+    """
+    for name in (*names, MANIFEST):
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name}: is a folder, and a file is to be written there; choose another place")
+    sums = _read(folder) if (folder / MANIFEST).exists() else {}
+    foreign = [name for name in names if not own and name not in sums and os.path.lexists(folder / name)]
+    if foreign:
+        raise UserError(f"{folder / foreign[0]}: was not made by this step, and is not replaced; choose another place")
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        DamagedError: it is not, though its folder's manifest names it.
+    """
+    if os.path.exists(path):  # False also of a name that no file system takes
+        return True
+    expected = _read(path.parent).get(path.name) if os.path.isfile(path.parent / MANIFEST) else None
+    if expected is not None and not _staged(path.parent, path.name, expected).exists():
+        raise _again(path.parent, f"{path.name} is missing, which {MANIFEST} names: {_CUT}")
+    return False
 
 
 def finish(folder: Path) -> None:
@@ -135,6 +174,7 @@ def check(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> bo
     if not (folder / MANIFEST).is_file():
         return False
     sums = _read(folder)
+    _note_missing_lines(folder, len(sums))
     names = [name for name in sums if wanted(name)]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -157,7 +197,15 @@ def find_cut(folder: Path) -> str | None:
         return _missing(missing, len(sums))
     head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
     size = sum((folder / name).stat().st_size for name in sums)
-    return None if head is None or size >= int(head[1]) else f"the folder has {size} of {head[1]} bytes: {_CUT}"
+    return None if head is None or size >= int(head[2]) else f"the folder has {size} of {head[2]} bytes: {_CUT}"
+
+
+def _note_missing_lines(folder: Path, lines: int) -> None:
+    """Say once, in the log, how many files of a sealed folder have no line any more."""
+    head = _TOTAL.match((folder / MANIFEST).read_text(encoding="utf-8"))
+    if head is not None and lines < int(head[1]) and str(folder) not in _noted:
+        _noted.add(str(folder))
+        _log.warning("%s: its %s names %d of %s files; the others are not verified", folder, MANIFEST, lines, head[1])
 
 
 def note_unverified(folder: Path | str) -> None:
@@ -187,6 +235,8 @@ def parse(content: bytes, path: Path | str) -> dict[str, str]:
         lines = content.decode().split("\n")
     except UnicodeDecodeError:
         raise _malformed(path, 1) from None
+    if not content:
+        raise DamagedError(f"{path}: is empty; restore the file, or copy the folder again")
     if lines.pop():
         raise _malformed(path, len(lines) + 1)
     found: dict[str, str] = {}

@@ -23,13 +23,13 @@ PRESETS: dict[str, dict[str, int | str]] = {
 class ModelConfig(ConfigSection):
     """The decoder. `preset` fills in the shape; fields given beside it win."""
 
-    preset: Literal["tiny", "small", "base", "350m", "3b", "7b", "13b", "30b"] | None = None
-    layers: int = Field(default=2, ge=1)
+    preset: Literal["tiny", "small", "base", "350m", "3b", "7b", "13b", "30b"] | None = None  # a shape of PRESETS
+    layers: int = Field(default=2, ge=1)  # blocks of attention and feed-forward
     width: int = Field(default=64, ge=1)  # model width (d_model)
     heads: int = Field(default=2, ge=1)  # query heads
     kv_heads: int = Field(default=2, ge=1)  # key and value heads (GQA where fewer than `heads`)
     hidden: int | None = Field(default=None, ge=1)  # hidden width of the feed-forward; None: four model widths
-    activation: Literal["gelu", "swiglu"] = "gelu"
+    activation: Literal["gelu", "swiglu"] = "gelu"  # of the feed-forward; swiglu has a third matrix
     feed_forward_block: int = Field(default=2048, ge=1)  # tokens a device that the feed-forward holds at once (BPT)
     block: int | None = Field(default=None, ge=1)  # attention block, tokens; None: chosen for the platform
     # What the backward pass finds instead of recomputing it. none: everything; block: a layer's input and its

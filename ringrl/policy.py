@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.config import Ablation, WhenFull
+from ringrl.choices import Ablation, WhenFull
 from ringrl.sampling.normalizer import Normalizer
 
 StepFields = Mapping[str, np.ndarray]

@@ -97,13 +97,13 @@ def _adapter(kind: type) -> Any:
     return TypeAdapter(kind)
 
 
-def first_complaint(error: ValidationError) -> str:
-    """Pydantic's first complaint in one line, with the key as the file has it."""
+def first_complaint(error: ValidationError, section: str = "") -> str:
+    """Pydantic's first complaint in one line, with the key as the file has it, which is in `section`."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(filter(None, (section, *(str(part) for part in first["loc"]))))
     message = " ".join(first["msg"].removeprefix("Value error, ").split())
     if first["type"] == "extra_forbidden":
-        message = "unknown key; check its spelling against ringrl/config.py, ringrl/model_config.py, the agent's file"
+        message = "unknown key; check its spelling"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return (f"`{key}`: " if key else "") + f"{message}{more}"
 
@@ -182,7 +182,7 @@ def _check_plain(value: Any, key: str, where: str, count: list[int], depth: int 
         if "\0" in value or not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise UserError(f"{where}: `{key}`: text with a NUL or half a character in it")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UserError(f"{where}: `{key}`: a whole number of more than 64 bits")
+        raise UserError(f"{where}{f': `{key}`' if key else ''}: a whole number of more than 64 bits")
     elif not isinstance(value, bool | int | float | None):
         raise UserError(f"{where}: `{key}`: a {type(value).__name__}; give text, a number, true, false, null or a list")
 

@@ -10,7 +10,7 @@
 | dataset.json | a summary of the data set: sizes, sources, returns |
 | metrics.jsonl, tensorboard/ | the logged training steps |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
-| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, explore.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; in a folder TASK/ those of another task than the run's |
+| evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, explore.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; film.json, what a film there shows; in a folder TASK/ those of another task than the run's |
 | finished | empty; `ringrl demo` marks with it that the training has come to its end |
 | timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |
@@ -21,7 +21,6 @@ A run without run.json, schema 0, names its agent in config.yaml, and calls an a
 """  # noqa: E501  # a table
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,12 +33,19 @@ from ringrl.agent_record import AgentRecord, agent_of_schema_0, note_changed_sou
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, dump_config, parse_config
 from ringrl.errors import UserError
-from ringrl.files import alone_in, find_recorded, record_paths, user_path, write_text
-from ringrl.manifest import MANIFEST, finish, replace_together, require
+from ringrl.files import alone_in, user_path, write_text
+from ringrl.manifest import MANIFEST, finish, is_there, replace_together, require, require_replaceable
 from ringrl.metrics_lines import parse_line
 from ringrl.model_config import read_earlier
 from ringrl.readers import ObjectRecord, read_json, read_yaml
-from ringrl.run_records import RunRecord, StorePlaces, TrainedOnRecord, VersionedRecord
+from ringrl.run_records import (
+    RunRecord,
+    StorePlaces,
+    TrainedOnRecord,
+    VersionedRecord,
+    find_recorded,
+    record_paths,
+)
 from ringrl.run_tables import RunTables
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.trust import remember_trained, require_trusted, require_trusted_config
@@ -63,7 +69,7 @@ class RunDirectory(RunTables):
 
     def __init__(self, path: str | Path, task: str | None = None, tables: Path | None = None):
         self.path, self.task, self.tables = user_path(path), task, tables
-        super().__init__((tables or self.path / "evaluation") / (task or ""))
+        super().__init__((tables or self.path / "evaluation") / (task or ""), own=tables is None)
         self.config_file = self.path / "config.yaml"
         self.record_file = self.path / "run.json"
         self.agent_file = self.path / "agent.py"
@@ -93,8 +99,8 @@ class RunDirectory(RunTables):
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run."""
-        return os.path.exists(self.config_file)  # False also of a name that no file system takes
+        """Whether there is a run. UserError: it has lost its config.yaml."""
+        return is_there(self.config_file)
 
     # Training
 
@@ -141,6 +147,17 @@ class RunDirectory(RunTables):
         files[self.config_file] = dump_config(config.model_copy(update={"agent": own, "data": data})).encode()
         replace_together(self.path, {path.name: body for path, body in files.items()})
 
+    def check_new(self) -> None:
+        """Raise UserError where there is a run, or a file that is not of a run and would be replaced by one's."""
+        run = self.path
+        if self.exists:
+            raise UserError(f"{run}: there is a run already; go on with --resume {run}, or name another with --out")
+        replaced = ("agent.py", "run.json", "normalizer.json", "dataset.json")
+        require_replaceable(run, replaced, own=False)
+        for name in ("metrics.jsonl", "checkpoints", "store.json", "model.safetensors"):
+            if (run / name).exists():
+                raise UserError(f"{run / name}: is there, though there is no run; name a folder of its own with --out")
+
     def mark_finished(self) -> None:
         """Write the file that says that the training has come to its end."""
         write_text(self.finished_file, "")
@@ -161,8 +178,8 @@ class RunDirectory(RunTables):
                 f"{self.path}: not a run directory (it has no {self.config_file.name}); pass the folder that "
                 "`ringrl train` made"
             )
-        require(self.path, promised=False)
         values, record = self.settings(), self._record()
+        require(self.path, promised=False)
         if record is not None and isinstance(values.get("agent"), dict) and isinstance(values.get("data"), dict):
             values["agent"]["name"] = str(verify_source(self.agent_file, record["agent"]))
             values["data"]["store"] = _find(record["store"], self.path)
@@ -222,7 +239,7 @@ class RunDirectory(RunTables):
 
     def dataset(self) -> dict[str, Any]:
         """dataset.json. Raises UserError where there is none."""
-        if not self.dataset_file.exists():
+        if not is_there(self.dataset_file):
             raise UserError(
                 f"{self.path}: not a run directory (it has no {self.dataset_file.name}); pass the folder that "
                 "`ringrl train` made"
@@ -258,7 +275,7 @@ class RunDirectory(RunTables):
 
     def _record(self) -> RunRecord | None:
         """run.json; None in schema 0. Raises UserError where it is of another schema or incomplete."""
-        if not self.record_file.exists():
+        if not is_there(self.record_file):
             return None
         schema = read_json(self.record_file, VersionedRecord, _RESTORE)["schema"]
         if schema not in (1, SCHEMA):

@@ -1,11 +1,15 @@
 """What the JSON files of a run directory contain, as `ringrl.readers` checks them; a file may say more."""
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, NotRequired
 
 from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from ringrl.agent_record import AgentRecord
+from ringrl.files import user_path
 from ringrl.readers import RECORD, Count, Text
 
 
@@ -17,7 +21,7 @@ def _check_widths(sizes: dict[str, int]) -> dict[str, int]:
 
 @with_config(RECORD)
 class StorePlaces(TypedDict):
-    """Where a store, or a teacher's run, is: `ringrl.files.record_paths`."""
+    """Where a store, or a teacher's run, is: `record_paths`."""
 
     given: Text
     absolute: Text | None
@@ -100,7 +104,40 @@ class EvaluationRecord(TypedDict, total=False):
 
 
 @with_config(RECORD)
+class FilmRecord(TypedDict):
+    """film.json: the file beside it, its hash and that of the table it is of, and which trials of which environment."""
+
+    film: Text
+    sha256: Text
+    of: Text
+    trials: list[Count]
+    env: Count
+    run: Text
+
+
+@with_config(RECORD)
 class MetricsRecord(TypedDict, total=False):
     """A line of metrics.jsonl: numbers by name, of which `step` is whole."""
 
     step: Count
+
+
+def record_paths(given: str, folder: Path) -> dict[str, str | None]:
+    """A path as given, absolute, and relative to the folder that keeps it; of a URL only as given."""
+    if "://" in given:
+        return {"given": given, "absolute": None, "relative": None}
+    absolute = user_path(given).resolve()
+    return {"given": given, "absolute": str(absolute), "relative": os.path.relpath(absolute, folder.resolve())}
+
+
+def find_recorded(recorded: Mapping[str, str | None], folder: Path) -> str:
+    """The first of the recorded paths that exists: absolute, relative to the folder, as given; else as given.
+
+    The path as given is meant from the directory where it was recorded, and elsewhere may name something else.
+    """
+    given, absolute, relative = (recorded[key] for key in ("given", "absolute", "relative"))
+    assert given is not None
+    # os.path's functions, for which a name that no file system takes is one of no file.
+    candidates = [] if absolute is None or relative is None else [absolute, os.path.join(folder.resolve(), relative)]
+    found = next((os.path.normpath(path) for path in candidates if os.path.exists(path)), given)
+    return given if os.path.realpath(os.path.expanduser(given)) == os.path.realpath(found) else found

@@ -28,8 +28,9 @@ from ringrl.sampling.samplers import ContextSampler
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.sequence_trainer import SequenceTrainer
 from ringrl.training.teacher import Labels
+from ringrl.training.token_data import TokenData
 from ringrl.training.trained_model import load_model
-from ringrl.training.training_data import ContextData, TokenData
+from ringrl.training.training_data import ContextData
 
 ConfigT = TypeVar("ConfigT", bound=AgentConfig)
 Prediction = Float[jax.Array, "batch steps ..."]

@@ -163,17 +163,6 @@ def test_contexts_have_room_for_all_trajectories_and_a_trial(name):
         assert (max(verb.trajectories) + 1) * steps <= room
 
 
-def test_a_report_is_published_as_far_as_it_goes(tmp_path):
-    report, out = tmp_path / "report", tmp_path / "out"
-    report.mkdir()
-    for name in ("index.html", "summary.json", "demonstrations-a.png"):
-        (report / name).write_text(name)
-    results._publish(report, out, ("demonstrations-a.png",))
-    assert {file.name for file in out.iterdir()} == {"index.html", "summary.json", "demonstrations-a.png"}
-    with pytest.raises(SystemExit, match=r"has no trajectories.png, .*; the rest is in "):
-        results._publish(report, out, ("trajectories.png",))
-
-
 def test_the_last_line_says_what_is_earned_after_each_number_of_trajectories(tmp_path):
     def estimate(value):
         return {"value": value, "low": value, "high": value}

@@ -17,34 +17,21 @@ from ringrl.formats.exorl import write_episode
 from ringrl.run import RunDirectory
 
 
-@pytest.fixture
-def ringrl(monkeypatch, capsys):
-    """A function (*arguments) -> (status, stdout, stderr) of `ringrl ARGUMENTS`, run in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ringrl", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return run
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ("", "Expected one of {demo, train, evaluate"),
-        ("nope", "Unrecognized options: nope"),
+        ("nope", "nope: no verb of that name; there are demo, train"),
+        ("trian", "trian: no verb of that name; did you mean train?"),
         ("demo --scale 3", "--scale 3.0"),
         ("demo --scale x", "--scale"),
         ("train", "needs a CONFIG"),
         ("train nope", "nope: configs has no recipe"),
         ("train nope.yaml", "nope.yaml: no such file"),
-        ("train demo_dt training.stps=3", "`training.stps`: unknown key"),
+        ("train demo_dt training.stps=3", "demo_dt.yaml: `training.stps`: unknown key; did you mean steps"),
+        ("train demo_dt trainng.steps=3", "demo_dt.yaml: `trainng`: unknown key; did you mean training?"),
+        ("train demo_dt agent.windw=3", "demo_dt.yaml: `agent.windw`: unknown key; the agent's file has all"),
+        ("train demo_dt evaluation.mesh.sq=3", "demo_dt.yaml: `evaluation.mesh.sq`: unknown key"),
         ("train demo_dt training.steps=x", "`training.steps`"),
         ("train demo_dt training.steps", "a.b=c"),
         ("train demo_dt --bogus", "Unrecognized options: --bogus"),
@@ -58,7 +45,7 @@ def ringrl(monkeypatch, capsys):
         ("evaluate nowhere --ablation blind", "nowhere: not a run directory"),
         ("evaluate nowhere --probe blind", "nowhere: not a run directory"),  # the earlier name of --ablation
         ("report", "needs one RUN or more"),
-        ("report nowhere", "nowhere is not a run directory"),
+        ("report nowhere", "nowhere: not a run directory"),
         ("plan", "plan needs a CONFIG"),
         ("plan demo_dt", "plan needs a CONFIG (see `ringrl ls`) and a --topology"),
         ("plan --tables --exchanges", "plan takes one of --find-max-context"),

@@ -83,7 +83,7 @@ def test_paths_in_the_home_folder_are_written_out(monkeypatch, tmp_path):
         ("training.steps=[", "not valid YAML"),
         ("mesh.seq=3", "row_steps 20 must be a multiple of 6"),
         ("mesh.tensor=4", "kv_heads 2 must be a multiple of .*mesh.tensor = 4"),
-        ("optimizer.accumulation=5", "batch 64 must be a multiple of .* 5"),
+        ("optimizer.accumulation=7", "batch 160 must be a multiple of .* 7"),
         ("model.width=30", "`model`: .*width 30 must be a multiple"),
         ("model={width: 8, heads: 4, kv_heads: 4, trial_encoding: rotary}", "`model`: .*heads of 4 features or more"),
         ("model={position_encoding: none}", "`model`: .*leaves nothing to rotate"),

@@ -10,7 +10,7 @@ import pytest
 
 # Takes the signals as the command line does, and says when it has come so far.
 BEGIN = """
-import ctypes, os, signal, sys, time
+import ctypes, os, signal, sys, time, warnings
 from pathlib import Path
 from ringrl.ending import Stopped, finishing, last_words, leave, signals_taken
 from ringrl.files import atomic_file, atomic_folder, clean_up
@@ -120,6 +120,7 @@ def test_what_ignores_ctrl_c_goes_on_ignoring_it(tmp_path):
 
 def test_a_forked_child_ends_by_signals_as_any_process(tmp_path):
     body = """
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
 child = os.fork()
 if not child:
     time.sleep(50)

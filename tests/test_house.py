@@ -17,7 +17,7 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # From low to high. A room (a folder or a file of ringrl, or a part of one, which is then named by itself) imports from
 # itself and from what is before it.
 ORDER = """
-errors ending locks files manifest readers progress recipes accelerators agent_record trust returns
+errors choices ending locks files manifest readers progress recipes accelerators agent_record trust returns
 episode batch config_section model_config config
 attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs

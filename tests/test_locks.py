@@ -4,9 +4,12 @@ import errno
 import fcntl
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -18,34 +21,39 @@ import os, sys, time
 from pathlib import Path
 from ringrl.locks import exclusive
 with exclusive(Path(sys.argv[1])):
-    if sys.argv[2:] and os.fork() == 0:
-        time.sleep(60)
-    print("locked", flush=True)
+    if not sys.argv[2:] or os.fork() == 0:  # the child, once it runs and has let go of what it got of its parent
+        print("locked", flush=True)
     time.sleep(60)
 """
 
 
-def start(lock, *more):
-    owner = subprocess.Popen([sys.executable, "-c", LOCK, lock, *more], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
-    return owner
+@contextmanager
+def process_with(lock, *more):
+    """A process that has the lock, and in whose process group its child is."""
+    command = [sys.executable, "-c", LOCK, lock, *more]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as owner:
+        try:
+            assert owner.stdout is not None and owner.stdout.readline() == "locked\n"
+            yield owner
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(owner.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("more", [(), ("fork",)], ids=["alone", "its child lives on"])
 def test_one_process_has_a_lock_and_a_killed_one_no_longer(tmp_path, more):
     lock = tmp_path / ".lock"
-    owner = start(lock, *more)
-    expected = rf"^{tmp_path}: in use by process {owner.pid} on {platform.node()} since \d{{4}}-\d\d-\d\d .*; wait for"
-    with pytest.raises(UserError, match=expected), exclusive(lock, of=tmp_path):
-        pytest.fail("never entered")
-    assert lock.exists()
-    owner.kill()
-    owner.wait()
-    with exclusive(lock):
+    with process_with(lock, *more) as owner:
+        who = rf"{owner.pid} on {platform.node()}"
+        expected = rf"^{tmp_path}: in use by process {who} since \d{{4}}-\d\d-\d\d .*; wait for"
+        with pytest.raises(UserError, match=expected), exclusive(lock, of=tmp_path):
+            pytest.fail("never entered")
         assert lock.exists()
-    assert not lock.exists()
-    if owner.stdout is not None:
-        owner.stdout.close()
+        owner.kill()
+        owner.wait()
+        with exclusive(lock):
+            assert lock.exists()
+        assert not lock.exists()
 
 
 def test_of_many_at_once_one_at_a_time_has_the_lock(tmp_path):
@@ -102,6 +110,19 @@ def test_a_lock_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="link: (is a link to nothing|cannot be written)"):
         with exclusive(tmp_path / "link/x.lock", of=tmp_path / "link"):
             pytest.fail("never entered")
+
+
+def test_where_no_folder_can_be_made_it_is_not_tried_for_ever(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with (
+        pytest.raises(UserError, match="runs/a: cannot be written"),
+        exclusive(Path("runs/a/.lock"), of=Path("runs/a")),
+    ):
+        pytest.fail("never entered")
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_file_system_without_locks_keeps_nobody_out_and_says_so(tmp_path, monkeypatch, caplog):

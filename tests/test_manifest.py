@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from ringrl.errors import UserError
-from ringrl.manifest import MANIFEST, check, finish, replace_together, require, seal, verified_bytes
+from ringrl.manifest import (
+    MANIFEST,
+    check,
+    finish,
+    replace_together,
+    require,
+    require_replaceable,
+    seal,
+    verified_bytes,
+)
 
 FILES = {"a.json": b"{}", "deep/b": b"bb", "deep/er/c": b""}
 
@@ -65,6 +74,36 @@ def test_a_folder_without_one_is_read_unchecked_unless_one_was_promised(folder, 
     assert caplog.text.count("cannot be verified") == 1
     with pytest.raises(UserError, match="its SHA256SUMS is missing: a copy that was cut off"):
         require(folder, promised=True)
+
+
+@pytest.mark.parametrize("content, said", [(b"", ": is empty"), (b"\0" * 200, " line 1: damaged")])
+def test_an_empty_one_is_damaged(folder, content, said):
+    (folder / MANIFEST).write_bytes(content)
+    for read in (lambda: check(folder), lambda: verified_bytes(folder / "a.json")):
+        with pytest.raises(UserError, match=f"SHA256SUMS{said}"):
+            read()
+
+
+def test_files_whose_lines_are_gone_are_counted_in_the_log(folder, caplog):
+    lines = (folder / MANIFEST).read_text().splitlines(keepends=True)
+    (folder / MANIFEST).write_text("".join(lines[:2]))
+    assert check(folder) and check(folder)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("its SHA256SUMS names 1 of 3 files; the others are not verified")
+
+
+def test_what_cannot_or_may_not_be_replaced_is_said_before_the_work(folder):
+    require_replaceable(folder / "new", ["a.json"], own=False)
+    require_replaceable(folder, ["a.json"], own=False)
+    (folder / "mine").touch()
+    require_replaceable(folder, ["mine"])
+    with pytest.raises(UserError, match="mine: was not made by this step"):
+        require_replaceable(folder, ["a.json", "mine"], own=False)
+    with pytest.raises(UserError, match="deep: is a folder"):
+        require_replaceable(folder, ["deep"])
+    (folder / MANIFEST).write_bytes(b"junk\n")
+    with pytest.raises(UserError, match="SHA256SUMS line 1: damaged"):
+        require_replaceable(folder, ["a.json"])
 
 
 def test_one_file_is_checked_as_it_is_read(folder):

@@ -12,6 +12,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
+
+from ringrl import __version__
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -98,3 +101,15 @@ def test_an_installed_wheel_works_outside_the_checkout(wheel, tmp_path):
     )
     for path in [*(ROOT / "agents").glob("[!_]*.py"), *(ROOT / "configs").glob("[!_]*.yaml")]:
         assert path.stem in listed.stdout
+
+
+def test_the_citation_is_of_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda form: form.name
+)
+def test_the_forms_for_issues_ask_something(form):
+    about = yaml.safe_load(form.read_text())
+    assert about["name"] and about["description"] and all(each["attributes"]["label"] for each in about["body"])

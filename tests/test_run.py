@@ -13,6 +13,7 @@ from ringrl.agent_record import AgentRecord
 from ringrl.cli.run_verbs import ExportVerb
 from ringrl.config import parse_config
 from ringrl.errors import UserError
+from ringrl.manifest import MANIFEST
 from ringrl.model_config import EARLIER
 from ringrl.rollout.evaluate import evaluate
 from ringrl.run import RunDirectory
@@ -82,16 +83,27 @@ def test_a_line_says_that_the_copy_is_used_of_an_agent_that_was_edited_or_lost(r
 
 
 def test_what_was_killed_before_it_was_a_run_begins_anew(run, agent_file):
+    (run.path / MANIFEST).unlink()
     run.config_file.unlink()
     agent_file.write_text(agent_file.read_text() + "# better\n")
     began = config("stores/walker", "mine/my_agent.py")
     assert run.with_own_agent(began) is began
     run.write(began, {"returns": [2.0]}, None, SAID)
     assert run.agent_file.read_bytes() == agent_file.read_bytes() and run.config().agent.window == 7
+    (run.path / MANIFEST).unlink()
     run.config_file.unlink()
     run.write(config("stores/other", "decision_transformer"), {"returns": [2.0]}, None, SAID)
     agent = run.agent()
     assert agent is not None and agent.name == "decision_transformer" and run.config().data.store == "stores/other"
+
+
+@pytest.mark.parametrize(
+    "name, use", [("config.yaml", "check_new"), ("run.json", "config"), ("dataset.json", "dataset")]
+)
+def test_a_run_that_has_lost_a_file_is_no_earlier_run_nor_a_new_one(run, name, use):
+    (run.path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing, which SHA256SUMS names"):
+        getattr(run, use)()
 
 
 def test_a_changed_copy_of_the_agent_is_refused(run):

@@ -5,6 +5,7 @@ them keeps some of a row's tokens, in the order in which they came: the tokens o
 the fewest of that row. So the stations' shares differ by one call's tokens at most, for any lengths of the calls.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -21,6 +22,16 @@ class Stored(NamedTuple):
     v: Array
     k_scale: Array | None  # float32 [layers, batch, kv_heads, slots]: what an int8 key is multiplied by; else None
     v_scale: Array | None
+
+
+SLOT_AXES = (0, 0, 1, 1)
+"""The axis of slots, or of new tokens, of each array of `Stored`, behind those of layers and rows."""
+
+
+def each_array(f: Callable[[Array, int], Any], of: Stored) -> Stored:
+    """`f(array, its axis of slots or tokens)` of each array; None stays None."""
+    results: list[Any] = [None if x is None else f(x, axis) for x, axis in zip(of, SLOT_AXES, strict=True)]
+    return Stored(*results)
 
 
 class KVCache(NamedTuple):

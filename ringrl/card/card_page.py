@@ -15,7 +15,7 @@ from ringrl.card.card_facts import Groups, facts, group_sources, notes
 from ringrl.card.card_sample import Sample, draw_sample
 from ringrl.errors import unwritable
 from ringrl.files import alone_in, check_room
-from ringrl.manifest import replace_together
+from ringrl.manifest import replace_together, require_replaceable
 from ringrl.reporting.figures.data_figures import TaskReturns, return_distribution, return_history
 from ringrl.reporting.figures.drawing import Drawing, render
 from ringrl.reporting.figures.style import SERIES_LIGHT
@@ -44,6 +44,7 @@ def write_card(store: Path | str, out: Path | None = None, *, seed: int = 0) -> 
         out = Path(f"{opened.path}.card") if isinstance(opened.path, Path) else Path(f"{Path(opened.path).name}.card")
     with alone_in(out):
         check_room(out)
+        require_replaceable(out, ("index.html", "card.json"), own=False)
         now = datetime.now(UTC)
         card, groups, sample = describe(opened, seed)
         card["written"] = now.isoformat(timespec="seconds")

@@ -1,13 +1,13 @@
-"""`ringrl demo`: the main job from physics to report, on dm_control's cartpole swingup."""
+"""`ringrl demo`: agents that find out a hidden task from their own trials, and some that cannot, from data to page."""
 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 from rich.console import Console
 
@@ -18,51 +18,71 @@ from ringrl.files import write_text
 from ringrl.readers import ObjectRecord, read_json
 from ringrl.reporting import write_report
 from ringrl.rollout.evaluate import evaluate
+from ringrl.rollout.film import Film, film_run
 from ringrl.run import RunDirectory
 from ringrl.store.episode_store import open_store
 from ringrl.training.loop import run_training
 
-TASK = "cartpole_swingup"
-ACTION_REPEAT = 4
-EPISODES = {"random": 20, "rnd": 20, "td3": 80}  # collector -> episodes of the mixed data set
-AGENTS = {"bc": "demo_bc", "dt": "demo_dt", "at": "demo_at"}  # run directory -> shipped config
+TASK = "hidden_reacher_target"
+HISTORIES = {"task": TASK, "action_repeat": 5, "scale": 0.3}
+"""What the data step is asked for: an expert's trials under noise that fades, of a new target each history."""
+
+COUNT = 800
+AGENTS = {"ad": "demo_ad", "at": "demo_at", "dt": "demo_dt", "bc": "demo_bc"}  # run directory -> shipped config
+FILMED, TRIALS = "ad", (1, 8)
 
 
 def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
-    """Collect, relabel, store, train three agents, evaluate and compare them; returns the path of the report's page.
+    """Make data, train four agents, roll them out in unseen tasks and compare them; the path of the report's page.
 
-    Data sets go to `out`/datasets/demo and runs to `out`/runs/demo; demo.json there holds the seconds of every stage.
-    What an earlier, interrupted demo finished is used again unless `fresh`. `scale` shrinks the data and the training.
+    Data go to `out`/datasets/demo and runs to `out`/runs/demo; demo.json there holds the seconds of every stage. What
+    an earlier, interrupted demo finished is used again unless `fresh`. `scale` shrinks the data and the training.
     """
     datasets, runs = out / "datasets" / "demo", out / "runs" / "demo"
     if fresh:
         shutil.rmtree(datasets, ignore_errors=True)
         shutil.rmtree(runs, ignore_errors=True)
-    store = datasets / "cartpole.store"
+    store = datasets / "targets.store"
     if store.exists():
         _check_store(store)
-    stages = _Stages(runs / "demo.json")
-    steps = {name: recipes.load("data", name) for name in ("collect", "relabel", "build_store")}
-    for collector, episodes in EPISODES.items():
-        raw, relabelled = datasets / collector, datasets / "relabelled" / collector
-        count = max(2, round(episodes * scale))
-        what = {"task": TASK, "policy": collector, "episodes": count, "action_repeat": ACTION_REPEAT, "out": raw}
-        stages.run(f"collect {collector}", raw, partial(_call, steps["collect"], **what))
-        stages.run(f"relabel {collector}", relabelled, partial(_call, steps["relabel"], folder=raw, out=relabelled))
-    folders = tuple(datasets / "relabelled" / collector for collector in EPISODES)
-    stages.run(
-        "build store", store, partial(_call, steps["build_store"], folders=folders, out=store, relabel="recorded")
-    )
+    stages = _Stages(runs / "demo.json", 3 + 2 * len(AGENTS))
+    histories = {**HISTORIES, "out": store, "histories": max(8, round(COUNT * scale))}
+    stages.run("data: histories of hidden targets", store, partial(_collect, histories))
     for index, (name, shipped) in enumerate(AGENTS.items()):
         run, config = runs / name, _config(shipped, store, scale)
         directory = RunDirectory(run)
+        _check_run(directory, config)
         stages.run(f"train {name}", directory.finished_file, partial(_train, config, run))
-        # One random reference serves all: the environments have the same seeds.
-        stages.run(f"evaluate {name}", directory.table(), partial(evaluate, run, reference=index == 0))
+        # One random and one expert reference serve all: the environments have the same seeds.
+        rollout = partial(evaluate, run, reference=index == 0)
+        setting = config.evaluation
+        what = f"evaluate {name}: {setting.trials} trials in {setting.envs} unseen tasks"
+        stages.run(what, directory.table(), rollout)
+    film = RunDirectory(runs / FILMED).evaluation / "film.mp4"
+    stages.run(f"film {FILMED}: trials 1 and 8", film, partial(_film, runs / FILMED, film))
     page = runs / "report" / "index.html"
     page.unlink(missing_ok=True)
     stages.run("report", page, partial(write_report, [runs / name for name in AGENTS], runs / "report"))
+    summary: Any = read_json(page.parent / "summary.json", ObjectRecord, "start over with --fresh")
+    opening = summary["tasks"][TASK]["opening"]
+    print(f"{opening['question']} {opening['answer']}")
     return page
+
+
+def _film(run: Path, film: Path) -> None:
+    """Film the first and the last trial; where this machine cannot, one line says why, and the page has no film."""
+    try:
+        film_run(run, Film(film, TRIALS))
+    except Exception as error:  # of renderers and their drivers, which raise errors of many kinds
+        print(f"no film: {' '.join(str(error).split())[:200]}")
+
+
+def _check_run(run: RunDirectory, config: RunConfig) -> None:
+    """Raise UserError where a run is there of another demo, such as an earlier ringrl's or one of another --scale."""
+    if run.exists:
+        found = run.config()
+        if (found.data.task, found.training.steps) != (config.data.task, config.training.steps):
+            raise UserError(f"{run.path}: is of another demo; start over with --fresh, or give another --out")
 
 
 @dataclass
@@ -70,13 +90,16 @@ class _Stages:
     """Runs stages in order, skips those whose result is there, and keeps the seconds that each took."""
 
     path: Path
+    count: int
+    done: int = 0
 
     def run(self, name: str, result: Path, stage: Callable[[], object]) -> None:
-        console = Console()
+        console, self.done = Console(), self.done + 1
+        title = f"[bold]{self.done}/{self.count} {name}[/]"
         if result.exists():
-            console.print(f"[bold]{name}[/]: {result} is there already")
+            console.print(f"{title}: {result} is there already")
             return
-        console.print(f"[bold]{name}[/] ...")
+        console.print(f"{title} ...")
         began = time.perf_counter()
         stage()
         known = self.path.exists()
@@ -84,7 +107,7 @@ class _Stages:
         seconds[name] = round(time.perf_counter() - began, 2)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, json.dumps(seconds, indent=1) + "\n")
-        console.print(f"[bold]{name}[/]: {seconds[name]:.1f} s")
+        console.print(f"{title}: {seconds[name]:.1f} s")
 
 
 def _check_store(store: Path) -> None:
@@ -95,7 +118,8 @@ def _check_store(store: Path) -> None:
         raise UserError(f"{error}; or start over with --fresh") from error
 
 
-def _call(step: ModuleType, **arguments: object) -> None:
+def _collect(arguments: Mapping[str, Any]) -> None:
+    step = recipes.load("data", "collect_histories")
     step.main(step.Args(**arguments))
 
 

@@ -1,5 +1,6 @@
 """The command line: `ringrl demo | data | train | evaluate | report | export | plan | ls | cp`."""
 
+import difflib
 import os
 import select
 import signal
@@ -129,6 +130,10 @@ def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["data"]:
         run_data_step(arguments[1:])
         return
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        near = difflib.get_close_matches(arguments[0], VERBS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
+        raise UserError(f"{arguments[0]}: no verb of that name; {advice}")
     about = "In-context reinforcement learning at any context length. `ringrl data STEP --help` for data preparation."
     with usage_error_in_one_line():
         verb = tyro.extras.subcommand_cli_from_dict(

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from ringrl.batch import TrajectoryOrder
-from ringrl.config import Ablation, WhenFull
+from ringrl.choices import Ablation, TrajectoryOrder, WhenFull
 from ringrl.errors import UserError
 
 
@@ -36,9 +35,15 @@ def _strictly(run: Path, checkpoint: str, strict: bool) -> str:
     return str(there[-1]) if there else checkpoint
 
 
+def _require_folder(run: Path) -> None:
+    """Raise UserError where there is no such folder, before the imports, which take seconds."""
+    if not run.is_dir():
+        raise UserError(f"{run}: not a run directory, for it is no folder; pass the one that `ringrl train` made")
+
+
 @dataclass(frozen=True)
 class DemoVerb:
-    """Collect, relabel, store, train, evaluate and report on dm_control's cartpole swingup."""
+    """Agents that find out a hidden task from their own trials, beside some that cannot: data, training, page."""
 
     out: Path = Path(".")
     """Folder in which datasets/demo and runs/demo are made."""
@@ -49,10 +54,13 @@ class DemoVerb:
 
     def run(self) -> None:
         """Run every stage. Raises UserError for a scale out of range."""
-        from ringrl.cli.demo import demo
-
         if not 0 < self.scale <= 1:
             raise UserError(f"--scale {self.scale}: give a share above 0 and at most 1")
+        from ringrl.training.memory_pool import keep_freed_memory
+
+        keep_freed_memory()  # before JAX is used
+        from ringrl.cli.demo import demo
+
         print(f"report: {demo(self.out, self.scale, self.fresh)}")
 
 
@@ -65,7 +73,7 @@ class TrainVerb:
     overrides: Positional[tuple[str, ...]] = ()
     """Settings as a.b=c, for example training.steps=100."""
     out: Path | None = None
-    """The run directory; default runs/NAME-seedN."""
+    """The run directory; default runs/NAME-seedN, with the changed settings between the two."""
     resume: Path | None = None
     """Continue this run from its newest checkpoint, under its own configuration; a.b=c changes settings of it."""
     strict: bool = False
@@ -83,8 +91,14 @@ class TrainVerb:
 
     def run(self) -> None:
         """Train, from the start or from the newest checkpoint."""
+        if self.config is not None and self.resume is None:
+            from ringrl.config import check_sections
+
+            check_sections(self.config, self.overrides)  # before the imports, which take seconds
+        from ringrl.training.memory_pool import keep_freed_memory
         from ringrl.training.processes import is_first, joined
 
+        keep_freed_memory()  # before JAX is used
         with joined(self.coordinator, self.processes, self.process, self.heartbeat_timeout):
             from ringrl.training.start import train
 
@@ -143,28 +157,37 @@ class EvaluateVerb:
     process: int | None = None
     """Which of them this is, from 0."""
     checkpoint: str = "latest"
-    """latest, best (the lowest training loss of those kept), or the number of a step."""
+    """latest, best (the lowest loss of those kept), or the number of a step."""
     strict: bool = False
     """Stop where the latest checkpoint is damaged, instead of going back to the newest good one."""
     reference: bool = True
     """Also roll out the random policy and the task's expert, into the same table; of several runs one needs them."""
     video: Path | None = None
     """Also film the first environment's trials, for example film.mp4 (ringrl[video]; needs EGL or a display)."""
+    video_trials: tuple[int, ...] = ()
+    """With --video: only these trials, side by side, of the environment with the median gain, for example 1 8."""
     out: Path | None = None
     """Folder of the tables, instead of RUN/evaluation where that can only be read; `ringrl report` takes it as RUN."""
+    overwrite: bool = False
+    """Replace tables of an earlier evaluation that had other settings; --out writes beside them."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
     trust: bool = False
     """Run the program that is the run's agent, whoever wrote it (SECURITY.md)."""
 
     def run(self) -> None:
-        """Roll out, and print the tables' paths. Raises UserError for options that exclude each other."""
+        """Roll out, and print mean returns. Raises UserError for options that exclude each other."""
         self._check()
+        _require_folder(self.run_directory)
         from ringrl.training.processes import is_first, joined
         from ringrl.trust import trusting
 
         with joined(self.coordinator, self.processes, self.process), trusting(self.trust):
-            for table in self._tables():
-                if is_first():
-                    print(f"returns: {table}")
+            tables = self._tables()
+            if is_first():
+                from ringrl.cli.printed import print_tables
+
+                print_tables(tables, self.json)
 
     def _tables(self) -> list[Path]:
         from ringrl.rollout.evaluate import evaluate
@@ -172,14 +195,14 @@ class EvaluateVerb:
 
         names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "explore_correlation")}
-        settings |= {"mesh": _parse_mesh(self.mesh), "out": self.out}
+        settings |= {"mesh": _parse_mesh(self.mesh), "out": self.out, "overwrite": self.overwrite}
         settings["checkpoint"] = _strictly(self.run_directory, self.checkpoint, self.strict)
         shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order, "apart": self.apart}
         if self._repeats:
             shown |= {"trajectories": self.trajectories, "explore": self.explore}
             return repeat(self.run_directory, self.targets, self.ablation, **shown, **settings)
         shown |= {"trajectories": next(iter(self.trajectories), 0), "explore": next(iter(self.explore), None)}
-        options: dict[str, Any] = {"reference": self.reference, "video": self.video}
+        options: dict[str, Any] = {"reference": self.reference, "video": self.video, "video_trials": self.video_trials}
         return [evaluate(self.run_directory, **options, **shown, **settings)]
 
     @property
@@ -208,7 +231,7 @@ class ExportVerb:
     out: Path | None = None
     """The folder; default RUN/export."""
     step: str = "latest"
-    """The checkpoint: latest, best (the lowest training loss of those kept), or the number of a step."""
+    """The checkpoint: latest, best (the lowest loss of those kept), or the number of a step."""
     strict: bool = False
     """Stop where the latest checkpoint is damaged, instead of going back to the newest good one."""
     overwrite: bool = False
@@ -218,9 +241,9 @@ class ExportVerb:
 
     def run(self) -> None:
         """Write the two files."""
-        from ringrl.files import check_folder
+        _require_folder(self.run_directory)
         from ringrl.run import RunDirectory
-        from ringrl.training.export import ABOUT, export
+        from ringrl.training.export import check_export, export
         from ringrl.training.trained_model import load_model
         from ringrl.trust import trusting
 
@@ -228,24 +251,40 @@ class ExportVerb:
         out = self.out or run.export
         with trusting(self.trust):
             config = run.config()
-        check_folder(out, marker=ABOUT, overwrite=self.overwrite)
+        check_export(out, overwrite=self.overwrite)
         model, step = load_model(run.path, config, run.dataset()["sizes"], _strictly(run.path, self.step, self.strict))
         print(f"export: {export(model, config, step, run.path, out, overwrite=self.overwrite)}")
 
 
 @dataclass(frozen=True)
 class ReportVerb:
-    """Compare evaluated runs on one self-contained page: index.html, figures, summary.json."""
+    """Compare runs on one self-contained page: index.html, figures, summary.json; unevaluated, their losses."""
 
     runs: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN...")]
-    """Run directories, evaluated before."""
+    """Run directories."""
     out: Path | None = None
     """Folder of the report; default RUN/report, or runs/report for several."""
+    json: bool = False
+    """Print summary.json instead of the answers."""
+    serve: bool = False
+    """Follow the runs while they train: show the report at a loopback address, and write it anew as they log."""
+    port: int = 0
+    """With --serve: of the address; 0: any that is free."""
 
     def run(self) -> None:
         """Write the report. Raises UserError without a run."""
-        from ringrl.reporting import write_report
-
         if not self.runs:
             raise UserError("report needs one RUN or more")
-        print(f"report: {write_report(self.runs, self.out)}")
+        if self.port and not self.serve:
+            raise UserError("--port: is of a report that is served; give --serve too")
+        for run in self.runs:
+            _require_folder(run)
+        if self.serve:
+            from ringrl.reporting.serve import serve
+
+            serve(self.runs, self.out, self.port, 5.0, lambda line: print(line, flush=True))
+            return
+        from ringrl.cli.printed import print_report
+        from ringrl.reporting import write_report
+
+        print_report(write_report(self.runs, self.out), self.json)

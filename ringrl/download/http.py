@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from rich.filesize import decimal
+
 from ringrl.download.partial_file import Remote, forget, load_remote, received, save_remote
 from ringrl.errors import UserError, unwritable
 from ringrl.formats.archive import require_space
@@ -177,8 +179,8 @@ def _copy(reply: Any, partial: Path, start: int, remote: Remote, on_progress: Pr
             free = shutil.disk_usage(partial.parent).free if remote.size is None else _ROOM
             if free < _ROOM:
                 raise UserError(
-                    f"{partial}: {remote.url} does not announce its size, and only {free / 1e9:.2f} GB are free after "
-                    f"{(done - len(chunk)) / 1e9:.2f} GB of it; make room and run again, or remove what came"
+                    f"{partial}: {remote.url} does not announce its size, and only {decimal(free)} are free after "
+                    f"{decimal(done - len(chunk))} of it; make room and run again, or remove what came"
                 )
             try:
                 file.write(chunk)

@@ -8,7 +8,17 @@ from ringrl.envs.custom.library import library_of, with_different_cues  # noqa: 
 from ringrl.envs.custom.reward_family import HELD_OUT, VALIDATION, RewardFamily  # noqa: E402
 from ringrl.envs.env_pool import EnvPool  # noqa: E402
 from ringrl.envs.suite import DMControlEnv, make_env  # noqa: E402
-from ringrl.envs.tasks import domains, family_of, is_hidden, is_task, is_visible, members_in, split_task, tasks  # noqa: E402
+from ringrl.envs.tasks import (  # noqa: E402
+    domains,
+    family_of,
+    is_gymnasium,
+    is_hidden,
+    is_task,
+    is_visible,
+    members_in,
+    split_task,
+    tasks,
+)
 from ringrl.envs.vector import VectorEnv, make_groups, make_vector  # noqa: E402
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "VectorEnv",
     "domains",
     "family_of",
+    "is_gymnasium",
     "is_hidden",
     "is_task",
     "is_visible",

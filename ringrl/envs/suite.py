@@ -1,7 +1,9 @@
 """dm_control under Gymnasium's API: flat float32 observations in ExoRL's order, actions in [-1, 1]."""
 
 import math
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import gymnasium
@@ -101,6 +103,11 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """dm_control's `Task`, whose `get_reward` takes `physics`."""
         return self._env.task
 
+    @property
+    def action_bounds(self) -> list[list[float]]:
+        """What the actuators get for actions of -1 and of 1, [[low ...], [high ...]]."""
+        return [self._low.tolist(), self._high.tolist()]
+
     def control(self, action: Float32[np.ndarray, "*rows action"]) -> Float64[np.ndarray, "*rows action"]:
         """What the actuators get for actions in [-1, 1]; actions outside are clipped."""
         unit = np.clip(action.astype(np.float64), -1.0, 1.0)
@@ -192,7 +199,8 @@ class DMControlEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         }
         terminated = bool(discount[-1] == 0.0)
         info = {"physics": physics[-1], "discount": float(discount[-1]), "length": len(reward), "rows": rows}
-        return observation[-1], float(sum(reward)), terminated, not self._running and not terminated, info
+        total = float(reduce(operator.add, reward))  # as `advance` adds: from Python 3.12 on `sum` rounds otherwise
+        return observation[-1], total, terminated, not self._running and not terminated, info
 
     def advance(
         self, control: Float64[np.ndarray, " action"], out: Float32[np.ndarray, " observation"]

@@ -56,6 +56,11 @@ def tasks(domain: str) -> tuple[str, ...]:
     return found
 
 
+def is_gymnasium(domain: str) -> bool:
+    """Whether a domain is of Gymnasium's environments, whose rewards do not follow from stored states."""
+    return ":" in domain or bool(versions_of(domain))
+
+
 def split_task(task_id: str) -> tuple[str, str]:
     """The (domain, task name) of a task id: `ball_in_cup_catch` is (`ball_in_cup`, `catch`).
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rich.filesize import decimal
+
 from ringrl.errors import UserError
 
 # An episode of quadruped, the widest domain, is 1001 rows of 824 bytes: no member of ExoRL's comes near this.
@@ -206,7 +208,7 @@ def require_space(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{folder}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; make room")
+        raise UserError(f"{folder}: {decimal(needed)} are needed, {decimal(free)} are free; make room")
 
 
 def _open(archive: Path) -> zipfile.ZipFile:

@@ -21,12 +21,14 @@ from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.episode import Episode, refuse_pixels
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder, user_path
+from ringrl.formats.archive import require_space
 
 if TYPE_CHECKING:
     from minari import MinariDataset
 
 # HDF5 keeps what it knows of every episode until the file is closed, which Minari does at the end of a request.
 _EPISODES_AT_ONCE = 50
+_HDF5_ROOM = 1 << 20  # bytes, for what it keeps beside the arrays
 _FORMAT_MARKER = "data/metadata.json"
 
 
@@ -226,11 +228,22 @@ def write_dataset(
         )
         about = {"dataset_id": dataset_id, "minari_version": minari.__version__, "description": description}
         storage.update_metadata(about)
-        storage.update_episodes(_to_buffer(episode, env) for episode in chain([first], episodes))
+        storage.update_episodes(_to_buffer(_with_room(episode, partial), env) for episode in chain([first], episodes))
         writing.rename(partial / "data")
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return get_dataset_path(dataset_id)
+
+
+def _with_room(episode: Episode, folder: Path) -> Episode:
+    """The episode. HDF5 may end the process where its disk is full, so that this is asked before.
+
+    Raises:
+        UserError: there may be no room for it.
+    """
+    arrays = (episode.observation, episode.action, episode.reward, episode.discount, episode.physics)
+    require_space(folder, _HDF5_ROOM + 2 * sum(array.nbytes for array in arrays))
+    return episode
 
 
 def _to_buffer(episode: Episode, env: DMControlEnv | None) -> Any:

@@ -74,7 +74,12 @@ def find_gpus(name: str) -> list[Any]:
     config = _target(_GPUS[name.partition(":")[0]])
     try:
         found = topologies.get_topology_desc(platform="cuda", target_config=config, topology=f"1x{hosts}x{gpus}")
-    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+    except NotImplementedError as error:  # its plug-in looked for cuDNN, and ended
+        raise UserError(
+            f"topology {name}: XLA's CUDA compiler did not start; without a GPU, set JAX_PLATFORMS=cpu before JAX "
+            "starts"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"topology {name}: XLA's CUDA compiler does not take it: {reason}") from error
     return list(found.devices)

@@ -251,6 +251,8 @@ def _publish(job: RelabelJob, work: Path, own: Path, out: Path, overwrite: bool)
     except OSError as error:
         if job.made(out):
             return
+        if not out.exists():
+            raise _cannot_be_made(out, error) from error
         raise UserError(f"{out} cannot be made; another run may have made it meanwhile ({error})") from error
     for folder in _own_folders(work):  # with what was replaced, and what dead runs have left
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ringrl.batch import PREVIOUS, link_previous
-from ringrl.config import Ablation, EvaluationConfig
+from ringrl.choices import Ablation
+from ringrl.config import EvaluationConfig
 from ringrl.errors import UserError
 from ringrl.model.cached_decoder import CachedDecoder
 from ringrl.policy import UNBOUNDED, RolloutSetting, RolloutSpec, StepFields

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from ringrl.agent import Widths
-from ringrl.batch import ContextPlan, TrajectoryOrder
+from ringrl.batch import ContextPlan
+from ringrl.choices import TrajectoryOrder
 from ringrl.episode import Episode, StepSpan
 from ringrl.errors import UserError
 from ringrl.policy import RolloutSpec, StepFields

@@ -1,7 +1,7 @@
 """A run's agent under the setting of an evaluation: rolled out in all environments, and its tables written."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import Progress
 
-from ringrl.config import Ablation, EvaluationConfig
+from ringrl.choices import Ablation
+from ringrl.config import EvaluationConfig
 from ringrl.envs import EnvPool, VectorEnv
+from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting, RolloutSpec
 from ringrl.returns import TrialReturn
 from ringrl.rollout.demonstrations import Demonstrations
@@ -31,6 +33,7 @@ from ringrl.rollout.shared_envs import SharedEnvs, trial_envs
 from ringrl.rollout.trained_agent import TrainedAgent, agent_and_source, load_trained
 from ringrl.rollout.trials import Group, TrialRows, run_trials
 from ringrl.run import RunDirectory
+from ringrl.run_tables import EXPLORE, TARGETS
 from ringrl.training.data_notes import evaluation_notes, noted, target_notes
 from ringrl.training.mesh import rollout_mesh
 from ringrl.training.processes import is_first, wait_for_all
@@ -147,9 +150,22 @@ class Evaluated:
         rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         return 1 if self.setting.envs % (2 * rows) and rows > 1 else 2
 
-    def writing(self, tables: Iterable[str]) -> AbstractContextManager[None]:
+    def writing(self, tables: Sequence[str]) -> AbstractContextManager[None]:
         """While it is entered no other evaluation writes these tables. UserError where one does already."""
         return self.run.writing_tables(tables) if is_first() else nullcontext()
+
+    def refuse_replacing(self, tables: Sequence[str]) -> None:
+        """Raise UserError where one of these tables is there and was made with other settings, of any mesh."""
+        mine = self.setting.model_dump(mode="json", exclude={"mesh"})
+        for table in tables:
+            known = self.run.table_settings(table)
+            swept = {TARGETS: "target", EXPLORE: "explore"}.get(table)
+            for name, value in mine.items():
+                if name in known and name != swept and known[name] != value:
+                    raise UserError(
+                        f"{self.run.table(table)}: was made with {name} {known[name]}, not {value}; replace it with "
+                        "--overwrite, or write beside it with --out FOLDER"
+                    )
 
     def write(
         self,

@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 from jaxtyping import Int64
 
-from ringrl.config import WhenFull
+from ringrl.choices import WhenFull
 from ringrl.errors import UserError
 from ringrl.rollout.recent_steps import RecentSteps
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ringrl.batch import TrajectoryOrder
-from ringrl.config import Ablation, change_section
+from ringrl.choices import Ablation, TrajectoryOrder
+from ringrl.config import change_section
 from ringrl.errors import UserError
 from ringrl.progress import progress_bar
 from ringrl.rollout.ablation import check_ablation, numbers_to_ablate
@@ -33,6 +33,7 @@ def repeat(
     explore: Sequence[int] = (),
     checkpoint: str = "latest",
     out: Path | None = None,
+    overwrite: bool = True,
     **given: int | float | str | None,
 ) -> list[Path]:
     """The agent's evaluation once more for each target, number of demonstrations, exploration, and context ablation.
@@ -57,6 +58,7 @@ def repeat(
         explore: how many of the first trials act at random; a single number beside others of these is of all of them.
         checkpoint: as `evaluate`'s.
         out: as `evaluate`'s.
+        overwrite: as `evaluate`'s.
         given: `evaluate`'s trials, envs, context, target, seed and so on; None: the run's own.
 
     Returns:
@@ -82,8 +84,10 @@ def repeat(
         named = {f"{number} demonstrations": start for number, start in starts.items()}
         tables.append(_Repetition(DEMONSTRATIONS, named, about))
     tables += [_for_ablation(trained, ablation, starts, about) for ablation in dict.fromkeys(ablations)]
+    if not overwrite:
+        trained.refuse_replacing([table.name for table in tables])
     written = []
-    with trained.writing(table.name for table in tables), progress_bar() as progress:
+    with trained.writing([table.name for table in tables]), progress_bar() as progress:
         for table in tables:
             began, rows, dropped = time.perf_counter(), [], []
             for how, start in table.starts.items():

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from ringrl.batch import TrajectoryOrder
+from ringrl.choices import TrajectoryOrder
 from ringrl.episode import Episode
 from ringrl.errors import UserError
 from ringrl.files import user_path

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int64
 
-from ringrl.batch import TrajectoryOrder
+from ringrl.choices import TrajectoryOrder
 from ringrl.envs import family_of, is_hidden, is_visible, library_of, make_env, members_in, split_task
 from ringrl.episode import Episode
 from ringrl.errors import UserError

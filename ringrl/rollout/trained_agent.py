@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ringrl.agent import Agent, AgentDescription, PolicySource, Widths, make_agent
-from ringrl.config import RunConfig, WhenFull, change_section
+from ringrl.choices import WhenFull
+from ringrl.config import RunConfig, change_section
 from ringrl.envs import make_vector, split_task
 from ringrl.errors import UserError
 from ringrl.files import user_path
@@ -176,7 +177,7 @@ def load_agent(
 
     Args:
         run: a run directory, or a folder that `ringrl export` wrote.
-        checkpoint: of a run directory: `latest`, `best` (the lowest training loss of those kept), or a step's number.
+        checkpoint: of a run directory: `latest`, `best` (the lowest loss of those kept), or a step's number.
         mesh: devices along mesh axes, such as `{"seq": 4}`, over which the context is spread; of several processes, all
             their devices. Default: the run's mesh where there are as many devices, else one device; of several
             processes the run's mesh alone, which must be of all their devices.

@@ -63,8 +63,8 @@ class Store:
         verified: whether its descriptions were compared with their hashes; a store of an earlier ringrl has none.
     """
 
-    def __init__(self, path: Path | str, memory_limit: int = 0):
-        """Read the metadata; arrays are read when asked for. See `open_store`."""
+    def __init__(self, path: Path | str, memory_limit: int = 0, chosen: Int64[np.ndarray, " episodes"] | None = None):
+        """Read the metadata; arrays are read when asked for. See `open_store` and `part`."""
         self.path, self._memory_limit = path, memory_limit
         context = open_context(_CACHE_BYTES if is_url(path) else 0)
         self.verified = verify_descriptions(path, context)
@@ -75,11 +75,13 @@ class Store:
         self.families = metadata.get("families", {})
         self.demonstrator = metadata.get("demonstrator", False)
         self.content = metadata.get("content", {})
-        self.episodes, self.sources = metadata["episodes"], tuple(metadata["sources"])
+        self._in_file: int = metadata["episodes"]
+        self._chosen, self.sources = chosen, tuple(metadata["sources"])
+        self.episodes = self._in_file if chosen is None else len(chosen)
         self.dims = dims_of(metadata)
         self.provenance: dict[str, Any] = metadata["provenance"]
-        self._rows: int = metadata["steps"] + self.episodes
-        shapes = array_shapes(self.dims, self.tasks, self.episodes, self._rows)
+        self._rows: int = metadata["steps"] + self._in_file
+        shapes = array_shapes(self.dims, self.tasks, self._in_file, self._rows)
         shapes |= {f"feature/{name}": (self._rows, width) for name, width in self.families.items()}
         shapes |= {"demonstrator": (self._rows, self.dims.action)} if self.demonstrator else {}
         check = partial(check_bounds, path, observation=self.dims.observation)
@@ -89,7 +91,20 @@ class Store:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its path."""
-        return Store, (self.path, self._memory_limit)
+        return Store, (self.path, self._memory_limit, self._chosen)
+
+    @property
+    def numbers(self) -> Int64[np.ndarray, " episodes"]:
+        """The number that each episode has in the file; of a part of a store not all of them."""
+        return np.arange(self._in_file, dtype=np.int64) if self._chosen is None else self._chosen
+
+    def _of_part(self, values: np.ndarray) -> np.ndarray:
+        """Of an array over all episodes of the file, those of this part."""
+        return values if self._chosen is None else values[self._chosen]
+
+    def part(self, chosen: Int64[np.ndarray, " episodes"]) -> "Store":
+        """The same store with these of its episodes alone, numbered from 0 in this order."""
+        return Store(self.path, self._memory_limit, self.numbers[chosen])
 
     @cached_property
     def _offsets(self) -> Int64[np.ndarray, " episodes_and_end"]:
@@ -100,7 +115,11 @@ class Store:
 
     @cached_property
     def _lengths(self) -> Int64[np.ndarray, " episodes"]:
-        return np.diff(self._offsets) - 1
+        return self._of_part(np.diff(self._offsets) - 1)
+
+    @cached_property
+    def _first_rows(self) -> Int64[np.ndarray, " episodes"]:
+        return self._of_part(self._offsets[:-1])
 
     @property
     def lengths(self) -> Int64[np.ndarray, " episodes"]:
@@ -110,7 +129,7 @@ class Store:
     @property
     def source(self) -> Int32[np.ndarray, " episodes"]:
         """Index into `sources` of every episode."""
-        return self._arrays.whole("source")
+        return self._of_part(self._arrays.whole("source"))
 
     def returns(self, task: str) -> Float64[np.ndarray, " episodes"]:
         """Undiscounted return of every episode under a task.
@@ -119,7 +138,7 @@ class Store:
             UserError: if the store has no such task, or cannot be read.
         """
         self._check_task(task)
-        return self._arrays.whole(f"return/{task}")
+        return self._of_part(self._arrays.whole(f"return/{task}"))
 
     def read(self, episode: int, start: int, stop: int, task: str) -> StepSpan:
         """Steps `start:stop` of one episode, with the rewards of one task; errors as `read_many`."""
@@ -167,7 +186,7 @@ class Store:
             self._check_span(*span)
         if not spans:
             return {name: [] for name in names}
-        first = self._offsets[[episode for episode, _, _ in spans]].tolist()
+        first = self.first_rows[[episode for episode, _, _ in spans]].tolist()
         rows = [(row, row + start, row + stop) for row, (_, start, stop) in zip(first, spans, strict=True)]
         steps, paid = [slice(a, b + 1) for _, a, b in rows], [slice(begin, b) for begin, _, b in rows]
         return self._arrays.rows({name: steps if after else paid for name, after in names.items()})
@@ -201,7 +220,7 @@ class Store:
     @property
     def first_rows(self) -> Int64[np.ndarray, " episodes"]:
         """The row of every episode's first step."""
-        return self._offsets[:-1]
+        return self._first_rows
 
     def episode(self, index: int, task: str) -> Episode:
         """One whole episode, with the rewards of one task, and the physics states and a demonstrator, if there are any.
@@ -229,7 +248,8 @@ class Store:
         self._check_span(episode, 0, 1)
         if not self.dims.physics:
             raise UserError(f"{self.path} has no physics states: what it was built from had none")
-        rows = slice(*self._offsets[episode : episode + 2].tolist())
+        first = int(self.first_rows[episode])
+        rows = slice(first, first + int(self.lengths[episode]) + 1)
         return self._arrays.rows({"physics": [rows]})["physics"][0]
 
     def _check_task(self, task: str) -> None:

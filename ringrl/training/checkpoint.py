@@ -1,7 +1,6 @@
 """Checkpoints through Orbax: asynchronous, sharded, atomic, hashed; the newest and those of lowest loss are kept."""
 
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from ringrl.training.checkpoint_files import (
     SealedPath,
     is_sealed,
     losses_of,
+    remove_cut_off,
     set_aside,
     steps_of,
     verify,
@@ -82,8 +82,7 @@ class Checkpoints:
         finally:
             self._manager.close()
             if not self._read_only and is_first():
-                for cut_off in self.folder.glob("*.orbax-checkpoint-tmp"):  # of a full disk, which needs the room
-                    shutil.rmtree(cut_off, ignore_errors=True)
+                remove_cut_off(self.folder)
 
     def wait(self) -> None:
         """Return when what is being written is whole. UserError where it cannot be written."""
@@ -235,5 +234,5 @@ def next_batch(about: dict, config: RunConfig, run: Path) -> int:
     """The index of the next batch, as the checkpoint has it. UserError where it was trained with another seed."""
     loader = about["loader"]
     if loader["seed"] != config.seed:
-        raise UserError(f"{run}: was trained with seed {loader['seed']}, not {config.seed}; name a new run with --out")
+        raise UserError(f"{run}: was trained with seed {loader['seed']}, not {config.seed}; train a new run for that")
     return loader["next_batch"]

@@ -9,6 +9,8 @@ import asyncio
 import json
 import math
 import os
+import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from ringrl.manifest import MANIFEST, DamagedError, check, require, seal
 FORMAT, UNSEALED_FORMAT = 3, 2
 STATE, ABOUT = "state", "about"
 _DAMAGED = ".damaged"
+_GIVE_UP_S, _UNSEEN = 10, 20  # the latter looks are a second
 
 
 class SealedPath(atomicity.AtomicRenameTemporaryPath):
@@ -62,6 +65,22 @@ class NewestAndBest(checkpoint_managers.PreservationPolicy):
         ranked = sorted(steps, key=lambda step: self.losses.get(step, math.inf))
         kept = {*steps[max(0, len(steps) - self.newest) :], *ranked[: self.best]}
         return [each.step in kept for each in checkpoints]
+
+
+def remove_cut_off(folder: Path) -> None:
+    """Remove what a full disk has cut off: the disk needs the room.
+
+    Of the arrays of a checkpoint the first failure is raised, while TensorStore's threads may still write the others
+    and so make their folder anew. Therefore a removed folder is looked for again, until it has stayed away.
+    """
+    give_up, unseen = time.monotonic() + _GIVE_UP_S, 0
+    while (found := list(folder.glob("*.orbax-checkpoint-tmp*"))) or 0 < unseen < _UNSEEN:
+        for cut_off in found:
+            shutil.rmtree(cut_off, ignore_errors=True)
+        unseen = 1 if found else unseen + 1
+        if time.monotonic() > give_up:
+            return
+        time.sleep(0.05)
 
 
 def steps_of(folder: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""A trained model as two files that need no ringrl to read: `model.safetensors` and `config.json`."""
+"""A trained model as files that need no ringrl to read: `model.safetensors`, `config.json`, and a model card."""
 
 import json
 import shutil
@@ -20,15 +20,17 @@ from ringrl.agent_record import AgentRecord, verify_source
 from ringrl.batch import TOKENS
 from ringrl.config import RunConfig, parse_config
 from ringrl.errors import UserError, unwritable
-from ringrl.files import atomic_folder
+from ringrl.files import atomic_folder, check_folder
 from ringrl.manifest import MANIFEST, check, require, seal
 from ringrl.model.transformer import Transformer
 from ringrl.model_config import read_earlier
 from ringrl.readers import RECORD, Count, Text, read_json
+from ringrl.returns import TrialReturn
 from ringrl.run import RunDirectory
 from ringrl.run_records import TrainedOnRecord
 from ringrl.sampling.normalizer import NormalizerRecord
 from ringrl.training.mesh import make_mesh
+from ringrl.training.model_card import CARD, model_card
 from ringrl.training.state import abstract_state, merge_model, split_model
 from ringrl.training.trained_model import refuse_earlier_tokens
 from ringrl.trust import require_trusted_config
@@ -68,7 +70,8 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
     `model.safetensors` holds the parameters, float32, named by their path in the model, such as
     `layers.before.query.kernel`; those of layers are stacked along the first axis. `config.json` holds the resolved
     `config`, `step` (optimiser steps done), `tokens` (`ringrl.batch.TOKENS`), `versions`, the run's
-    `agent`, and its `normalizer` and `dataset` where it has them. `agent.py` is the run's copy of the agent's source.
+    `agent`, and its `normalizer` and `dataset` where it has them. `agent.py` is the run's copy of the agent's source,
+    `README.md` a model card (`ringrl.training.model_card`). docs/export.md has the forward pass in NumPy.
 
     Args:
         model: what the run trained.
@@ -97,17 +100,35 @@ def export(model: Transformer, config: RunConfig, step: int, run: Path, out: Pat
         about["normalizer"] = read_json(source.normalizer_file, NormalizerRecord, "train again")
     about["dataset"] = source.dataset()
     arrays = {name: np.asarray(x, np.float32) for name, x in _named(split_model(model)[1]).items()}
+    check_export(out, overwrite=overwrite)
     with atomic_folder(out, marker=ABOUT, overwrite=overwrite) as partial:
         try:
             save_file(arrays, partial / WEIGHTS)
         except SafetensorError as error:
             raise unwritable(out, error) from error
         (partial / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        card = model_card(config, source.label(), step, about["dataset"], _evaluated(source), _count(arrays))
+        (partial / CARD).write_text(card, encoding="utf-8")
         if agent and agent.sha256:
             shutil.copyfile(verify_source(source.agent_file, agent), partial / AGENT)
         (partial / WEIGHTS).chmod((partial / ABOUT).stat().st_mode)  # safetensors lets nobody else read it
         seal(partial)
     return out
+
+
+def _evaluated(run: RunDirectory) -> tuple[TrialReturn, ...]:
+    return run.read_table() if run.table().is_file() else ()
+
+
+def _count(arrays: dict[str, np.ndarray]) -> int:
+    return sum(each.size for each in arrays.values())
+
+
+def check_export(out: Path, *, overwrite: bool) -> None:
+    """See whether `export` can make `out`. Raises UserError as that does, also where it would replace no export."""
+    check_folder(out, marker=ABOUT, overwrite=overwrite)
+    if out.exists():
+        read_json(out / ABOUT, ExportRecord, "it is no export that may be replaced; choose another name")
 
 
 def is_export(path: Path) -> bool:

@@ -10,8 +10,8 @@ import jax
 from ringrl.agent import Trainer, make_agent
 from ringrl.config import RunConfig
 from ringrl.ending import Stopped
-from ringrl.errors import UserError
 from ringrl.run import RunDirectory
+from ringrl.training.begun import check_free, remove_begun
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.data_notes import noted, training_notes
 from ringrl.training.processes import is_first, wait_for_all
@@ -20,12 +20,6 @@ from ringrl.training.state import set_rope_base
 from ringrl.training.stopping import stopping_point
 from ringrl.training.tracker import NoTracker, Tracker
 from ringrl.training.trained_model import refuse_earlier_tokens
-
-
-def refuse_existing(run: Path) -> None:
-    """Raise UserError where there is a run."""
-    if RunDirectory(run).exists:
-        raise UserError(f"{run}: there is a run already; continue it with --resume {run}, or name another with --out")
 
 
 def run_training(config: RunConfig, run: Path, *, new: bool = False, strict: bool = False) -> None:
@@ -43,7 +37,8 @@ def run_training(config: RunConfig, run: Path, *, new: bool = False, strict: boo
     """
     with RunDirectory(run).training_alone() if is_first() else nullcontext():
         if new and is_first():  # only now that no other can make one meanwhile
-            refuse_existing(run)
+            check_free(RunDirectory(run))
+            remove_begun(RunDirectory(run))
         _train_alone(config, run, strict)
 
 
@@ -103,16 +98,21 @@ class _Steps:
         self._step, self._state, self._values = step, state, values
         self._metrics.advance(step)
         log, save = (step % every == 0 or step == t.steps for every in (t.log_every, t.checkpoint_every))
+        log |= save and self._config.data.validation_share > 0
         numbers = self._check.passed(step, values, now=log or save)
+        rates = self._trainer.rates(step) if log else {}
+        if save:
+            numbers |= self._trainer.validate(state)
         if log:
-            self._metrics.log(step, numbers | self._trainer.rates(step))
+            self._metrics.log(step, numbers | rates)
         if save:
             self._save(numbers)
 
     def stop(self, signal: int) -> NoReturn:
         """Keep the last step, and raise `Stopped`, which is for process 0 to say."""
         if self._saved != self._step:
-            self._save(self._check.passed(self._step, self._values, now=True))
+            numbers = self._check.passed(self._step, self._values, now=True)
+            self._save(numbers | self._trainer.validate(self._state))
         self._checkpoints.wait()
         where = f"stopped after step {self._step} of {self._config.training.steps}, which is kept"
         message = f"{self._run}: {where}; go on with `ringrl train --resume {self._run}`"
@@ -120,5 +120,6 @@ class _Steps:
 
     def _save(self, numbers: dict[str, float]) -> None:
         about = describe(self._step, self._config.seed, self._trainer.mesh)
-        self._checkpoints.save(self._step, self._trainer.pack(self._state), about, numbers["loss"])
+        loss = numbers.get("validation_loss", numbers["loss"])
+        self._checkpoints.save(self._step, self._trainer.pack(self._state), about, loss)
         self._saved = self._check.checkpoint = self._step

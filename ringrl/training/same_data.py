@@ -6,7 +6,8 @@ from typing import Any
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 
-_SINCE = ("features", "seed", "scales", "lengths", "collected")  # entries of dataset.json that earlier runs do not have
+# Entries of dataset.json that earlier runs do not have.
+_SINCE = ("features", "seed", "scales", "lengths", "collected", "action_bounds")
 
 
 def refuse_changed(card: dict, run: Path, where: str, but: tuple[str, ...] = ()) -> None:

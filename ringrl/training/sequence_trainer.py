@@ -1,19 +1,24 @@
 """How a transformer learns: batches of rows on the mesh, and a compiled gradient step for each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ringrl.agent import Decoder, TrainingData
+from ringrl.attention import compiler_options
 from ringrl.config import RunConfig
 from ringrl.training.mesh import make_mesh, place_batch
 from ringrl.training.processes import LocalShard, local_shard
 from ringrl.training.soundness import largest_number
-from ringrl.training.state import TrainState, init_state, make_train_step
+from ringrl.training.state import TrainState, init_state, make_loss, make_train_step
 from ringrl.training.tracker import Clock
+
+_VALIDATED = 8  # batches
 
 
 class BatchData(TrainingData, Protocol):
@@ -21,6 +26,10 @@ class BatchData(TrainingData, Protocol):
 
     def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
         """This process's part of every batch from `start_step` on, without end: arrays [rows, steps, ...] by name."""
+        ...
+
+    def validation_batches(self, shard: LocalShard) -> Iterator[dict[str, np.ndarray]] | None:
+        """As `batches`, of held-out episodes and from the first on; None: none are held out."""
         ...
 
     def name_batch(self, index: int) -> str:
@@ -46,6 +55,7 @@ class SequenceTrainer:
         self._shard = local_shard(self.mesh, config.training.batch, config.training.row_steps)
         self._graph: nnx.GraphDef | None = None
         self._clock: Clock | None = None
+        self._loss: Callable[[dict, dict], jax.Array] | None = None
         self._start = 0
 
     def init(self) -> TrainState:
@@ -64,7 +74,10 @@ class SequenceTrainer:
     def updates(self, state: TrainState, start: int) -> Iterator[tuple[int, TrainState, dict[str, jax.Array]]]:
         """See `Trainer`; a compiled call is one gradient step."""
         batches = self.data.batches(start, self._shard)
-        return self._steps(state, start, next(batches), batches)
+        first, held_out = next(batches), self.data.validation_batches(self._shard)
+        if held_out is not None:
+            next(held_out)  # so that settings which do not fit them are found now
+        return self._steps(state, start, first, batches)
 
     def _steps(
         self, state: TrainState, start: int, first: dict[str, np.ndarray], batches: Iterator[dict[str, np.ndarray]]
@@ -82,6 +95,24 @@ class SequenceTrainer:
             clock.count(batch)
             state, values = train_step(state, placed)
             yield step, state, values
+
+    def validate(self, state: TrainState) -> dict[str, float]:
+        """`validation_loss`: the mean loss of the steps in the first `_VALIDATED` batches of held-out episodes."""
+        batches = self.data.validation_batches(self._shard)
+        if batches is None:
+            return {}
+        assert self._graph is not None, "`init` comes first"
+        if self._loss is None:
+            options = compiler_options(self.mesh.devices.flat[0].platform)
+            self._loss = jax.jit(
+                make_loss(self._config, self._decoder, self._graph, self.mesh), compiler_options=options
+            )
+        total = weight = 0.0
+        for batch in islice(batches, _VALIDATED):
+            placed = place_batch(batch, self.mesh, self._shard)
+            total += float(self._loss(state.params, placed))
+            weight += float(jnp.sum(placed["weight"]))
+        return {"validation_loss": total / max(weight, 1.0)}
 
     def explain(self, step: int, found: str) -> tuple[str, str]:
         """See `Trainer`. The batch is read again, this process's part of it."""

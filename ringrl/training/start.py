@@ -1,6 +1,7 @@
 """Where a training begins: which configuration, in which run directory."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,22 @@ from ringrl.config import AnyConfig, RunConfig, load_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import user_path
 from ringrl.run import RunDirectory
+from ringrl.training.begun import check_free
 from ringrl.training.checkpoint_files import steps_of
 from ringrl.training.learning_rate import describe_last, go_on
-from ringrl.training.loop import refuse_existing, run_training
+from ringrl.training.loop import run_training
 from ringrl.training.processes import from_first
 from ringrl.trust import trusting
 
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
 _SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
 _POSITIONS = ("rope_base", "position_encoding", "trial_encoding")
+_UNNAMED = ("seed", "data.store", "label")  # settings that a run's default name leaves out
 _FIXED = (
     ("data", "action_repeat"),
     *(("agent", field) for field in ("fused", "head", "bins")),
+    ("model", "preset"),
+    ("optimizer", "legs"),
     *(("model", field) for field in _SHAPE + _POSITIONS),
 )
 
@@ -40,7 +45,8 @@ def train(
             `RunConfig`.
         overrides: settings as `"a.b=c"`, for example `"training.steps=100"`; of a run that is continued, changes of its
             configuration, for example `"data.store=NEW"` where its store was moved or converted.
-        out: the run directory, which must be new; default `runs/NAME-seedN`.
+        out: the run directory, which must be new; default `runs/NAME-seedN`, with what `overrides` change in between,
+            as `runs/results_at-steps=100-seed0`. One in which no checkpoint was kept counts as new.
         resume: a run directory to continue, under its own configuration; then `config` is None.
         strict: refuse to continue where the newest checkpoint is damaged, instead of going back to the newest good one.
         trust: run the agents that `resume` and `agent.teacher` bring along, whoever wrote them; otherwise there is a
@@ -66,6 +72,8 @@ def train(
     """
     if resume is not None and config is not None:
         raise UserError("--resume RUN goes on under the run's own config: give it no CONFIG, only a.b=c")
+    if resume is not None and out is not None:
+        raise UserError(f"--resume goes on in {resume}: give it no --out")
     if resume is None and config is None:
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
     with trusting(trust):
@@ -81,9 +89,19 @@ def _settings(config: Any, overrides: tuple[str, ...], out: Any, resume: Any) ->
         return continued.model_dump(mode="json"), str(user_path(resume))
     loaded = load_config(config, overrides)
     name = Path(config).stem if isinstance(config, str | os.PathLike) else Path(loaded.agent.name).stem
-    run = user_path(out) if out is not None else Path("runs") / f"{name}-seed{loaded.seed}"
-    refuse_existing(run)
+    run = user_path(out) if out is not None else Path("runs") / _name(name, overrides, loaded.seed)
+    check_free(RunDirectory(run))
     return loaded.model_dump(mode="json"), str(run)
+
+
+def _name(config: str, overrides: tuple[str, ...], seed: int) -> str:
+    """The default name of a run, such as `results_at-steps=100-seed0`: its config, what was changed in it, its seed."""
+    changes = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in _UNNAMED:
+            changes.append(re.sub(r"[^\w.+=-]+", "_", f"{key.rpartition('.')[2]}={value}")[:40])
+    return "-".join([config, *changes, f"seed{seed}"])
 
 
 def _changed(own: RunConfig, overrides: tuple[str, ...], run: str) -> RunConfig:

@@ -102,11 +102,14 @@ class Tracker:
             self._board.add(step, values)
         except OSError as error:
             raise unwritable(self._path, error) from error
-        self._progress.update(self._task, description=f"{self._label}  loss {values['loss']:.4f}")
+        said = f"loss {values['loss']:.4f}"
+        if "validation_loss" in values:
+            said += f", validation loss {values['validation_loss']:.4f}"
+        self._progress.update(self._task, description=f"{self._label}  {said}")
         if self._plain:
             left = (time.monotonic() - self._began) * (self._steps - step) / (step - self._start)
             print(
-                f"{self._label}: step {step}/{self._steps}, loss {values['loss']:.4f}, "
+                f"{self._label}: step {step}/{self._steps}, {said}, "
                 f"{values['tokens_per_s']:,.0f} tokens/s, ETA {timedelta(seconds=round(left))}",
                 flush=True,
             )

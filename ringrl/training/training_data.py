@@ -12,14 +12,12 @@ from ringrl.attention.layout import to_ring_order
 from ringrl.config import DataConfig, RunConfig
 from ringrl.envs import family_of, is_task, is_visible, members_in
 from ringrl.errors import UserError
-from ringrl.formats.token_file import TokenFile
-from ringrl.model.token_ids import TokenIds
 from ringrl.run import RunDirectory
+from ringrl.sampling.held_out import split_episodes
 from ringrl.sampling.loader import batch_episodes, make_loader
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.samplers import ContextSampler
-from ringrl.sampling.token_windows import row_starts, token_batches
 from ringrl.store.episode_store import Store, open_store
 from ringrl.training.processes import LocalShard, from_first
 from ringrl.training.same_data import refuse_changed
@@ -35,8 +33,10 @@ LabelContexts = Callable[[RunConfig, Episodes], Labels]
 """(config, episodes) -> what the steps of an agent's contexts are labelled with."""
 
 
-def open_episodes(config: DataConfig, memory_limit: int = 2**29) -> Episodes:
+def open_episodes(config: DataConfig, memory_limit: int = 2**29, *, held_out: bool = False) -> Episodes:
     """The store's episodes, with the rewards of members where the task is of a family.
+
+    They are those to train on, or those that are `held_out` (`ringrl.sampling.held_out`).
 
     Raises UserError where there is no store, it has neither rewards of the task nor features of its family, or numbers
     of members are given for a task that is no library.
@@ -45,12 +45,20 @@ def open_episodes(config: DataConfig, memory_limit: int = 2**29) -> Episodes:
     if config.library is not None and members is None:
         raise UserError(f"data.library: {config.task} is no library, such as library8_point_mass_field; leave it out")
     store = open_store(config.store, memory_limit=memory_limit)
+    if config.validation_share:
+        store = store.part(split_episodes(store.source, config.validation_share)[held_out])
     family = family_of(config.task) if config.task not in store.tasks and is_task(config.task) else None
     if family is None:
         return store
     library = config.library or (members or 1,)
     options = {"visible": is_visible(config.task), "hindsight_share": config.hindsight}
     return RelabelledEpisodes(store, family, **options, library=library)
+
+
+def refuse_held_out(config: RunConfig, why: str) -> None:
+    """Raise UserError where episodes are to be held out though no loss of theirs is measured."""
+    if config.data.validation_share:
+        raise UserError(f"data.validation_share: {why}; leave it out")
 
 
 class EpisodeData:
@@ -94,9 +102,9 @@ class EpisodeData:
 
     def name_episodes(self, indices: Int64[np.ndarray, " some"]) -> str:
         """Episodes by their index in the store, and which sources they are from; for messages."""
-        store = self.episodes.store if isinstance(self.episodes, RelabelledEpisodes) else self.episodes
+        store = _store_of(self.episodes)
         names = [store.sources[each].name for each in np.unique(store.source[indices])]
-        return f"episodes {listed(indices)} of {self._config.data.store} (from {listed(names)})"
+        return f"episodes {listed(store.numbers[indices])} of {self._config.data.store} (from {listed(names)})"
 
     @property
     def scales(self) -> Normalizer:
@@ -128,17 +136,42 @@ class ContextData(EpisodeData):
 
     def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
         """See `BatchData`; the fields of `ringrl.batch.Batch`, or of its `LabelledBatch`, steps in ring order."""
-        config, data, training = self._config, self._config.data, self._config.training
         # Where processes share a row, each reads its slice of it and keeps nothing in memory.
-        whole = len(shard.columns) == training.row_steps
+        whole = len(shard.columns) == self._config.training.row_steps
+        episodes = self.episodes if whole else open_episodes(self._config.data, memory_limit=0)
+        return self._read(episodes, self._sampler(self.episodes), self._config.seed, start_step, shard)
+
+    def validation_batches(self, shard: LocalShard) -> Iterator[dict[str, np.ndarray]] | None:
+        """See `BatchData`: the same for all runs that hold out the same share of a store, of any seed.
+
+        Raises UserError where the held-out episodes are too few for a context.
+        """
+        if not self._config.data.validation_share:
+            return None
+        held_out = open_episodes(self._config.data, memory_limit=0, held_out=True)
+        try:
+            sampler = self._sampler(held_out)
+        except UserError as error:
+            raise UserError(
+                f"data.validation_share: of the {len(held_out.lengths)} held-out episodes {error}"
+            ) from None
+        return self._read(held_out, sampler, 0, 0, shard)
+
+    def _sampler(self, episodes: Episodes) -> ContextSampler:
+        return self._sample_contexts(episodes, self._config.data.task, self._config.data.action_repeat)
+
+    def _read(
+        self, episodes: Episodes, sampler: ContextSampler, seed: int, start_step: int, shard: LocalShard
+    ) -> Iterator[dict[str, np.ndarray]]:
+        config, data, training = self._config, self._config.data, self._config.training
         loader = make_loader(
-            self.episodes if whole else open_episodes(data, memory_limit=0),
-            self._sample_contexts(self.episodes, data.task, data.action_repeat),
+            episodes,
+            sampler,
             data.task,
             self.scales,
             batch=training.batch,
             steps=training.row_steps,
-            seed=config.seed,
+            seed=seed,
             start_step=start_step,
             action_repeat=data.action_repeat,
             packing=training.packing,
@@ -152,15 +185,14 @@ class ContextData(EpisodeData):
 
     def most_trajectories(self) -> int:
         """The most trajectories in the first of the contexts that it draws."""
-        data, rng = self._config.data, np.random.default_rng(self._config.seed)
-        sampler = self._sample_contexts(self.episodes, data.task, data.action_repeat)
+        rng, sampler = np.random.default_rng(self._config.seed), self._sampler(self.episodes)
         return max(len(sampler.sample(rng).episode) for _ in range(_CONTEXTS))
 
     def name_batch(self, index: int) -> str:
         """See `BatchData`: the episodes in the contexts, of which the batch may have the beginnings alone."""
         config, data, training = self._config, self._config.data, self._config.training
         episodes = batch_episodes(
-            self._sample_contexts(self.episodes, data.task, data.action_repeat),
+            self._sampler(self.episodes),
             seed=config.seed,
             step=index,
             batch=training.batch,
@@ -171,57 +203,6 @@ class ContextData(EpisodeData):
         return self.name_episodes(episodes)
 
 
-class TokenData:
-    """Windows of a file of token ids.
-
-    Attributes:
-        sizes: of the batch's field `previous`, if the agent has one; it sets the vocabulary too.
-        card: what a report says of the data.
-    """
-
-    def __init__(self, config: RunConfig, tokens: TokenIds):
-        """Open the file; it is read when batches are."""
-        self._config, self._text = config, TokenFile(Path(config.data.store).expanduser(), tokens.vocabulary)
-        self._previous, self.sizes = tokens.previous, tokens.sizes
-        self.normalizer: Normalizer | None = None
-        about = {"task": config.data.task, "store": str(config.data.store)}
-        self.card = about | {"tokens": len(self._text.ids), "sum": self._text.checksum()}
-        self.card |= {"sizes": self.sizes, "returns": []}
-
-    def prepare(self, run: Path) -> None:
-        """Nothing is measured. A run may go on with a file of another name, such as one of longer documents.
-
-        Raises UserError where the file of the same name is another than the run's.
-        """
-        if from_first("card", lambda: self.card) != self.card:
-            raise UserError(f"{self._text.path}: not the file that process 0 reads; give all hosts the same")
-        known = RunDirectory(run).dataset() if RunDirectory(run).exists else None
-        if known is not None and Path(known["store"]).name == self._text.path.name:
-            refuse_changed(self.card, run, str(self._text.path), but=("store",))
-
-    def batches(self, start_step: int, shard: LocalShard) -> Iterator[dict[str, np.ndarray]]:
-        """See `BatchData`; the fields of the agent's batch of token ids, in ring order."""
-        c = self._config
-        loader = token_batches(
-            self._text,
-            rows=shard.rows,
-            steps=c.training.row_steps,
-            positions=local_positions(c, shard),
-            seed=c.seed,
-            start_step=start_step,
-            previous=self._previous,
-            prefetch=c.data.prefetch,
-        )
-        return (batch.asdict() for batch in loader)
-
-    def name_batch(self, index: int) -> str:
-        """See `BatchData`: the tokens at which its rows begin."""
-        training = self._config.training
-        rows = np.arange(training.batch, dtype=np.int64)
-        starts = row_starts(self._text, rows, training.row_steps, self._config.seed, index)
-        return f"rows from tokens {listed(starts)} of {self._text.path}"
-
-
 def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, " local"]:
     """The positions of a row whose steps are on this process's devices, in the order in which they are stored there."""
     steps, mesh = config.training.row_steps, config.mesh
@@ -229,9 +210,12 @@ def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, "
 
 
 def _card(config: RunConfig, episodes: Episodes) -> dict:
-    store = episodes.store if isinstance(episodes, RelabelledEpisodes) else episodes
-    of_family = {"features": episodes.checksum()} if isinstance(episodes, RelabelledEpisodes) else {}
-    return of_family | {
+    store = _store_of(episodes)
+    more: dict[str, Any] = {"features": episodes.checksum()} if isinstance(episodes, RelabelledEpisodes) else {}
+    if share := config.data.validation_share:
+        more["validation_share"] = share
+    counts = np.bincount(store.source, minlength=len(store.sources)).tolist()
+    return more | {
         "task": config.data.task,
         "domain": store.domain,
         "store": str(config.data.store),
@@ -239,13 +223,21 @@ def _card(config: RunConfig, episodes: Episodes) -> dict:
         "steps": int(store.lengths.sum()),
         "lengths": [int(store.lengths.min()), int(store.lengths.max())],
         "collected": _collected(store),
+        "action_bounds": _action_bounds(store),
         "relabel": _relabel_mode(store) if store is episodes else "members",
-        "sources": [{"name": s.name, "collector": s.collector, "episodes": s.episodes} for s in store.sources],
+        "sources": [
+            {"name": source.name, "collector": source.collector, "episodes": count}
+            for source, count in zip(store.sources, counts, strict=True)
+        ],
         "returns": episodes.returns(config.data.task).tolist(),
         "source": store.source.tolist(),
         "sizes": episodes.sizes,
         "content": {name: store.content[name] for name in _read_arrays(config, store) if name in store.content},
     }
+
+
+def _store_of(episodes: Episodes) -> Store:
+    return episodes.store if isinstance(episodes, RelabelledEpisodes) else episodes
 
 
 def _collected(store: Store) -> dict[str, Any]:
@@ -259,6 +251,12 @@ def _collected(store: Store) -> dict[str, Any]:
         "action_repeat": sorted({each for each in repeats if type(each) is int and each > 0}),
         "changed_settings": changed,
     }
+
+
+def _action_bounds(store: Store) -> Any:
+    """What the actuators got for actions of -1 and of 1, [[low ...], [high ...]]; None where sources differ."""
+    said = [source.collected.get("action_bounds") for source in store.sources]
+    return said[0] if all(each == said[0] for each in said) else None
 
 
 def _read_arrays(config: RunConfig, store: Store) -> tuple[str, ...]:

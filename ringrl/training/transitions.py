@@ -20,7 +20,7 @@ from ringrl.sampling.chains import by_agent_step, rewards_by_agent_step
 from ringrl.sampling.relabelled import RelabelledEpisodes
 from ringrl.training.mesh import make_mesh
 from ringrl.training.soundness import find_unsound, largest_number, magnitudes_of_state
-from ringrl.training.training_data import EpisodeData, open_episodes
+from ringrl.training.training_data import EpisodeData, open_episodes, refuse_held_out
 
 EPISODES_AT_ONCE = 16
 _measure = jax.jit(magnitudes_of_state)
@@ -133,6 +133,10 @@ class TransitionTrainer:
         ends = np.cumsum(-(-self.data.episodes.lengths // self._config.data.action_repeat))
         return np.searchsorted(ends, rows, side="right")
 
+    def validate(self, state: Any) -> dict[str, float]:
+        """Nothing: the losses of critics on held-out transitions say little of the policy."""
+        return {}
+
     def rates(self, step: int) -> dict[str, float]:
         """Transitions so far, and transitions per second since the last call."""
         now = time.perf_counter()
@@ -227,5 +231,6 @@ def _refuse_unused(config: RunConfig) -> None:
             f"{config.agent.name} sees single transitions and has networks and optimisers of its own, in which "
             f"{', '.join(changed)} mean nothing: leave them out, and set the agent's own hyper-parameters"
         )
+    refuse_held_out(config, f"{config.agent.name} has no loss that would say how good it is on held-out episodes")
     if jax.process_count() > 1:
         raise UserError(f"{config.agent.name} is trained by one process, and here are {jax.process_count()}")

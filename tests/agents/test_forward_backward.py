@@ -163,6 +163,7 @@ def test_on_a_cycle_it_is_the_successor_measure():
     np.testing.assert_allclose(value, [4 / 7, 8 / 7, 2 / 7], atol=0.15)
 
 
+@pytest.mark.slow
 def test_it_goes_to_a_goal_that_it_never_learned_to_go_to():
     """A point on a line moves by a / 4 a step; z = B(goal), and random actions are all that was seen."""
     config = tiny(dimension=8, hidden=32, backward_hidden=[32, 32], batch=64, gamma=0.8, lr=2e-3, actor_lr=2e-3)

@@ -122,7 +122,9 @@ def test_the_actor_sees_neither_the_member_nor_the_label(made):
     assert not gradient["parameter"].any() and not gradient["label"].any() and gradient["previous_reward"].any()
 
 
-@pytest.mark.parametrize("mesh", [{}, {"seq": 2}, {"data": 2}], ids=["one", "ring", "data"])
+@pytest.mark.parametrize(
+    "mesh", [{}, {"seq": 2}, pytest.param({"data": 2}, marks=pytest.mark.slow)], ids=["one", "ring", "data"]
+)
 def test_it_learns_what_is_worth_most_on_one_device_and_on_several(mesh, folder):
     steps = {"optimizer": {"learning_rate": 1e-2, "warmup_steps": 0}, "training": {"steps": 30}}
     config = config_of(folder, mesh=mesh, **steps)
@@ -135,11 +137,14 @@ def test_it_learns_what_is_worth_most_on_one_device_and_on_several(mesh, folder)
 def test_a_run_resumes_exactly_and_acts_without_its_teacher(folder, tmp_path):
     shutil.copytree(folder / "teacher", tmp_path / "teacher")
     agent = {"name": "in_context_td3", "trajectories": 3, "teacher": str(tmp_path / "teacher")}
-    constant = {"learning_rate": 1e-3, "warmup_steps": 0, "final_fraction": 1.0}  # of any training.steps
-    settings = config_of(folder, agent=agent, optimizer=constant, training={"steps": 4})
-    whole = ringrl.train(settings, out=tmp_path / "whole")
-    half = ringrl.train(settings, "training.steps=2", out=tmp_path / "half")
-    ringrl.train(None, "training.steps=4", resume=half)
+    whole = ringrl.train(
+        config_of(folder, agent=agent, training={"steps": 4, "checkpoint_every": 2}), out=tmp_path / "whole"
+    )
+    half = shutil.copytree(whole, tmp_path / "half")
+    shutil.rmtree(
+        half / "checkpoints" / "4"
+    )  # a run of another training.steps may be another program, which rounds otherwise
+    ringrl.train(None, resume=half)
     (tmp_path / "teacher").rename(tmp_path / "gone")
     observation = np.zeros(4, np.float32)
     actions = [ringrl.load_agent(run).start(trial_steps=4).act(observation) for run in (whole, half)]

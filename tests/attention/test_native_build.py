@@ -134,6 +134,7 @@ def test_no_home_is_no_working_folder(monkeypatch, home, tmp_path):
     assert native_build._cache() == Path(pwd.getpwuid(os.geteuid()).pw_dir) / ".cache"
 
 
+@pytest.mark.slow
 def test_two_processes_compile_at_once(tmp_path):
     code = "from ringrl.attention.kernels import native; assert native.available()"
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}

@@ -17,7 +17,7 @@ from ringrl.planner.topology import find_devices
 from tests.attention import shard_cases
 from tests.attention.shard_cases import CASES, SCALE, inputs, reference
 from tests.attention.token_rows import positions
-from tests.planner.compilers import needs_libtpu
+from tests.planner.compilers import needs_libtpu, optimised
 
 
 @partial(jax.jit, static_argnames=("blocks", "interpret"), compiler_options={"xla_llvm_disable_expensive_passes": True})
@@ -154,6 +154,7 @@ def test_compiles(chip, dtype, head_dim, heads, kv_heads, blocks):
         in_specs=(spec, spec, spec, spec, (id_spec,) * 4),
         out_specs=(spec, spec),
     )
-    text = jax.jit(step).lower(q, k, k, q, ids).compile().as_text()
+    with optimised():
+        text = jax.jit(step).lower(q, k, k, q, ids).compile().as_text()
     for kernel in ("attention_forward", "attention_backward_dq", "attention_backward_dkv"):
         assert f"%{kernel}" in text

@@ -73,7 +73,10 @@ def changed(collected, tmp_path, task, **changes):
     return tmp_path / "changed"
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize(
+    "domain",
+    [pytest.param(each, marks=pytest.mark.slow) if each in ("jaco", "quadruped") else each for each in DOMAINS],
+)
 def test_collected_files_of_every_domain_agree(collected, capsys, domain):
     task, width, unchecked = DOMAINS[domain]
     status, report, error = run(collected(task), capsys)

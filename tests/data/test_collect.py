@@ -78,6 +78,7 @@ def test_the_description_tells_what_was_done(random_data):
         "episodes": 2,
         "steps": 2000,
         "action_repeat": 4,
+        "action_bounds": [[-1.0], [1.0]],
         "time_limit": None,
         "hyper_parameters": None,
     }

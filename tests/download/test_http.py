@@ -251,7 +251,7 @@ def test_a_server_that_sends_nothing_counts_as_a_broken_line(site, tmp_path):
 
 def test_a_disk_too_small_is_said_before_the_first_byte(site, tmp_path, monkeypatch):
     monkeypatch.setattr(archive.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 500_000}))
-    with pytest.raises(UserError, match="0.00 GB are needed, 0.00 GB are free"):
+    with pytest.raises(UserError, match="are needed, .* are free; make room"):
         fetch(site, tmp_path, copies=2)
     assert list(tmp_path.iterdir()) == []
     fetch(site, tmp_path)
@@ -265,7 +265,7 @@ def test_a_file_of_unannounced_length_stops_before_the_disk_is_full(site, tmp_pa
         http.shutil, "disk_usage", lambda _: type("Usage", (), {"free": begin - partial.stat().st_size})
     )
     site.faults += [fault(announce=0)]
-    with pytest.raises(UserError, match="x.zip does not announce its size, and only 0.27 GB are free") as caught:
+    with pytest.raises(UserError, match="x.zip does not announce its size, and only .* MB are free") as caught:
         fetch(site, tmp_path)
     assert "\n" not in str(caught.value) and 100_000 <= partial.stat().st_size < 300_000
 

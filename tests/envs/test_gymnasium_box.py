@@ -13,8 +13,10 @@ from ringrl.collect.record import record_episode
 from ringrl.envs.action_bounds import linear_bounds
 from ringrl.errors import UserError
 from ringrl.relabelling.rewards import Relabeler
+from ringrl.reporting import summarise_runs
 from ringrl.rollout.evaluate import evaluate
-from ringrl.store.episode_store import DataSource, build
+from ringrl.run import RunDirectory
+from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.loop import run_training
 
 TASK = "own_rig:Rig-v0"
@@ -211,7 +213,32 @@ def test_a_run_of_a_module_that_cannot_be_imported_or_of_other_widths_is_refused
         evaluate(run, trust=True)
 
 
-def test_files_of_episodes_need_a_physics_state(tmp_path):
-    collect = recipes.load("data", "collect")
-    with pytest.raises(UserError, match="Pendulum-v1 gives no physics state, which .*ExoRL's files need"):
-        collect.main(collect.Args(task="Pendulum-v1", policy="random", episodes=1, out=tmp_path / "files"))
+@pytest.mark.parametrize(
+    "task, bounds", [("Pendulum-v1", [[-2.0], [2.0]]), (TASK, [[1.0, -1.0, -1.0], [5.0, 1.0, 1.0]])]
+)
+def test_it_is_collected_trained_in_evaluated_and_reported_on(task, bounds, tmp_path, tiny_config):
+    collect, build_store = (recipes.load("data", name) for name in ("collect", "build_store"))
+    domain = envs.split_task(task)[0]
+    collect.main(collect.Args(task=task, policy="random", episodes=4, action_repeat=2))
+    build_store.main(build_store.Args((tmp_path / "datasets" / domain / "random",), tmp_path / "s"))
+    store = open_store(tmp_path / "s")
+    assert (store.domain, store.tasks, store.dims.physics) == (domain, (task,), 0)
+    agent = {"name": "algorithm_distillation", "trajectories": 2}
+    data = {"store": str(tmp_path / "s"), "task": task, "action_repeat": 2}
+    config = tiny_config(agent, data=data, training={"steps": 2, "row_steps": 200})
+    run_training(config, tmp_path / "run")
+    dataset = RunDirectory(tmp_path / "run").dataset()
+    assert dataset["action_bounds"] == bounds
+    with evaluate(tmp_path / "run", trials=2, envs=2).open() as file:
+        assert {row["agent"] for row in csv.DictReader(file)} == {"algorithm_distillation", "random"}
+    agents = summarise_runs(tmp_path / "run")["tasks"][task]["agents"]
+    assert [len(agent["returns_by_trial"]) for agent in agents.values()] == [2]
+
+
+def test_rewards_of_a_domain_of_dm_control_are_computed_anew_unless_said(tmp_path):
+    assert [envs.is_gymnasium(each) for each in ("walker", "Pendulum", "own_rig:Rig", "rig")] == [
+        False,
+        True,
+        True,
+        False,
+    ]

@@ -164,7 +164,16 @@ def test_gradients_of_weights_are_summed_over_blocks_in_float32():
     assert float(gradient[0]) == 1024
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 4, 1), (2, 2, 2, 1, 1), (1, 2, 1, 4, 1), (1, 1, 2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((1, 1, 1, 4, 1), marks=pytest.mark.slow),
+        pytest.param((2, 2, 2, 1, 1), marks=pytest.mark.slow),
+        (1, 2, 1, 4, 1),
+        (1, 1, 2, 2, 2),
+    ],
+    ids=str,
+)
 def test_every_mesh_gives_the_outputs_and_gradients_of_one_device(shape):
     steps = make_steps([[1] * 10 + [2] * 6, [1] * 16, [1] * 4 + [2] * 12, [1] * 15 + [0]])
     model = make_model(LAYOUTS[0])

@@ -1,4 +1,4 @@
-"""A rollout's agent step, compiled for TPUs that are not there."""
+"""A rollout's agent step, compiled for TPUs and GPUs that are not there."""
 
 import json
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from ringrl.planner import find_max_cache, plan_decode
 from ringrl.planner.decode_plan import Sent
 from ringrl.planner.plan_table import to_decode_table, to_max_cache_table
 from tests.builders import PLANNED, make_config
-from tests.planner.compilers import needs_libtpu
+from tests.planner.compilers import needs_cuda_compiler, needs_libtpu
 
 pytestmark = needs_libtpu
 LAYERS, LANES = 2, 256
@@ -28,8 +28,12 @@ small = partial(
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("cache_dtype, itemsize", [("bfloat16", 2), ("int8", 1)])
-def test_an_agent_step_sends_one_combination_a_layer_and_copies_no_cache(cache_dtype, itemsize):
-    plan = plan_decode(small(model={"compute_dtype": "bfloat16"}), "v5e:2x2", environments=3, cache_dtype=cache_dtype)
+@pytest.mark.parametrize(
+    "topology, bandwidth",
+    [pytest.param("v5e:2x2", 819e9, id="TPU"), pytest.param("h100:4", 3.35e12, marks=needs_cuda_compiler, id="GPU")],
+)
+def test_an_agent_step_sends_one_combination_a_layer_and_copies_no_cache(topology, bandwidth, cache_dtype, itemsize):
+    plan = plan_decode(small(model={"compute_dtype": "bfloat16"}), topology, environments=3, cache_dtype=cache_dtype)
     assert plan.fits and plan.reason is None and plan.mesh["seq"] == 4
     assert (
         plan.context_tokens == 65536 and plan.slots == 65536 // 4 + 2 * 1024
@@ -44,7 +48,7 @@ def test_an_agent_step_sends_one_combination_a_layer_and_copies_no_cache(cache_d
     combined = LAYERS * 3 * 2 * (1 + 129) * 4
     assert plan.sent == Sent(combination=combined * 2 * 3 // 4, combinations_per_layer=2.0, tensor=0, other=0)
     assert plan.read_bytes < plan.parameter_bytes + plan.cache_bytes
-    assert plan.seconds_bound == pytest.approx(plan.read_bytes / 819e9) and plan.bound_by == "HBM"
+    assert plan.seconds_bound == pytest.approx(plan.read_bytes / bandwidth) and plan.bound_by == "HBM"
     assert to_decode_table(plan, "title").row_count == 12
 
 

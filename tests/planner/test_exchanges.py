@@ -18,6 +18,7 @@ def wide(data=1, row_steps=8192):
     return make_config(PLANNED, model=model, training=training, mesh={"data": data})
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_each_way_sends():
     plans = {(p.exchange, p.seq, p.heads): p for p in plan_exchanges(wide(data=2), "v5e:2x4")}
@@ -50,6 +51,7 @@ def test_a_slice_without_devices_for_the_sequence():
         plan_exchanges(wide(), "v5e:1x1")
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_rows_that_do_not_divide():
     # Zigzag over 8 needs a multiple of 16 steps; groups that exchange heads over less.

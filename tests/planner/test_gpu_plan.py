@@ -33,6 +33,7 @@ def test_a_small_step_fits(standard_promotion):
     assert 2 * 2 * keys + 2 * 2 * 2 * keys <= plan.traffic["ring"] < 1.1 * (12 * keys)
 
 
+@pytest.mark.slow
 @needs_cuda_compiler
 @pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_a_program_that_is_too_large_compiles_and_does_not_fit(standard_promotion):

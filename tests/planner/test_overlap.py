@@ -11,11 +11,11 @@ from tests.planner.rings import Ring, compile_ring
 @pytest.mark.parametrize(
     ("topology", "kernel"),
     [
-        ("v4:2x2x2", None),
+        pytest.param("v4:2x2x2", None, marks=pytest.mark.slow),
         ("v5e:2x4", None),
         ("v5e:4x8", None),  # in rows, as JAX would lay it, none of this ring's transfers hides
-        ("v5p:2x2x2", None),
-        ("v6e:2x4", None),
+        pytest.param("v5p:2x2x2", None, marks=pytest.mark.slow),
+        pytest.param("v6e:2x4", None, marks=pytest.mark.slow),
         pytest.param("v5e:2x4", "xla", marks=pytest.mark.slow),
     ],
 )

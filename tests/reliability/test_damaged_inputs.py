@@ -14,8 +14,8 @@ from benchmarks._faults_mutations import mutate
 from benchmarks._faults_readers import READERS, Reader
 from ringrl import recipes
 from ringrl.errors import UserError
-from ringrl.files import find_recorded
 from ringrl.run import RunDirectory
+from ringrl.run_records import find_recorded
 
 SLOW = ("minari", "export", "page")  # tens of milliseconds to seconds a file
 

@@ -36,6 +36,14 @@ def whole(config, tmp_path_factory):
     return losses(train(config, out=tmp_path_factory.mktemp("whole") / "run"))
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Where pytest runs in the background, SIGINT may be ignored, also by its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt(monkeypatch, number: int, at: int) -> None:
     """Send this process a signal when the step `at` is logged, and let the thread that takes signals see it."""
     log = Tracker.log
@@ -92,9 +100,7 @@ def test_td3_stops_between_two_compiled_calls(config, monkeypatch, tmp_path):
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 3.0])
 def test_ctrl_c_while_it_starts_is_one_line(seconds, tmp_path):
     command = [sys.executable, "-m", "ringrl.cli", "train", "demo_bc", "--out", str(tmp_path / "run")]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where pytest ignores it, so would its children
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        signal.signal(signal.SIGINT, before)
         time.sleep(seconds)
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -83,7 +83,9 @@ def export(out, store, patch):
     patch.setattr(RunDirectory, "config", lambda run: None)
     patch.setattr(RunDirectory, "dataset", lambda run: {"sizes": {}})
     patch.setattr("ringrl.training.trained_model.load_model", worked)
-    ExportVerb(out.parents[1] / "run", out).run()
+    run = out.parents[1] / "run"
+    run.mkdir(exist_ok=True)
+    ExportVerb(run, out).run()
 
 
 def lines(out, store, patch):

@@ -35,7 +35,8 @@ def test_two_trainings_in_one_folder(run, tiny_config, tmp_path):
 
 def test_a_run_that_another_made_meanwhile_is_not_trained_over(run, tiny_config, monkeypatch):
     """The other one began after this one had looked, and has ended."""
-    monkeypatch.setattr("ringrl.training.start.refuse_existing", lambda run: None)
+    looks = iter([lambda run: None, RunDirectory.check_new])
+    monkeypatch.setattr(RunDirectory, "check_new", lambda run: next(looks)(run))
     before = files(run)
     with pytest.raises(UserError, match="there is a run already"):
         train(tiny_config({"name": "behavior_cloning"}, training={"steps": 3}), out=run)

@@ -141,3 +141,14 @@ def test_a_line_of_the_log_has_a_checksum():
     assert parse_line(b'{"step": 3, "loss": 0.1}', "of before") == {"step": 3, "loss": 0.1}
     with pytest.raises(UserError, match="metrics.jsonl line 1: has changed since it was written"):
         parse_line(line.replace(b"0.1", b"0.2"), "metrics.jsonl line 1")
+
+
+@pytest.mark.parametrize("name", ["agent.py", "metrics.jsonl", "store.json", "checkpoints"])
+def test_a_run_replaces_no_file_that_is_not_of_a_run(tmp_path, name):
+    new = RunDirectory(tmp_path / "project")
+    new.check_new()
+    new.path.mkdir()
+    new.check_new()
+    (new.path / name).mkdir() if name == "checkpoints" else (new.path / name).write_text("my own")
+    with pytest.raises(UserError, match=rf"project/{name}: (was not made by this step|is there, though)"):
+        new.check_new()

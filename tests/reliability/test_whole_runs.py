@@ -76,6 +76,8 @@ def test_more_steps_begin_with_the_rate_that_there_was(half, finished, capsys):
         ("agent.head=gaussian", "began with agent.head=tanh_mse, not gaussian; leave it out, or train a new run"),
         ("agent.fused=false", "began with agent.fused=True, not False"),
         ("model.layers=2", "began with model.layers=1, not 2"),
+        ("model.preset=tiny", "began with model.preset=None, not tiny"),
+        ("optimizer.legs=[{begin: 0, rate: 1, peak: 1, warmup: 0, end: 1, steps: 3}]", "began with optimizer.legs="),
         ("mesh.seq=12", "needs 12 devices, here are 8"),
         ("mesh.seq=5", "training.row_steps 24 must be a multiple of 10 for mesh.seq=5"),
     ],

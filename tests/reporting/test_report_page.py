@@ -117,12 +117,21 @@ def test_the_page_says_the_numbers_of_the_summary(one_task):
 
 def test_the_summary_keeps_its_schema(one_task):
     _, _, summary = one_task
-    assert set(summary) == {"format", "ringrl", "created", "confidence", "resamples", "tasks", "across_tasks"}
+    assert set(summary) == {
+        "format",
+        "ringrl",
+        "created",
+        "confidence",
+        "resamples",
+        "tasks",
+        "across_tasks",
+        "trainings",
+    }
     assert summary["format"] == 3 and summary["confidence"] == 0.95
     task = summary["tasks"]["walker_run"]
     assert summary["across_tasks"] is None
     assert set(task) == {
-        "references", "agents", "by_trajectories", "targets", "demonstrations", "explorations", "ablations",
+        "opening", "references", "agents", "by_trajectories", "targets", "demonstrations", "explorations", "ablations",
         "demonstrated_ablations", "datasets", "notes",
     }  # fmt: skip
     assert set(task["references"]) == {
@@ -193,7 +202,8 @@ def test_errors_are_one_line_and_leave_nothing_half_written(make_run, tmp_path):
         write_report([])
     run = make_run()
     (run / "evaluation" / "returns.csv").unlink()
-    with pytest.raises(UserError, match=f"ringrl evaluate {run}"):
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="is not evaluated, and has not logged a training step yet"):
         write_report([run])
     assert not (run / "report").exists()
     blocked = tmp_path / "file"
@@ -206,10 +216,15 @@ def test_an_older_report_is_replaced_and_other_files_stay(make_run, tmp_path):
     run = make_run(envs=1, trials=1, points=0, data=False)
     out = tmp_path / "out"
     out.mkdir()
-    (out / "index.html").write_text("old")
+    (out / "index.html").write_text("somebody's")
     (out / "mine.txt").write_text("mine")
-    write_report([run], out)
-    assert "old" != (out / "index.html").read_text() and (out / "mine.txt").read_text() == "mine"
+    with pytest.raises(UserError, match="index.html: was not made by this step, and is not replaced"):
+        write_report([run], out)
+    assert (out / "index.html").read_text() == "somebody's" and not (out / "summary.json").exists()
+    (out / "index.html").unlink()
+    for _ in range(2):  # its own it replaces
+        write_report([run], out)
+    assert "<html" in (out / "index.html").read_text() and (out / "mine.txt").read_text() == "mine"
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 

@@ -98,6 +98,7 @@ def test_members_of_validation_choose_settings_and_the_table_says_so(run):
     assert "split" not in json.loads((other.parent / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_student_of_libraries_acts_in_libraries_of_other_sizes(tmp_path):
     """After trajectories of their members, and on trials of its own; what sees one member is no retrieval there."""
     taught = make_taught(tmp_path, (FAMILY,), updates=2, batch=4)

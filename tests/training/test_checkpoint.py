@@ -3,6 +3,8 @@
 import gc
 import json
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from ringrl.config import MeshConfig
 from ringrl.errors import UserError
 from ringrl.manifest import MANIFEST
 from ringrl.training.checkpoint import Checkpoints, describe
+from ringrl.training.checkpoint_files import remove_cut_off
 from ringrl.training.mesh import make_mesh
 
 VALUES = {"step": np.int32(7), "params": {"kernel": np.arange(64, dtype=np.float32).reshape(8, 8)}}
@@ -137,6 +140,23 @@ def test_a_checkpoint_of_an_older_version_is_refused(saved, tmp_path):
     assert complaint(run) == f"{folder}: checkpoint format 1, this ringrl reads 3"
     shutil.rmtree(folder / "about")
     assert "has no about/: a copy that was cut off, or a checkpoint of an earlier version of ringrl" in complaint(run)
+
+
+def test_what_is_written_late_into_a_removed_checkpoint_is_removed_too(tmp_path):
+    (tmp_path / "2").mkdir()
+    cut_off = tmp_path / "4.orbax-checkpoint-tmp" / "state"
+    cut_off.mkdir(parents=True)
+
+    def write_late():
+        for _ in range(3):
+            time.sleep(0.1)
+            cut_off.mkdir(parents=True, exist_ok=True)
+
+    writer = threading.Thread(target=write_late)
+    writer.start()
+    remove_cut_off(tmp_path)
+    writer.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
 
 
 def test_a_run_without_checkpoints_says_what_to_do(tmp_path):

@@ -7,11 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from ringrl.agent import make_agent
 from ringrl.errors import UserError
 from ringrl.policy import RolloutSetting
+from ringrl.returns import TrialReturn
 from ringrl.rollout.model_calls import ModelCalls
 from ringrl.rollout.sequence_policy import SequencePolicy
 from ringrl.rollout.trained_agent import load_trained
@@ -126,3 +128,22 @@ def test_what_is_no_whole_export_is_refused(exported, tmp_path):
     with pytest.raises(UserError, match="not a whole export") as caught:
         load_export(path)
     assert "\n" not in str(caught.value)
+
+
+def test_its_card_says_what_it_is_and_what_it_earned(run, exported, tmp_path):
+    model, path = exported
+    text = (path / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["library_name"] == "ringrl" and head["tags"][-1] == "cartpole_balance"
+    assert "# decision_transformer on cartpole_balance" in text and "Observations of 5 numbers, actions of 1" in text
+    assert "Not evaluated." in text
+    evaluated = Path(shutil.copytree(run, tmp_path / "evaluated"))
+    rows = [
+        TrialReturn("decision_transformer", "cartpole_balance", 0, e, t, 10.0 * t, 9, 1.0)
+        for e in (0, 1)
+        for t in (0, 1)
+    ]
+    RunDirectory(evaluated).write_table("returns", rows, {})
+    config, step = RunDirectory(evaluated).config(), 3
+    text = (export(model, config, step, evaluated, tmp_path / "second") / "README.md").read_text()
+    assert "| decision_transformer | 0.0 | 10.0 | 2 |" in text

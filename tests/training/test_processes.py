@@ -126,7 +126,8 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines]
 
 
-def test_a_run_is_the_same_however_many_processes_share_it(tiny_config, store, ringrl, tmp_path):
+@pytest.mark.parametrize("counts", [(1, 2), pytest.param((1, 2, 4), marks=pytest.mark.slow)], ids=str)
+def test_a_run_is_the_same_however_many_processes_share_it(counts, tiny_config, store, ringrl, tmp_path):
     start, folder = ringrl
     config = tiny_config(
         AGENT,
@@ -137,20 +138,20 @@ def test_a_run_is_the_same_however_many_processes_share_it(tiny_config, store, r
     )
     (tmp_path / "c.yaml").write_text(dump_config(config))
     runs, read = {}, {}
-    for count in (1, 2, 4):
+    for count in counts:
         runs[count] = tmp_path / f"run{count}"
         printed = finish(start(count, 4 // count, tmp_path / "c.yaml", "--out", runs[count]))
         assert f"step {STEPS}/{STEPS}" in printed[0] and not any(printed[1:])  # one process speaks
         read[count] = [json.loads((folder / f"{i}.json").read_text()) for i in range(count)]
-    for count in (2, 4):
+    for count in counts[1:]:
         np.testing.assert_allclose(losses(runs[count]), losses(runs[1]), rtol=1e-5)
         # Of a row's trajectories each process reads those that its steps are of, and at most one before each of the
         # two runs of its steps, for the previous action and reward.
         share = np.array(read[count]) / read[1][0]
         assert (share >= 1 / count).all() and (share <= 1 / count + 2 / TRAJECTORIES).all()
-    # Begun by four processes, interrupted, and finished by one and by two.
-    for count in (1, 2):
-        run = shutil.copytree(runs[4], tmp_path / f"resumed{count}")
+    # Begun by the most processes, interrupted, and finished by fewer.
+    for count in counts[:-1]:
+        run = shutil.copytree(runs[counts[-1]], tmp_path / f"resumed{count}")
         shutil.rmtree(run / "checkpoints" / str(STEPS))
         finish(start(count, 4 // count, "--resume", run))
         np.testing.assert_allclose(losses(run), losses(runs[1]), rtol=1e-5)

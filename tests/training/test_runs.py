@@ -68,12 +68,12 @@ def trained(tmp_path_factory, tiny_config):
 @pytest.mark.parametrize(
     "fused, mesh, accumulation",
     [
-        (False, {"seq": 4}, 1),
+        pytest.param(False, {"seq": 4}, 1, marks=pytest.mark.slow),
         (True, {"seq": 4}, 1),
-        (True, {"seq": 2, "heads": 2}, 1),
-        (False, {"seq": 4, "exchange": "all_gather"}, 1),
+        pytest.param(True, {"seq": 2, "heads": 2}, 1, marks=pytest.mark.slow),
+        pytest.param(False, {"seq": 4, "exchange": "all_gather"}, 1, marks=pytest.mark.slow),
         (True, {"seq": 2, "layout": "contiguous", "tensor": 2, "fsdp": 2}, 1),
-        (True, {"data": 2, "fsdp": 2}, 1),
+        pytest.param(True, {"data": 2, "fsdp": 2}, 1, marks=pytest.mark.slow),
         (True, {"data": 2}, 2),
     ],
     ids=[

@@ -23,10 +23,11 @@ Kernel = Literal["xla", "native", "tpu", "gpu"]
 `tpu` is Pallas for TPUs, `gpu` Pallas for NVIDIA GPUs."""
 
 
-CacheKernel = Literal["xla", "native", "tpu"]
+CacheKernel = Literal["xla", "native", "tpu", "gpu"]
 """Implementations of attention to a KV cache: modules of two functions, `write` and `attend` (see `xla_cache`)."""
 
 _PLATFORMS = {"native": "cpu", "tpu": "tpu", "gpu": "gpu"}
+_BEST: dict[str, Literal["xla", "native", "tpu", "gpu"]] = {"cpu": "native", "tpu": "tpu", "gpu": "gpu"}
 
 _MAX_HEAD_DIM = 256
 """Of the kernels for TPUs and GPUs."""
@@ -119,15 +120,19 @@ def cache_kernel(
     if kernel not in (None, *get_args(CacheKernel)):
         raise ValueError(f"kernel {kernel!r} is unknown: choose one of {', '.join(get_args(CacheKernel))}")
     here = platform()
-    name = {"cpu": "native", "tpu": "tpu"}.get(here, "xla") if kernel is None else kernel
+    name = _BEST.get(here, "xla") if kernel is None else kernel
     if name == "xla":
         return xla_cache
     if name == "native":
         module, reason = native_cache, native_cache.missing(q, stored, here)
-    else:
+    elif name == "tpu":
         from ringrl.attention.kernels import tpu_cache
 
         module, reason = tpu_cache, _missing("tpu", q) or tpu_cache.missing(q, stored)
+    else:
+        from ringrl.attention.kernels import gpu_cache
+
+        module, reason = gpu_cache, _missing("gpu", q) or gpu_cache.missing(q, stored)
     if reason and kernel is not None:
         raise ValueError(f"kernel {kernel!r} cannot be used here: {reason}")
     return xla_cache if reason else module
@@ -148,8 +153,7 @@ def _device_kind() -> str:
 
 def choose_kernel(q: Array) -> Kernel:
     """The fastest implementation that the platform has for queries like these."""
-    best: dict[str, Kernel] = {"cpu": "native", "tpu": "tpu", "gpu": "gpu"}
-    name = best.get(platform(), "xla")
+    name = _BEST.get(platform(), "xla")
     return "xla" if _missing(name, q) else name
 
 
@@ -191,6 +195,8 @@ def _missing_on_gpu(head_dim: int) -> str | None:
         return f"it takes heads of up to {_MAX_HEAD_DIM} numbers, not {head_dim}"
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None) if device.device_kind == _device_kind() else None
+    if capability is not None and not str(capability).replace(".", "", 1).isdecimal():
+        return f"it is for NVIDIA's GPUs, {device.device_kind} is of another maker"
     if capability is not None and float(capability) < _OLDEST_CAPABILITY:
         return f"it needs compute capability {_OLDEST_CAPABILITY} or later, {device.device_kind} has {capability}"
     return None

@@ -106,7 +106,7 @@ def read(ref: Any, head_dim: int) -> Array:
     if padded == head_dim:
         return ref[...]
     mask = jnp.broadcast_to(jnp.arange(padded)[None] < head_dim, ref.shape)
-    return plgpu.load(ref, mask=mask, other=0.0)
+    return plgpu.load(ref, mask=mask, other=jnp.zeros((), ref.dtype))
 
 
 def write(ref: Any, x: Array, head_dim: int) -> None:

@@ -33,8 +33,8 @@ _HALF = {  # 16-bit numbers
 }
 _FLOAT = {  # float32, which matrix units do not take whole
     32: Tiles(Tile(64, 32, 8), Tile(64, 32, 4), Tile(32, 32, 4, 1)),
-    64: Tiles(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 8)),
-    128: Tiles(Tile(32, 32, 8), Tile(32, 16, 4), Tile(32, 32, 8, 1)),
+    64: Tiles(Tile(64, 32, 8), Tile(64, 32, 8), Tile(16, 32, 4)),
+    128: Tiles(Tile(32, 16, 8), Tile(32, 16, 8), Tile(32, 32, 8, 1)),
     256: Tiles(Tile(32, 16, 8), Tile(32, 16, 8, 1), Tile(16, 16, 8)),
 }
 

@@ -6,7 +6,6 @@ tokens fall into are read, changed and written back; the result is the cache's o
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +17,10 @@ from jaxtyping import Array, Int32
 
 from ringrl.attention.block_attention import result_like, vary_like
 from ringrl.attention.kernels.tpu_blocks import LANES
-from ringrl.attention.kv_cache import Stored
+from ringrl.attention.kv_cache import SLOT_AXES, Stored, each_array
 
 _WINDOW = 32
 """Slots of a window of keys or values: as many as one tile of int8 has; windows of scales have `LANES`."""
-
-_SLOT_AXES = (0, 0, 1, 1)
-"""The axis of slots, or of tokens, of each array of `Stored`, behind those of layers and rows."""
 
 
 def write(
@@ -44,8 +40,8 @@ def write(
     stored, new, layer, at = vary_like(arrays, arrays)
     batch, tokens = new.k.shape[:2]
     windows = -(-(tokens - 1) // _WINDOW) + 1
-    padded = _each(_pad, new)
-    caches = _each(functools.partial(_spec, tokens=tokens), stored)
+    padded = each_array(_pad, new)
+    caches = each_array(functools.partial(_spec, tokens=tokens), stored)
     rows = jax.tree.map(lambda x: pl.BlockSpec((None, *x.shape[1:]), lambda b, w, *_: (b, 0, 0)), padded)
     before = 2 + len(jax.tree.leaves(padded))
     return pl.pallas_call(
@@ -67,12 +63,6 @@ def write(
 def in_hbm(stored: Stored) -> Stored:
     """The cache for a kernel to take from HBM: XLA copies an argument to vector memory if all its layers fit there."""
     return jax.tree.map(lambda x: pltpu.with_memory_space_constraint(x, pltpu.HBM), stored)
-
-
-def _each(f: Callable[[Array, int], Any], of: Stored) -> Stored:
-    """`f(array, its axis of slots or tokens)` of each array."""
-    results: list[Any] = [None if x is None else f(x, axis) for x, axis in zip(of, _SLOT_AXES, strict=True)]
-    return Stored(*results)
 
 
 def _window(axis: int) -> int:
@@ -108,7 +98,7 @@ def _kernel(layer: Any, at: Any, new: Stored, before: Stored, after: Stored, *, 
     """One window of a row. The same window may come twice in sequence: its result is the same both times."""
     del layer  # the index maps read it
     first, w = at[pl.program_id(0)], pl.program_id(1)
-    for axis, values, old, out in zip(_SLOT_AXES, new, before, after, strict=True):
+    for axis, values, old, out in zip(SLOT_AXES, new, before, after, strict=True):
         if values is None or old is None or out is None:
             continue
         window, length = _window(axis), values.shape[axis]

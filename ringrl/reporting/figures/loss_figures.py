@@ -13,16 +13,21 @@ from ringrl.reporting.statistics.evaluated_run import TrainingCurves
 
 
 def loss_curves(look: Look, curves: Sequence[tuple[str, TrainingCurves]]) -> Figure:
-    """Loss over steps and over tokens; `curves` holds (series label, metrics) for each training."""
+    """Loss over steps and over tokens; `curves` holds (series label, metrics) for each training.
+
+    The loss of held-out episodes is dashed.
+    """
     with_tokens = [curve for curve in curves if _counts_tokens(curve[1])]
     panels = 2 if with_tokens else 1
     rows, columns = (panels, 1) if look.narrow else (1, panels)
     figure, axes = look.figure(3.4 * rows, rows, columns, sharey=True)
-    logarithmic = _spans_decades([metrics.loss for _, metrics in curves])
+    validation = [metrics.validation[np.isfinite(metrics.validation)] for _, metrics in curves]
+    logarithmic = _spans_decades([*(metrics.loss for _, metrics in curves), *validation])
     for panel, over, shown in zip(axes.flat, ("Training step", "Tokens"), (curves, with_tokens), strict=False):
         for label, metrics in shown:
             x = (metrics.step if over == "Training step" else metrics.tokens).astype(np.float64)
             _loss(panel, look, label, x, metrics.loss)
+            _validation(panel, look, label, x, metrics.validation)
         if logarithmic:
             panel.set_yscale("log")
         panel.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -56,6 +61,16 @@ def _loss(
         axes.plot(x[shown], loss[shown], color=colour, linewidth=0.8, alpha=0.3)
     dots = {"marker": look.marker(label), "markersize": 4, "markeredgewidth": 0} if len(loss) <= 12 else {}
     axes.plot(x[shown], mean[shown], color=colour, label=label, linewidth=1.5, **dots)
+
+
+def _validation(
+    axes: Axes, look: Look, label: str, x: Float64[np.ndarray, " points"], loss: Float64[np.ndarray, " points"]
+) -> None:
+    known = np.isfinite(loss)
+    if known.any():
+        dots = {"marker": look.marker(label), "markersize": 4, "markeredgewidth": 0}
+        name = f"{label}, held-out episodes"
+        axes.plot(x[known], loss[known], color=look.colour(label), label=name, linewidth=1.2, linestyle="--", **dots)
 
 
 def _counts_tokens(metrics: TrainingCurves) -> bool:

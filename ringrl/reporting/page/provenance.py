@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ringrl.reporting.page.training_content import training_numbers
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.reporting.statistics.series import TaskSection
 
@@ -28,6 +29,8 @@ def _training_facts(run: EvaluatedRun) -> dict[str, str]:
     if not len(metrics.step):
         return {}
     facts = {"Steps": f"{metrics.step[-1]:,}", "Last loss": f"{metrics.loss[-1]:.3g}"}
+    if (validation := training_numbers(metrics)["validation_loss"]) is not None:
+        facts["Validation loss"] = f"{validation:.3g}"
     for name, values, form in (
         ("Tokens", metrics.tokens, "{:,.0f}"),
         ("Tokens/s", metrics.tokens_per_s, "{:,.0f}"),

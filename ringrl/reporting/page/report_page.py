@@ -13,15 +13,17 @@ from markupsafe import Markup
 
 from ringrl.errors import UserError
 from ringrl.files import alone_in, check_room, user_path
-from ringrl.manifest import replace_together
+from ringrl.manifest import replace_together, require_replaceable
 from ringrl.reporting.figures.drawing import Drawing, Rendered, render
 from ringrl.reporting.figures.style import assign_colours
 from ringrl.reporting.figures.trial_figures import returns_by_trial
 from ringrl.reporting.page import context_content, exploration_content, task_content
 from ringrl.reporting.page.across_content import across_tables
 from ringrl.reporting.page.html import render_page, versions
+from ringrl.reporting.page.opening import films, opening
 from ringrl.reporting.page.provenance import provenance
 from ringrl.reporting.page.summary import summarise
+from ringrl.reporting.page.training_content import training_labels, trainings
 from ringrl.reporting.statistics.across_tasks import Across, compare_across
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun, read_runs
 from ringrl.reporting.statistics.series import arrange
@@ -38,11 +40,11 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
     `report/`, or `runs/report` for several runs. All files replace older ones together.
 
     Args:
-      runs: one run directory or several, evaluated before.
+      runs: one run directory or several. Of those that are not evaluated, the losses are shown.
       out: the folder of the page.
 
     Raises:
-      UserError: a run that does not exist, is not evaluated or has a malformed file; or `out` cannot be written.
+      UserError: a run that does not exist, has logged nothing or has a malformed file; or `out` cannot be written.
 
     Example:
       >>> import ringrl
@@ -50,30 +52,60 @@ def write_report(runs: Sequence[Path | str] | Path | str, out: Path | str | None
       >>> sorted(path.name for path in page.parent.iterdir())[:3]
       ['SHA256SUMS', 'data_history.png', 'data_returns.png']
     """
-    runs = [runs] if isinstance(runs, Path | str) else runs
-    paths = list({path.resolve(): path for path in map(user_path, runs)}.values())
-    if not paths:
-        raise UserError("nothing to report on: give at least one run directory")
+    paths = _distinct(runs)
     out = user_path(out) if out is not None else None
     if out is None:
         out = RunDirectory(paths[0]).report if len(paths) == 1 else Path("runs") / "report"
     read = [run for path in paths for run in read_runs(path)]
     with alone_in(out):
         check_room(out)
+        require_replaceable(out, ("index.html", "summary.json", "report.png"), own=False)
         return _write_page(read, out)
+
+
+def summarise_runs(runs: Sequence[Path | str] | Path | str) -> dict[str, Any]:
+    """The numbers of a report on `runs`, as in its summary.json, without drawing or writing anything.
+
+    Raises:
+      UserError: a run that does not exist or has a malformed file.
+    """
+    read = [run for path in _distinct(runs) for run in read_runs(path)]
+    analyses, across = _analyse(read)
+    return summarise(analyses, across, read, datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _distinct(runs: Sequence[Path | str] | Path | str) -> list[Path]:
+    runs = [runs] if isinstance(runs, Path | str) else runs
+    paths = list({path.resolve(): path for path in map(user_path, runs)}.values())
+    if not paths:
+        raise UserError("nothing to report on: give at least one run directory")
+    return paths
+
+
+def _analyse(runs: Sequence[EvaluatedRun]) -> tuple[list[Analysis], Across | None]:
+    analyses = [analyse(section) for section in arrange([run for run in runs if run.returns])]
+    return analyses, compare_across(analyses) if len(analyses) > 1 else None
 
 
 def _write_page(runs: Sequence[EvaluatedRun], out: Path) -> Path:
     """`write_report`, by the process that has the lock."""
-    analyses = [analyse(section) for section in arrange(runs)]
-    across = compare_across(analyses) if len(analyses) > 1 else None
+    analyses, across = _analyse(runs)
     now = datetime.now(UTC)
-    figures, sections = _render_sections(analyses)
+    unevaluated = [run for run in runs if not run.returns]
+    about = trainings(unevaluated)
+    colours = _colours(analyses, list(training_labels(unevaluated)))
+    figures, sections = _render_sections(analyses, colours)
+    if about and about["drawing"]:
+        figure = render(about["drawing"], colours)
+        figures.append(figure)
+        about |= {"figure": _shown(figure)}
+    if not figures:
+        raise UserError(f"{runs[0].path}: is not evaluated, and has not logged a training step yet; wait for one")
     documents = {f"{figure.drawing.name}.png": figure.png for figure in figures}
-    documents["report.png"] = _lead_png(analyses, figures)
-    summary = summarise(analyses, across, now.isoformat(timespec="seconds"))
+    documents["report.png"] = _lead_png(analyses, figures, colours)
+    summary = summarise(analyses, across, runs, now.isoformat(timespec="seconds"))
     documents["summary.json"] = (json.dumps(summary, separators=(",", ":"), allow_nan=False) + "\n").encode()
-    documents["index.html"] = _page(analyses, across, sections, now).encode()
+    documents["index.html"] = _page(analyses, across, sections, about, colours, now).encode()
     try:
         replace_together(out, documents)
     except OSError as error:
@@ -83,15 +115,20 @@ def _write_page(runs: Sequence[EvaluatedRun], out: Path) -> Path:
     return out / "index.html"
 
 
-def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list[dict[str, Any]]]:
+def _shown(figure: Rendered) -> dict[str, Any]:
+    return {"drawing": figure.drawing, "wide": Markup(figure.wide), "narrow": Markup(figure.narrow)}
+
+
+def _render_sections(
+    analyses: Sequence[Analysis], colours: dict[str, int]
+) -> tuple[list[Rendered], list[dict[str, Any]]]:
     """All figures in the page's order, and what the template needs of each section."""
-    colours = _colours(analyses)
     rendered: list[Rendered] = []
 
     def draw(drawing: Drawing) -> dict[str, Any]:
         figure = render(drawing, colours)
         rendered.append(figure)
-        return {"drawing": drawing, "wide": Markup(figure.wide), "narrow": Markup(figure.narrow)}
+        return _shown(figure)
 
     def draw_in(part: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if part is None else part | {"figure": draw(part["drawing"])}
@@ -106,6 +143,8 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
             {
                 "task": entry.section.task,
                 "slug": _slug(entry.section.task),
+                "opening": opening(entry),
+                "films": films(entry),
                 "notes": entry.section.notes,
                 "findings": task_content.findings(entry),
                 "table": task_content.table(entry),
@@ -128,32 +167,41 @@ def _render_sections(analyses: Sequence[Analysis]) -> tuple[list[Rendered], list
     return rendered, sections
 
 
-def _colours(analyses: Sequence[Analysis]) -> dict[str, int]:
+def _colours(analyses: Sequence[Analysis], unevaluated: list[str]) -> dict[str, int]:
     """One colour a label over all tasks; labels of one task, and curves of one figure, have different ones."""
     series = [list(analysis.statistics) for analysis in analyses]
     curves = [[curve.label for curve in analysis.curves] for analysis in analyses]
-    return assign_colours([*series, *curves])
+    return assign_colours([*series, *curves, unevaluated])
 
 
-def _lead_png(analyses: Sequence[Analysis], figures: Sequence[Rendered]) -> bytes:
-    if len(analyses) == 1:
+def _lead_png(analyses: Sequence[Analysis], figures: Sequence[Rendered], colours: dict[str, int]) -> bytes:
+    if len(analyses) <= 1:
         return figures[0].png
     drawing = Drawing("report", "", "", "", partial(returns_by_trial, sections=analyses, named=True))
-    return render(drawing, _colours(analyses)).png
+    return render(drawing, colours).png
 
 
-def _page(analyses: Sequence[Analysis], across: Across | None, sections: list[dict[str, Any]], now: datetime) -> str:
-    agents = across.labels if across else list(analyses[0].statistics)
+def _page(
+    analyses: Sequence[Analysis],
+    across: Across | None,
+    sections: list[dict[str, Any]],
+    about: dict[str, Any] | None,
+    colours: dict[str, int],
+    now: datetime,
+) -> str:
+    agents = across.labels if across else list(analyses[0].statistics) if analyses else list(colours)
+    titles = {0: "Trainings", 1: sections[0]["task"] if sections else ""}
     return render_page(
         "report.html",
         now,
-        colours=_colours(analyses),
-        title=sections[0]["task"] if len(sections) == 1 else f"{len(sections)} tasks",
+        colours=colours,
+        title=titles.get(len(sections), f"{len(sections)} tasks"),
         across=across_tables(across) if across else None,
         slugs={section["task"]: section["slug"] for section in sections},
         byline=" · ".join(agents),
         numbers="summary.json",
         sections=sections,
+        trainings=about,
         versions=[*versions(), ("Python", platform.python_version())],
     )
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 
 from ringrl import __version__
+from ringrl.reporting.page.opening import opening
+from ringrl.reporting.page.training_content import describe_training, training_numbers
 from ringrl.reporting.statistics.across_tasks import Across, AgentComparison
 from ringrl.reporting.statistics.bootstrap import CONFIDENCE, RESAMPLES, Estimate
 from ringrl.reporting.statistics.context_effects import AblationEffect, TrajectoryCurve, finding
 from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve
-from ringrl.reporting.statistics.evaluated_run import DataSet, TrainingCurves
+from ringrl.reporting.statistics.evaluated_run import DataSet, EvaluatedRun, TrainingCurves
 from ringrl.reporting.statistics.exploration_effects import ExplorationCurve
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import (
@@ -27,15 +29,19 @@ from ringrl.reporting.statistics.task_statistics import (
 FORMAT = 3  # raised when a key changes its meaning
 
 
-def summarise(analyses: Sequence[Analysis], across: Across | None, created: str) -> dict[str, Any]:
+def summarise(
+    analyses: Sequence[Analysis], across: Across | None, runs: Sequence[EvaluatedRun], created: str
+) -> dict[str, Any]:
     """The document: plain JSON values; what is not known or not finite is null.
 
-    {format, ringrl, created, confidence, resamples, tasks: {task: {references, agents: {label: {agent, seeds, envs,
-    trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised, target, improves, verdict,
-    training}}, by_trajectories, targets, demonstrations, explorations, ablations, demonstrated_ablations, datasets,
-    notes}}, across_tasks}; an estimate is {value, low, high}. `across_tasks` is null with a single task, else {n,
-    measures: {measure: {returns: {task: {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks,
-    difference, verdict}]}}, notes}.
+    {format, ringrl, created, confidence, resamples, tasks: {task: {opening: {question, answer}, references, agents:
+    {label: {agent, seeds, envs, trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised,
+    target, improves, verdict, training}}, by_trajectories, targets, demonstrations, explorations, ablations,
+    demonstrated_ablations, datasets, notes}}, across_tasks}; an estimate is {value, low, high}. `opening` is null where
+    nothing is compared. `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task:
+    {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
+    `trainings` has every run, evaluated or not: [{run, label, task, seed, evaluated, steps, step, loss,
+    validation_loss, lowest_validation_loss, lowest_at}].
     """
     return {
         "format": FORMAT,
@@ -45,6 +51,7 @@ def summarise(analyses: Sequence[Analysis], across: Across | None, created: str)
         "resamples": RESAMPLES,
         "tasks": {analysis.section.task: _task(analysis) for analysis in analyses},
         "across_tasks": _across(across) if across else None,
+        "trainings": [describe_training(run) for run in {run.path: run for run in runs}.values()],
     }
 
 
@@ -52,6 +59,7 @@ def _task(analysis: Analysis) -> dict[str, Any]:
     section, statistics, levels = analysis.section, analysis.statistics, analysis.levels
     random, expert = levels.largest(analysis.trials)
     return {
+        "opening": opening(analysis),
         "references": {
             "random": _estimate(levels.random) if levels.random else None,
             "expert": _estimate(levels.expert) if levels.expert else None,
@@ -200,17 +208,12 @@ def _agent(series: Series, statistics: AgentStatistics, levels: References) -> d
 
 
 def _training(metrics: TrainingCurves) -> dict[str, Any]:
-    def last(values: np.ndarray) -> float | None:
-        return _finite(float(values[-1])) if len(values) else None
-
     def median(values: np.ndarray) -> float | None:
         known = values[np.isfinite(values)]
         return float(np.median(known)) if len(known) else None
 
-    return {
-        "step": int(metrics.step[-1]) if len(metrics.step) else None,
-        "loss": last(metrics.loss),
-        "tokens": last(metrics.tokens),
+    return training_numbers(metrics) | {
+        "tokens": _finite(float(metrics.tokens[-1])) if len(metrics.tokens) else None,
         "tokens_per_s": median(metrics.tokens_per_s),
         "mfu": median(metrics.mfu),
     }

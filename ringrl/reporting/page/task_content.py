@@ -12,6 +12,7 @@ from ringrl.reporting.figures.data_figures import TaskReturns, return_distributi
 from ringrl.reporting.figures.drawing import Drawing
 from ringrl.reporting.figures.loss_figures import loss_curves
 from ringrl.reporting.figures.trial_figures import returns_by_trial
+from ringrl.reporting.page.training_content import loss_words
 from ringrl.reporting.statistics.bootstrap import PAIRS_FOR_VERDICT, RESAMPLES, Estimate, show, show_number
 from ringrl.reporting.statistics.demonstration_effects import DemonstrationCurve
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES, DataSet, TrainingCurves
@@ -67,7 +68,7 @@ def _loss_figure(section: TaskSection, curves: Sequence[tuple[str, TrainingCurve
         f"loss{suffix}",
         "Training loss",
         "One line a training. Faint: as logged; strong: running mean over a fortieth of the logged points. "
-        "Losses of agents with different action heads are different quantities and do not compare.",
+        f"{loss_words(curves)}",
         f"{section.task}: training losses over steps and tokens.",
         partial(loss_curves, curves=curves),
     )

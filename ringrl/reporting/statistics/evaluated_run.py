@@ -16,6 +16,7 @@ from ringrl.run import RunDirectory
 from ringrl.run_records import DatasetRecord
 from ringrl.run_tables import DEMONSTRATIONS, EXPLORE, RETURNS, TARGETS
 
+_MORE = ("tokens", "tokens_per_s", "mfu", "validation_loss")  # of a line of metrics.jsonl
 MANY_HISTORIES = 24
 """Sources of a data set beyond which they are shown together, as those of hidden tasks are."""
 
@@ -53,15 +54,16 @@ class TrainingCurves:
     tokens: Float64[np.ndarray, " points"]  # tokens trained on up to the step
     tokens_per_s: Float64[np.ndarray, " points"]
     mfu: Float64[np.ndarray, " points"]  # model FLOPs utilisation, 0 to 1
+    validation: Float64[np.ndarray, " points"]  # loss of held-out episodes
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """One run directory, as it was evaluated in one task."""
+    """One run directory, as it was evaluated in one task, or before it is evaluated."""
 
     path: Path
     config: dict[str, Any]
-    returns: tuple[TrialReturn, ...]
+    returns: tuple[TrialReturn, ...]  # empty where it is not evaluated yet
     metrics: TrainingCurves
     dataset: DataSet | None
     evaluation: dict[str, Any]
@@ -103,6 +105,8 @@ class EvaluatedRun:
 def read_runs(path: Path) -> list[EvaluatedRun]:
     """The run at `path` in its own task, where it was evaluated in that, and in each other task that has tables.
 
+    A run that was not evaluated at all has no returns.
+
     Raises:
       UserError: as `read_run`.
     """
@@ -116,12 +120,12 @@ def read_run(path: Path, task: str | None = None) -> EvaluatedRun:
     """The run at `path` in its own task, or in another `task`.
 
     Raises:
-      UserError: no such directory, no evaluation yet, or a file that cannot be understood (named, with the line).
+      UserError: no such run, not evaluated in that `task`, or a file that cannot be understood (named, with the line).
     """
     run = RunDirectory.of(path, task)
     if not path.is_dir():
         raise UserError(f"{path} is not a run directory: give the directory that `ringrl train` printed")
-    if not run.table().is_file():
+    if not run.table().is_file() and (task is not None or not run.exists):
         where, options = ("evaluation", "") if task is None else (f"evaluation/{task}", f" --task {task}")
         raise UserError(
             f"{path} has not been evaluated (no {where}/{RETURNS}.csv): run `ringrl evaluate {path}{options}` first"
@@ -139,7 +143,7 @@ def _read(run: RunDirectory) -> EvaluatedRun:
     return EvaluatedRun(
         path=run.tables or run.path,
         config=run.settings(),
-        returns=run.read_table(),
+        returns=run.read_table() if run.table().is_file() else (),
         metrics=read_metrics(run),
         dataset=read_dataset(run.dataset_file),
         evaluation=run.table_settings(),
@@ -164,9 +168,12 @@ def read_metrics(run: RunDirectory) -> TrainingCurves:
     for entry in run.metrics():
         step, loss = _number(entry.get("step")), _number(entry.get("loss"))
         if math.isfinite(step) and math.isfinite(loss):
-            by_step[int(step)] = [loss, *(_number(entry.get(key)) for key in ("tokens", "tokens_per_s", "mfu"))]
+            by_step[int(step)] = [
+                loss,
+                *(_number(entry.get(key)) for key in ("tokens", "tokens_per_s", "mfu", "validation_loss")),
+            ]
     steps = sorted(by_step)
-    columns = np.asarray([by_step[step] for step in steps], dtype=np.float64).reshape(len(steps), 4)
+    columns = np.asarray([by_step[step] for step in steps], dtype=np.float64).reshape(len(steps), 5)
     return TrainingCurves(np.asarray(steps, dtype=np.int64), *(np.ascontiguousarray(column) for column in columns.T))
 
 
