@@ -126,7 +126,8 @@ def _exorl(name: str, domain: Domain) -> tuple[Job, ...]:
 
 
 ROWS = {
-    "hidden": (*_hidden("goal"), *_hidden("target"), *_conditioned("target")),
+    "hidden_goal": _hidden("goal"),
+    "hidden_target": (*_hidden("target"), *_conditioned("target")),
     "exorl": tuple(job for each in DOMAINS.items() for job in _exorl(*each)),
     "context": tuple(_context(trials) for trials in (1, 2, 4, 8, 16)),
 }

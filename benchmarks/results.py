@@ -2,7 +2,8 @@
 
     python -m benchmarks.results small      # return against trajectories in the context, one seed: some 12 minutes
     python -m benchmarks.results relabelled # the same, three seeds, and what it is compared with: 1 hour
-    python -m benchmarks.results hidden     # row 1: hidden goals and targets, held-out tasks: 2 hours
+    python -m benchmarks.results hidden_goal   # row 1: hidden goals, held-out tasks: 45 minutes
+    python -m benchmarks.results hidden_target # row 1: hidden targets, and agents with return conditioning: 1.5 hours
     python -m benchmarks.results context    # row 3: return against trajectories in the context: 1.5 hours
     python -m benchmarks.results ablations  # row 0's student with its context ablated, and other trainings: 1 hour
     python -m benchmarks.results own_trials # row 0's student on trials of its own: 20 minutes
@@ -60,7 +61,8 @@ FIGURES = {
     "ablations": ("demonstrated_ablations.png", "demonstrations.png"),
     "own_trials": ("explored.png",),
     "library": (),
-    "hidden": ("report.png",),
+    "hidden_goal": ("report.png",),
+    "hidden_target": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
     "motion_cheetah": (),
@@ -71,7 +73,7 @@ FIRST_SEED = {"motion_cheetah": 1, "motion_walker": 1}  # their settings were ch
 
 Row = Literal[
     "small", "relabelled", "ablations", "own_trials", "library",
-    "motion_cheetah", "motion_walker", "hidden", "exorl", "context",
+    "motion_cheetah", "motion_walker", "hidden_goal", "hidden_target", "exorl", "context",
 ]  # fmt: skip
 
 
