@@ -95,7 +95,7 @@ class Subject:
         from ringrl.training.state import abstract_state, merge_model
 
         graph, _ = abstract_state(self.config, self.decoder, self.trainer.data.sizes, self.mesh)
-        attend: Any = make_attend(self.mesh, self.config.mesh.layout, None)
+        attend: Any = make_attend(self.mesh, self.config.mesh.ring_layout, None)
         if self.case.dense:
             attend = lambda q, k, v, segments: dense_attention(q, k, v, segment_ids=segments)  # noqa: E731
 

@@ -10,3 +10,6 @@ WhenFull = Literal["newest", "best", "stop"]
 
 TrajectoryOrder = Literal["random", "ascending"]
 """Of the trajectories in a context: as they are drawn, or by return."""
+
+Layout = Literal["contiguous", "striped", "zigzag"]
+"""Which device of a ring stores which tokens, see `ringrl.attention.layout`."""

@@ -14,6 +14,7 @@ from ringrl import recipes
 from ringrl.choices import WhenFull
 from ringrl.config_section import ConfigSection
 from ringrl.errors import UserError
+from ringrl.mesh_config import MeshConfig
 from ringrl.model_config import ModelConfig
 from ringrl.readers import first_complaint, parse_yaml, read_yaml
 
@@ -53,19 +54,6 @@ class AgentConfig(ConfigSection):
 
 
 ConfigSectionT = TypeVar("ConfigSectionT", bound=ConfigSection)
-
-
-class MeshConfig(ConfigSection):
-    """Devices along each mesh axis; their product is the number of devices used."""
-
-    data: int = Field(default=1, ge=1)  # batch
-    fsdp: int = Field(default=1, ge=1)  # batch, and parameters and optimiser state
-    tensor: int = Field(default=1, ge=1)  # heads and feed-forward width
-    seq: int = Field(default=1, ge=1)  # the ring: sequence
-    # Devices at each station of the ring, which share out its tokens and exchange heads for attention (hybrid).
-    heads: int = Field(default=1, ge=1)
-    layout: Literal["contiguous", "zigzag"] = "zigzag"  # which station holds which steps of a row
-    exchange: Literal["ring", "all_gather"] = "ring"  # keys go round, or are gathered at once (short contexts)
 
 
 class ScheduleLeg(ConfigSection):
@@ -164,11 +152,10 @@ class RunConfig(ConfigSection):
             raise ValueError(
                 f"training.batch {self.training.batch} must be a multiple of data x fsdp x accumulation = {rows}"
             )
-        pieces = self.mesh.seq * (2 if self.mesh.layout == "zigzag" else 1) if self.mesh.seq > 1 else 1
-        if self.training.row_steps % pieces:
+        if self.training.row_steps % self.mesh.pieces:
             raise ValueError(
-                f"training.row_steps {self.training.row_steps} must be a multiple of {pieces} for "
-                f"mesh.seq={self.mesh.seq} in the {self.mesh.layout} layout"
+                f"training.row_steps {self.training.row_steps} must be a multiple of {self.mesh.pieces} for "
+                f"mesh.seq={self.mesh.seq} in the {self.mesh.ring_layout} layout"
             )
         if self.training.row_steps % (self.mesh.seq * self.mesh.heads):
             raise ValueError(

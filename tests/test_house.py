@@ -18,7 +18,7 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # itself and from what is before it.
 ORDER = """
 errors choices ending locks files manifest readers progress recipes accelerators agent_record trust returns
-episode batch config_section model_config config
+episode batch config_section mesh_config model_config config
 attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs
 store formats download relabelling sampling collect quality

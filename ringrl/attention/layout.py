@@ -5,22 +5,24 @@ tokens. Three layouts:
 
 - `contiguous`: device i stores the i-th run of n / ring tokens (Liu et al., Ring Attention, arXiv 2310.01889). Under a
   causal mask the last device computes almost twice the mean.
-- `striped`: device i stores the tokens i, i + ring, i + 2 ring, ... (Brandon et al., Striped Attention,
-  arXiv 2311.09431).
+- `striped`: the sequence is cut into stripes of a few tokens; device i stores the stripes i, i + ring, i + 2 ring, ...
+  (Brandon et al., Striped Attention, arXiv 2311.09431, whose stripes are one token).
 - `zigzag`: the sequence is cut into 2 ring chunks; device i stores the chunks i and 2 ring - 1 - i (Llama 3,
   arXiv 2407.21783, section 3.3.2).
 """
 
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32
 
-Layout = Literal["contiguous", "striped", "zigzag"]
+from ringrl.choices import Layout
 
 _Array = TypeVar("_Array", np.ndarray, jax.Array)
+
+_PIECES = {"contiguous": "one chunk", "striped": "stripes of {}", "zigzag": "2 chunks"}
 
 
 def runs_per_shard(ring_size: int, layout: str) -> int:
@@ -31,7 +33,7 @@ def runs_per_shard(ring_size: int, layout: str) -> int:
 
 
 def ring_positions(
-    shard_index: int | Int[Array, ""], shard_length: int, ring_size: int, layout: str
+    shard_index: int | Int[Array, ""], shard_length: int, ring_size: int, layout: str, stripe: int = 1
 ) -> Int32[Array, " {shard_length}"]:
     """Global positions of the tokens of one shard, in the order of the shard.
 
@@ -40,20 +42,21 @@ def ring_positions(
         shard_length: tokens a device.
         ring_size: devices on the ring.
         layout: `contiguous`, `striped` or `zigzag`.
+        stripe: tokens in each stripe of `striped`.
 
     Raises:
-        ValueError: the layout is unknown, or zigzag's shard has an odd length.
+        ValueError: the layout is unknown, or the shard's length is no multiple of the stripe, or of 2 for zigzag.
     """
-    runs = runs_per_shard(ring_size, layout)
-    if shard_length % runs:
+    runs, unit = runs_per_shard(ring_size, layout), pieces(ring_size, layout, stripe)
+    if shard_length * ring_size % unit:
         raise ValueError(
-            f"{layout}: a shard of {shard_length} tokens does not divide into {runs} chunks; the length of the whole "
-            f"sequence must be a multiple of {runs * ring_size} for a ring of {ring_size}"
+            f"{layout}: a shard of {shard_length} tokens does not divide into {_PIECES[layout].format(stripe)}; the "
+            f"length of the whole sequence must be a multiple of {unit} for a ring of {ring_size}"
         )
     steps = jnp.arange(shard_length, dtype=jnp.int32)
     index = jnp.asarray(shard_index, jnp.int32)
     if layout == "striped":
-        return steps * ring_size + index
+        return (steps // stripe * ring_size + index) * stripe + steps % stripe
     if runs == 1:
         return steps + index * shard_length
     half = shard_length // 2
@@ -61,24 +64,34 @@ def ring_positions(
     return jnp.concatenate([steps[:half] + early, steps[:half] + late])
 
 
-def _permutation(length: int, ring_size: int, layout: str) -> np.ndarray:
+def pieces(ring_size: int, layout: str, stripe: int = 1) -> int:
+    """What the length of a sequence must be a multiple of.
+
+    Raises:
+        ValueError: the layout is unknown, or a stripe has no token.
+    """
+    if stripe < 1:
+        raise ValueError(f"a stripe of {stripe} tokens: it must have at least 1")
+    return ring_size * (stripe if layout == "striped" else runs_per_shard(ring_size, layout))
+
+
+def _permutation(length: int, ring_size: int, layout: str, stripe: int) -> np.ndarray:
     """Global position of every token in ring order. ValueError when the length does not divide."""
-    runs = runs_per_shard(ring_size, layout)
-    if ring_size < 1 or length % (ring_size * runs):
+    if ring_size < 1 or length % pieces(ring_size, layout, stripe):
         raise ValueError(
             f"{layout}: a sequence of {length} tokens cannot be spread over a ring of {ring_size}; "
-            f"its length must be a multiple of {ring_size * runs}"
+            f"its length must be a multiple of {pieces(ring_size, layout, stripe)}"
         )
-    positions = np.arange(length)
+    runs, positions = runs_per_shard(ring_size, layout), np.arange(length)
     if layout == "striped":
-        return positions.reshape(-1, ring_size).T.reshape(-1)
+        return positions.reshape(-1, ring_size, stripe).swapaxes(0, 1).reshape(-1)
     if runs == 1:
         return positions
-    pieces = positions.reshape(2 * ring_size, -1)
-    return np.stack([pieces[:ring_size], pieces[: ring_size - 1 : -1]], axis=1).reshape(-1)
+    chunks = positions.reshape(2 * ring_size, -1)
+    return np.stack([chunks[:ring_size], chunks[: ring_size - 1 : -1]], axis=1).reshape(-1)
 
 
-def to_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1) -> _Array:
+def to_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1, *, stripe: int = 1) -> _Array:
     """Reorder a global array so that splitting `axis` evenly over the ring gives each device its tokens.
 
     Args:
@@ -86,16 +99,17 @@ def to_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1) -> _Arr
         ring_size: devices on the ring; 1 leaves every layout as it is.
         layout: `contiguous`, `striped` or `zigzag`.
         axis: the sequence axis.
+        stripe: positions in each stripe of `striped`.
 
     Raises:
         ValueError: the layout is unknown, or the length does not divide; the message names the divisor.
     """
-    return x.take(_permutation(x.shape[axis], ring_size, layout), axis=axis)
+    return x.take(_permutation(x.shape[axis], ring_size, layout, stripe), axis=axis)
 
 
-def from_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1) -> _Array:
+def from_ring_order(x: _Array, ring_size: int, layout: str, axis: int = 1, *, stripe: int = 1) -> _Array:
     """Undo `to_ring_order`: put tokens in ring order back into the order of their positions.
 
     Arguments and errors are those of `to_ring_order`.
     """
-    return x.take(np.argsort(_permutation(x.shape[axis], ring_size, layout)), axis=axis)
+    return x.take(np.argsort(_permutation(x.shape[axis], ring_size, layout, stripe)), axis=axis)

@@ -80,6 +80,11 @@ class LocalStep(Protocol):
         """What is static."""
         ...
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Queries and keys of a block that the forward pass computes whole, or leaves out."""
+        ...
+
     def pack_q(self, x: Float[Array, "batch length heads head_dim"]) -> Array:
         """Queries, or anything of their shape."""
         ...

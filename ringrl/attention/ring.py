@@ -42,6 +42,7 @@ def ring_attention(
     causal: bool = True,
     scale: float | None = None,
     layout: Layout = "zigzag",
+    stripe: int = 1,
     block_q: int | None = None,
     block_k: int | None = None,
     exchange: Exchange = "ring",
@@ -67,6 +68,7 @@ def ring_attention(
         causal: a token sees only itself and earlier tokens of the global sequence.
         scale: multiplies the scores; None is head_dim ** -0.5.
         layout: which tokens the device stores: `zigzag` and `striped` balance causal work, `contiguous` does not.
+        stripe: tokens in each stripe of `striped` (`ringrl.attention.balance` counts what which stripes cost).
         block_q: longest block of queries; None chooses one for the platform.
         block_k: longest block of keys.
         exchange: `ring` passes keys and values on from device to device; `all_gather` gives every device those of the
@@ -79,13 +81,13 @@ def ring_attention(
         query sees nothing.
 
     Raises:
-        ValueError: arrays, heads, block sizes, the heads axis or the shard's length do not fit together, or layout,
-            exchange or kernel is unknown or cannot be used here; the message says what must change.
+        ValueError: arrays, heads, block sizes, the stripe, the heads axis or the shard's length do not fit together,
+            or layout, exchange or kernel is unknown or cannot be used here; the message says what must change.
     """
     _check_exchange(exchange, axis_name)
     check_inputs(q, k, v, segment_ids)
     sizes: _StepOptions = {"scale": scale, "block_q": block_q, "block_k": block_k, "kernel": kernel}
-    attend = partial(_attend_shards, layout, exchange, causal, return_lse, sizes)
+    attend = partial(_attend_shards, layout, stripe, exchange, causal, return_lse, sizes)
     if isinstance(axis_name, str):
         out, lse = attend(axis_name, q, k, v, segment_ids)
     else:
@@ -112,6 +114,7 @@ def _check_exchange(exchange: str, axis_name: str | tuple[str, str]) -> None:
 
 def _attend_shards(
     layout: Layout,
+    stripe: int,
     exchange: Exchange,
     causal: bool,
     return_lse: bool,
@@ -124,13 +127,13 @@ def _attend_shards(
 ) -> tuple[Array, Array]:
     """Output and log-sum-exp of this device's queries over the keys of all devices of the mesh axis `axis`."""
     size, length, gathered = lax.axis_size(axis), q.shape[1], exchange == "all_gather"
-    ring_positions(0, length, size, layout)  # raises where the layout does not fit
+    ring_positions(0, length, size, layout, stripe)  # raises where the layout does not fit
     runs, key_shards = runs_per_shard(size, layout), size if gathered else 1
     step = make_step(q, k, runs=runs, key_shards=key_shards, **options)
     arrays = vary_like((q, k, v, segment_ids), (q, k, v, segment_ids, lax.axis_index(axis)))
     if size == 1:
         return attend_locally(step, causal, return_lse, *arrays)
-    shards = Shards(axis, size, layout, length, causal, return_lse, step)
+    shards = Shards(axis, size, layout, length, causal, return_lse, step, stripe)
     return (attend_gathered if gathered else _attend)(shards, *arrays)
 
 

@@ -23,6 +23,7 @@ class Shards:
     causal: bool
     return_lse: bool
     step: LocalStep
+    stripe: int = 1  # tokens in each stripe of the striped layout
 
     def tie(self, segments: Array | None, *data: Array) -> tuple[Int32[Array, ""], Array | None, *tuple[Array, ...]]:
         """This device's index, its segment ids, and `data`, all unchanged.
@@ -47,7 +48,7 @@ class Shards:
         return TokenIndex(jnp.concatenate(positions, axis=1), segments)
 
     def _positions(self, index: Int32[Array, ""]) -> Int32[Array, "1 {self.length}"]:
-        return ring_positions(index, self.length, self.size, self.layout)[None]
+        return ring_positions(index, self.length, self.size, self.layout, self.stripe)[None]
 
 
 def halves(tokens: TokenIndex, cut: Cut) -> tuple[TokenIndex, TokenIndex]:

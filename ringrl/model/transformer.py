@@ -40,13 +40,19 @@ Loss = Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array]  # (raw outputs
 _LAYER_INPUT = "layer_input"
 
 
-def make_attend(mesh: Mesh | None, layout: Layout, block: int | None, exchange: Exchange = "ring") -> Attend:
-    """Attention as a device of this mesh computes it, inside `jax.shard_map`; of whole sequences without a mesh."""
+def make_attend(
+    mesh: Mesh | None, layout: Layout, block: int | None, exchange: Exchange = "ring", stripe: int = 1
+) -> Attend:
+    """Attention as a device of this mesh computes it, inside `jax.shard_map`; of whole sequences without a mesh.
+
+    `stripe` is in tokens (`ringrl.attention.ring_attention`).
+    """
     if mesh is None or mesh.shape["seq"] * mesh.shape["heads"] == 1:
         which = partial(blockwise_attention, block_q=block, block_k=block)
     else:
         axes = SEQUENCE_AXES if mesh.shape["heads"] > 1 else "seq"
-        which = partial(ring_attention, axis_name=axes, layout=layout, exchange=exchange, block_q=block, block_k=block)
+        where = {"axis_name": axes, "layout": layout, "stripe": stripe, "exchange": exchange}
+        which = partial(ring_attention, **where, block_q=block, block_k=block)
     local = cast(Callable[..., jax.Array], which)
     return lambda q, k, v, segment_ids: local(q, k, v, segment_ids=segment_ids)
 

@@ -12,7 +12,6 @@ import jax
 
 from ringrl.accelerators import Accelerator, find_accelerator
 from ringrl.attention import compiler_options
-from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.model.flops import model_flops
@@ -153,7 +152,8 @@ def _speed(abstract: AbstractStep, traced: Any, compilation: Compilation, accele
     useful = model_flops(c.model, abstract.state.params, **sizes)
     seq = c.mesh.seq
     halves = seq > 1 and c.mesh.exchange == "ring"
-    ring = Ring(abstract.row_tokens, seq, runs_per_shard(seq, c.mesh.layout), halves)
+    stripe = (c.mesh.stripe or 1) * abstract.tokens_per_step
+    ring = Ring(abstract.row_tokens, seq, c.mesh.ring_layout, stripe, halves)
     executed = executed_flops(traced.jaxpr.jaxpr, ring)
     traffic: Traffic | None = None
     bound: tuple[float | None, str | None] = (None, None)

@@ -14,7 +14,6 @@ from rich.table import Table
 from ringrl.accelerators import Accelerator, find_accelerator
 from ringrl.agent import make_decoder
 from ringrl.attention import Exchange, compiler_options, ring_attention
-from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
 from ringrl.model.sharding import TOKENS
@@ -68,7 +67,7 @@ def plan_exchanges(config: RunConfig, topology: str) -> list[ExchangePlan]:
     if not ways:
         raise UserError(
             f"training.row_steps {config.training.row_steps} divides over {len(devices) // others} devices in no way: "
-            "it must be a multiple of them, and of twice the ring in the zigzag layout"
+            "it must be a multiple of them, and of what the layout asks for (twice the ring in zigzag)"
         )
     plans = [_compile(config, accelerator, devices, *way) for way in ways]
     return sorted(plans, key=lambda plan: (not plan.fits, plan.estimate_ms or 0.0))
@@ -79,10 +78,10 @@ def _ways(config: RunConfig, devices: int) -> Iterator[tuple[str, int, int]]:
     ring, gathered = get_args(Exchange)
     for heads in range(1, devices + 1):
         seq = devices // heads
-        runs = runs_per_shard(seq, config.mesh.layout)
+        pieces = config.mesh.model_copy(update={"seq": seq}).pieces
         if devices % heads or config.model.heads // config.mesh.tensor % heads:
             continue
-        if config.training.row_steps % devices == 0 and config.training.row_steps % (seq * runs) == 0:
+        if config.training.row_steps % devices == 0 and config.training.row_steps % pieces == 0:
             yield ring, seq, heads
             if heads == 1:
                 yield gathered, seq, heads
@@ -93,14 +92,16 @@ def _compile(
 ) -> ExchangePlan:
     c, m = config.mesh, config.model
     rows = config.training.batch // config.optimizer.accumulation
-    length = config.training.row_steps * make_decoder(config.agent).tokens.tokens_per_step
+    tokens = make_decoder(config.agent).tokens.tokens_per_step
+    length = config.training.row_steps * tokens
     mesh = make_mesh(c.model_copy(update={"seq": seq, "heads": heads}), devices)
     spec = P(*TOKENS, "tensor")
     attend = jax.shard_map(
         partial(
             ring_attention,
             axis_name=("seq", "heads") if heads > 1 else "seq",
-            layout=c.layout,
+            layout=c.ring_layout,
+            stripe=(c.stripe or 1) * tokens,
             exchange=exchange,  # pyright: ignore[reportArgumentType]
         ),
         mesh=mesh,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ringrl.agent import make_decoder
-from ringrl.attention.layout import runs_per_shard
 from ringrl.config import RunConfig
 from ringrl.planner.abstract_step import change, fit_mesh
 from ringrl.planner.compiled import CompiledPlan, plan_training_step
@@ -66,9 +65,9 @@ def find_max_context(
     devices = len(find_devices(topology))
     others = math.prod((config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.heads))
     seq = devices // others if devices % others == 0 else config.mesh.seq
-    pieces = seq * runs_per_shard(seq, config.mesh.layout) * config.mesh.heads
+    pieces = config.mesh.model_copy(update={"seq": seq}).pieces * config.mesh.heads
     # The first row must divide over the config's own mesh as well, until `fit_mesh` has changed that.
-    first = math.lcm(pieces, config.mesh.seq * runs_per_shard(config.mesh.seq, config.mesh.layout) * config.mesh.heads)
+    first = math.lcm(pieces, config.mesh.pieces * config.mesh.heads)
     fitted, _ = fit_mesh(_with_row(config, first, topology), topology, devices)
 
     def plan(steps: int) -> CompiledPlan:

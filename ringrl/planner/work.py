@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from ringrl.attention.kernels.gpu_tiles import choose_tiles
+from ringrl.attention.layout import Layout, runs_per_shard
 
 _KERNELS = {"attention_forward": 2, "attention_backward_dq": 3, "attention_backward_dkv": 4}
 """Matrix products of a pair of blocks, by the names of the TPU and GPU kernels; see `ringrl.attention.kernels.tpu`."""
@@ -23,26 +25,27 @@ class Ring:
 
     tokens: int  # of a row
     size: int
-    runs: int  # equal stretches of neighbouring tokens in a shard: 2 in the zigzag layout
+    layout: Layout
+    stripe: int  # tokens in each stripe of the striped layout
     halves: bool  # the backward pass takes a device's own keys twice, half of them each time (`ringrl.attention.ring`)
 
     def share(self, block_q: int, block_k: int, *, backward: bool) -> float:
         """Pairs of blocks with a visible pair of tokens over all pairs of all calls of a kernel; one segment a row."""
-        starts = np.arange(self.size * self.runs) * self.run
-        high = np.concatenate([starts + min(end, self.run) - 1 for end in _ends(self.run, block_q)])
-        low = np.sort(np.concatenate([starts + end - block_k for end in _ends(self.run, block_k)]))
+        runs = runs_per_shard(self.size, self.layout)
+        run = self.tokens // (self.size * runs)
+        high = self._positions(run, np.minimum(np.arange(block_q, run + block_q, block_q), run) - 1)
+        low = np.sort(self._positions(run, np.arange(0, run, block_k)))
         visible = np.searchsorted(low, high, side="right").sum()
         calls = (self.size + 1) / self.size if backward and self.halves else 1.0
         return float(visible) / (len(high) * len(low) * calls)
 
-    @property
-    def run(self) -> int:
-        """Tokens of a stretch."""
-        return self.tokens // (self.size * self.runs)
-
-
-def _ends(length: int, block: int) -> range:
-    return range(block, length + block, block)
+    def _positions(self, run: int, index: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " all"]:
+        """The positions of the tokens of these indices in each of the runs of all devices, in no order."""
+        if self.layout == "striped":
+            number, inside = index // self.stripe, index % self.stripe
+            device = np.arange(self.size)[:, None]
+            return ((number * self.size + device) * self.stripe + inside).reshape(-1)
+        return np.add.outer(np.arange(0, self.tokens, run), index).reshape(-1)
 
 
 def executed_flops(jaxpr: Any, ring: Ring) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int32, Int64
 
 from ringrl.batch import Batch, Chain, ContextPlan, LabelSource
 from ringrl.errors import UserError
@@ -86,6 +86,20 @@ def batch_episodes(
     """The episode of each piece of the contexts in batch `step` of a loader with these settings; nothing is read."""
     rows = np.arange(batch, dtype=np.int64)
     return _BatchSampler(sampler, seed, batch, steps, action_repeat, packing, rows)(step).plan.episode
+
+
+def row_segments(
+    sampler: ContextSampler, *, seed: int, batch: int, rows: int, steps: int, action_repeat: int, packing: bool
+) -> Int32[np.ndarray, "rows steps"]:
+    """Segment ids of the first rows of a loader with these settings, as `ringrl.batch.Batch` has; nothing is read."""
+    wanted = np.arange(rows, dtype=np.int64)
+    pieces = _BatchSampler(sampler, seed, batch, steps, action_repeat, packing, wanted)(0)
+    segments = np.zeros((rows, steps), np.int32)
+    for row, first, count, segment in zip(
+        pieces.row, pieces.first, agent_steps(pieces.plan, action_repeat), pieces.segment, strict=True
+    ):
+        segments[row, first : first + count] = segment
+    return segments
 
 
 def closing_at_end(iterator: grain.DatasetIterator) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from ringrl.training.begun import check_free, remove_begun
 from ringrl.training.checkpoint import Checkpoints, describe, next_batch
 from ringrl.training.data_notes import noted, training_notes
 from ringrl.training.processes import is_first, wait_for_all
+from ringrl.training.ring_layout import make_trainer
 from ringrl.training.soundness import UpdateCheck
 from ringrl.training.state import set_rope_base
 from ringrl.training.stopping import stopping_point
@@ -50,7 +51,7 @@ def _train_alone(config: RunConfig, run: Path, strict: bool) -> None:
     config = set_rope_base(config, agent.decoder)
     if directory.exists and agent.decoder is not None:
         refuse_earlier_tokens(agent.decoder, directory.tokens, run)
-    trainer = agent.make_trainer(config)
+    config, trainer = make_trainer(agent, config)
     trainer.data.prepare(run)
     wait_for_all("data")  # where one has none, nothing is made
     state, start = trainer.init(), 0

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int32
 
 from ringrl.agent import Decoder, TrainingData
 from ringrl.attention import compiler_options
@@ -30,6 +31,10 @@ class BatchData(TrainingData, Protocol):
 
     def validation_batches(self, shard: LocalShard) -> Iterator[dict[str, np.ndarray]] | None:
         """As `batches`, of held-out episodes and from the first on; None: none are held out."""
+        ...
+
+    def segments(self, rows: int) -> Int32[np.ndarray, "rows steps"]:
+        """Segment ids of the first rows of the first batch, in the order of the sequence; 0 is padding."""
         ...
 
     def name_batch(self, index: int) -> str:

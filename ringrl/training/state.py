@@ -89,7 +89,8 @@ def _create(config: RunConfig, decoder: Decoder, sizes: Widths) -> TrainState:
 
 def make_loss(config: RunConfig, decoder: Decoder, graph: nnx.GraphDef, mesh: Mesh) -> Callable:
     """(params, batch) -> the weighted sum of all steps' losses, float32 []; computed as the mesh says."""
-    attend = make_attend(mesh, config.mesh.layout, config.model.block, config.mesh.exchange)
+    ring, stripe = config.mesh, (config.mesh.stripe or 1) * decoder.tokens.tokens_per_step
+    attend = make_attend(mesh, ring.ring_layout, config.model.block, ring.exchange, stripe)
 
     def loss_sum(params: dict, batch: dict[str, jax.Array]) -> jax.Array:
         model = merge_model(graph, params)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 
 from ringrl.config import RunConfig
 from ringrl.errors import UserError
@@ -64,6 +65,10 @@ class TokenData:
 
     def validation_batches(self, shard: LocalShard) -> None:
         """None: a text has no episodes to hold out."""
+
+    def segments(self, rows: int) -> Int32[np.ndarray, "rows steps"]:
+        """See `BatchData`: one segment a row."""
+        return np.ones((rows, self._config.training.row_steps), np.int32)
 
     def name_batch(self, index: int) -> str:
         """See `BatchData`: the tokens at which its rows begin."""

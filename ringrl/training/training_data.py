@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 from ringrl.attention.layout import to_ring_order
 from ringrl.config import DataConfig, RunConfig
@@ -14,7 +14,7 @@ from ringrl.envs import family_of, is_task, is_visible, members_in
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 from ringrl.sampling.held_out import split_episodes
-from ringrl.sampling.loader import batch_episodes, make_loader
+from ringrl.sampling.loader import batch_episodes, make_loader, row_segments
 from ringrl.sampling.normalizer import Normalizer
 from ringrl.sampling.relabelled import Episodes, RelabelledEpisodes
 from ringrl.sampling.samplers import ContextSampler
@@ -188,6 +188,19 @@ class ContextData(EpisodeData):
         rng, sampler = np.random.default_rng(self._config.seed), self._sampler(self.episodes)
         return max(len(sampler.sample(rng).episode) for _ in range(_CONTEXTS))
 
+    def segments(self, rows: int) -> Int32[np.ndarray, "rows steps"]:
+        """See `BatchData`."""
+        config, training = self._config, self._config.training
+        return row_segments(
+            self._sampler(self.episodes),
+            seed=config.seed,
+            batch=training.batch,
+            rows=rows,
+            steps=training.row_steps,
+            action_repeat=config.data.action_repeat,
+            packing=training.packing,
+        )
+
     def name_batch(self, index: int) -> str:
         """See `BatchData`: the episodes in the contexts, of which the batch may have the beginnings alone."""
         config, data, training = self._config, self._config.data, self._config.training
@@ -205,8 +218,8 @@ class ContextData(EpisodeData):
 
 def local_positions(config: RunConfig, shard: LocalShard) -> Int64[np.ndarray, " local"]:
     """The positions of a row whose steps are on this process's devices, in the order in which they are stored there."""
-    steps, mesh = config.training.row_steps, config.mesh
-    return to_ring_order(np.arange(steps, dtype=np.int64), mesh.seq, mesh.layout, axis=0)[shard.columns]
+    steps, mesh = np.arange(config.training.row_steps, dtype=np.int64), config.mesh
+    return to_ring_order(steps, mesh.seq, mesh.ring_layout, axis=0, stripe=mesh.stripe or 1)[shard.columns]
 
 
 def _card(config: RunConfig, episodes: Episodes) -> dict:

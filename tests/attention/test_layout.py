@@ -25,19 +25,38 @@ def test_eight_tokens_on_two_devices(layout, shards):
     np.testing.assert_array_equal([ring_positions(i, 4, 2, layout) for i in range(2)], shards)
 
 
+def test_stripes_of_two_tokens_on_two_devices():
+    shards = [[0, 1, 4, 5], [2, 3, 6, 7]]
+    np.testing.assert_array_equal(to_ring_order(np.arange(8), 2, "striped", 0, stripe=2).reshape(2, 4), shards)
+    np.testing.assert_array_equal([ring_positions(i, 4, 2, "striped", 2) for i in range(2)], shards)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
-    ring=st.integers(1, 8), units=st.integers(1, 5), layout=st.sampled_from(LAYOUTS), axis=st.sampled_from([0, 1, -1])
+    ring=st.integers(1, 8),
+    units=st.integers(1, 5),
+    layout=st.sampled_from(LAYOUTS),
+    axis=st.sampled_from([0, 1, -1]),
+    stripe=st.integers(1, 4),
 )
-def test_round_trip_and_positions(ring, units, layout, axis):
-    length = units * ring * 2
+def test_round_trip_and_positions(ring, units, layout, axis, stripe):
+    length = units * ring * stripe * 2
     x = np.moveaxis(np.arange(3 * length).reshape(3, length), 1, axis)
-    ordered = to_ring_order(x, ring, layout, axis)
+    ordered = to_ring_order(x, ring, layout, axis, stripe=stripe)
     assert isinstance(ordered, np.ndarray)
-    np.testing.assert_array_equal(from_ring_order(ordered, ring, layout, axis), x)
-    np.testing.assert_array_equal(to_ring_order(jnp.asarray(x), ring, layout, axis), ordered)
-    positions = np.concatenate([ring_positions(i, length // ring, ring, layout) for i in range(ring)])
-    np.testing.assert_array_equal(to_ring_order(np.arange(length), ring, layout, 0), positions)
+    np.testing.assert_array_equal(from_ring_order(ordered, ring, layout, axis, stripe=stripe), x)
+    np.testing.assert_array_equal(to_ring_order(jnp.asarray(x), ring, layout, axis, stripe=stripe), ordered)
+    positions = np.concatenate([ring_positions(i, length // ring, ring, layout, stripe) for i in range(ring)])
+    np.testing.assert_array_equal(to_ring_order(np.arange(length), ring, layout, 0, stripe=stripe), positions)
+
+
+def test_a_shard_is_whole_stripes_of_one_token_or_more():
+    with pytest.raises(ValueError, match="striped: a shard of 6 tokens.*stripes of 4.*multiple of 8"):
+        ring_positions(0, 6, 2, "striped", 4)
+    with pytest.raises(ValueError, match="striped.*12 tokens.*multiple of 8"):
+        to_ring_order(np.arange(12), 2, "striped", 0, stripe=4)
+    with pytest.raises(ValueError, match="a stripe of 0 tokens"):
+        to_ring_order(np.arange(12), 2, "striped", 0, stripe=0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from ringrl.attention import dense_attention, from_ring_order, ring_attention, to_ring_order
+from ringrl.attention.balance import choose_layout, ring_work
 from ringrl.attention.block_attention import needed_blocks
 from ringrl.attention.kernels import make_step
 from ringrl.attention.layout import runs_per_shard
@@ -20,8 +21,9 @@ from tests.attention.meshes import SEQUENCE, ring_mesh
 
 
 @cache
-def ring(size, layout, causal, blocks=(8, 8), check_vma=True, kernel="xla"):
+def ring(size, layout, causal, blocks=(8, 8), check_vma=True, kernel="xla", stripe=1, exchange="ring"):
     """Global arrays in, global arrays out: ring order, shard_map, and back."""
+    order = {"ring_size": size, "layout": layout, "stripe": stripe}
 
     def local(q, k, v, segments):
         return ring_attention(
@@ -32,8 +34,10 @@ def ring(size, layout, causal, blocks=(8, 8), check_vma=True, kernel="xla"):
             segment_ids=segments,
             causal=causal,
             layout=layout,
+            stripe=stripe,
             block_q=blocks[0],
             block_k=blocks[1],
+            exchange=exchange,
             kernel=kernel,
             return_lse=True,
         )
@@ -47,9 +51,9 @@ def ring(size, layout, causal, blocks=(8, 8), check_vma=True, kernel="xla"):
     )
 
     def attend(q, k, v, segments):
-        ordered = jax.tree.map(lambda x: to_ring_order(x, size, layout), (q, k, v, segments))
+        ordered = jax.tree.map(lambda x: to_ring_order(x, **order), (q, k, v, segments))
         out, lse = sharded(*ordered)
-        return from_ring_order(out, size, layout), from_ring_order(lse, size, layout, axis=2)
+        return from_ring_order(out, **order), from_ring_order(lse, **order, axis=2)
 
     return attend
 
@@ -91,6 +95,14 @@ def test_any_segments_agree_with_the_oracle(random_inputs, compare, size, layout
 
     check()
     compare(attend, dense(causal), *inputs, jnp.ones((1, length), jnp.int32))
+
+
+@pytest.mark.parametrize("kernel", ["xla", None])
+@pytest.mark.parametrize(("stripe", "exchange"), [(4, "ring"), (8, "ring"), (6, "all_gather")])
+def test_stripes_of_several_tokens_agree_with_the_oracle(random_inputs, compare, stripe, exchange, kernel):
+    segments = jnp.asarray(np.repeat([1, 2, 3, 0], [21, 50, 16, 9])[None], jnp.int32)
+    attend = ring(4, "striped", True, kernel=kernel, stripe=stripe, exchange=exchange)
+    compare(attend, dense(True), *random_inputs(1, 96, 4, 2, 8), segments)
 
 
 @pytest.mark.parametrize("kernel", ["xla", None])
@@ -146,13 +158,13 @@ def needed(step, q_tokens, k_tokens):
     return needed_blocks(step.q_blocks(q_tokens), step.k_blocks(k_tokens))
 
 
-def blocks_computed(size, layout, segments=None, shard=256, block=32):
+def blocks_computed(size, layout, segments=None, shard=256, block=32, stripe=1):
     """Pairs of blocks that each device computes at each hop, [device, hop]; and the local step that decides it."""
     x = jnp.zeros((1, shard, 4, 8))
     step = make_step(x, x, block_q=block, block_k=block, runs=runs_per_shard(size, layout), kernel="xla")
-    shards = Shards("seq", size, layout, shard, True, False, step)
+    shards = Shards("seq", size, layout, shard, True, False, step, stripe)
     ids = np.ones((1, size * shard), np.int32) if segments is None else segments
-    shard_ids = [jnp.asarray(part) for part in np.split(to_ring_order(ids, size, layout), size, axis=1)]
+    shard_ids = [jnp.asarray(part) for part in np.split(to_ring_order(ids, size, layout, stripe=stripe), size, axis=1)]
 
     @jax.jit
     def count(device, source, q_segments, k_segments):
@@ -198,6 +210,44 @@ def test_work_at_32k_tokens_a_device(layout, packed):
         assert critical <= 1.05
     if layout == "contiguous" and packed == "one":
         assert critical > 1.7
+
+
+@pytest.mark.parametrize(("layout", "stripe"), [("contiguous", 1), ("striped", 1), ("striped", 64), ("zigzag", 1)])
+@pytest.mark.parametrize("packed", ["one", "several"])
+def test_the_count_of_a_layout_is_that_of_the_local_step(layout, stripe, packed):
+    segments = np.ones((1, 1024), np.int32)
+    if packed == "several":
+        segments = np.repeat([1, 2, 3, 0], [400, 333, 200, 91])[None].astype(np.int32)
+    counts, step = blocks_computed(4, layout, segments, stripe=stripe)
+    work = ring_work(segments, 4, layout, stripe, step.blocks)
+    lengths = np.bincount(segments[0])[1:]
+    visible = (lengths * (lengths + 1) // 2).sum()
+    assert work.critical == pytest.approx(counts.max(axis=0).sum() * 32 * 32 * 4 / visible)
+    assert work.computed == pytest.approx(counts.sum() * 32 * 32 / visible)
+
+
+@pytest.mark.parametrize("packed", SEGMENTS)
+def test_the_layout_that_is_counted_best_costs_a_tenth_more_than_an_even_share_at_most(packed):
+    segments = np.ones((1, 4 * SHARD), np.int32) if SEGMENTS[packed] is None else SEGMENTS[packed]
+    best, *others = choose_layout(segments, 4, unit=4, blocks=(512, 256))
+    assert best.cost <= 1.1
+    # Packed rows of whole contexts as zigzag has them cost the most.
+    assert best.layout == ("zigzag" if packed in ("one", "two") else "striped")
+    assert best.stripe % 4 == 0 or best.layout == "zigzag"
+    assert all(other.cost >= best.cost / 1.01 for other in others)
+
+
+def test_many_short_segments_are_no_worse_than_in_whole_chunks():
+    segments = np.concatenate([np.repeat(np.arange(1, 66), 4000), np.zeros(8 * SHARD - 65 * 4000, int)])[None]
+    best = choose_layout(segments, 8, unit=4, blocks=(512, 256))[0]
+    least = ring_work(segments, 8, "contiguous", 1, (512, 256)).computed  # blocks that reach over two segments
+    assert best.cost <= 1.06 * least
+    assert ring_work(segments, 8, "striped", 1, (512, 256)).critical > 2.5 * least
+
+
+def test_a_row_must_divide_over_the_ring_in_whole_steps():
+    with pytest.raises(ValueError, match="40 tokens in steps of 4 do not divide over a ring of 4"):
+        choose_layout(np.ones((1, 40), int), 4, unit=4, blocks=(8, 8))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "striped", "zigzag"])

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ringrl.attention.layout import ring_positions, runs_per_shard
 from ringrl.planner.work import Ring, executed_flops
 
-ALONE = Ring(tokens=8, size=1, runs=1, halves=False)
+ALONE = Ring(tokens=8, size=1, layout="zigzag", stripe=1, halves=False)
 
 
 def count(f, *arguments, ring=ALONE):
@@ -46,21 +46,24 @@ def test_a_product_in_a_loop_without_a_known_end_is_not_counted():
     assert count(lambda: lax.while_loop(lambda x: x < 9, lambda x: x + 1, 0)) == 0
 
 
-@pytest.mark.parametrize("size, layout", [(1, "zigzag"), (4, "zigzag"), (3, "contiguous")])
+@pytest.mark.parametrize(
+    "size, layout, stripe",
+    [(1, "zigzag", 1), (4, "zigzag", 1), (3, "contiguous", 1), (4, "striped", 1), (3, "striped", 4)],
+)
 @pytest.mark.parametrize("block_q, block_k", [(4, 4), (2, 8), (8, 2), (5, 3)])
-def test_the_share_of_blocks_that_something_is_visible_in(size, layout, block_q, block_k):
+def test_the_share_of_blocks_that_something_is_visible_in(size, layout, stripe, block_q, block_k):
     shard, runs = 16, runs_per_shard(size, layout)
     total = seen = 0
     for device in range(size):
         for other in range(size):
-            q = blocks(np.asarray(ring_positions(device, shard, size, layout)), runs, block_q)
-            k = blocks(np.asarray(ring_positions(other, shard, size, layout)), runs, block_k)
+            q = blocks(np.asarray(ring_positions(device, shard, size, layout, stripe)), runs, block_q)
+            k = blocks(np.asarray(ring_positions(other, shard, size, layout, stripe)), runs, block_k)
             total += len(q) * len(k)
             seen += sum(a.max() >= b.min() for a in q for b in k)
-    ring = Ring(size * shard, size, runs, halves=False)
+    ring = Ring(size * shard, size, layout, stripe, halves=False)
     assert ring.share(block_q, block_k, backward=False) == pytest.approx(seen / total)
     # Backward, a device's own keys come twice, half of them hidden each time: as many pairs in one more call.
-    twice = Ring(size * shard, size, runs, halves=True).share(block_q, block_k, backward=True)
+    twice = Ring(size * shard, size, layout, stripe, halves=True).share(block_q, block_k, backward=True)
     assert twice * (size + 1) / size == pytest.approx(seen / total)
 
 

@@ -9,7 +9,7 @@ import pytest
 from ringrl.attention.layout import from_ring_order, to_ring_order
 from ringrl.batch import BATCH_SCHEMA, Batch, ContextPlan
 from ringrl.errors import UserError
-from ringrl.sampling.loader import make_loader
+from ringrl.sampling.loader import make_loader, row_segments
 from ringrl.sampling.samplers import HindsightSampler, WindowSampler
 from tests.sampling.stores import MemoryStore, unit_normalizer
 
@@ -56,6 +56,16 @@ def test_positions_choose_the_order_of_the_steps(layout):
     ring = take(loader_of(store, positions=ring_positions(16, layout)), 1)[0]
     back = {name: from_ring_order(array, 4, layout) for name, array in ring.asdict().items()}
     assert_same(Batch(**back), plain)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_segments_are_known_without_reading(packing):
+    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    settings = {"batch": 4, "steps": 32, "seed": 7, "packing": packing}
+    expected = take(loader_of(store, **settings), 1)[0].segment_ids
+    store.spans.clear()
+    np.testing.assert_array_equal(row_segments(ascending(store, 2), rows=3, action_repeat=1, **settings), expected[:3])
+    assert not store.spans and (expected.max() > 1) == packing
 
 
 def test_batches_depend_on_the_seed_alone():

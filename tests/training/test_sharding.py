@@ -59,7 +59,7 @@ def loss_and_gradients(config):
     decoder = make_decoder(config.agent)
     mesh = make_mesh(config.mesh)
     graph, state = init_state(config, decoder, {}, mesh)
-    order = {name: to_ring_order(x, config.mesh.seq, config.mesh.layout) for name, x in batch().items()}
+    order = {name: to_ring_order(x, config.mesh.seq, config.mesh.ring_layout) for name, x in batch().items()}
     step = jax.jit(jax.value_and_grad(make_loss(config, decoder, graph, mesh)))
     loss, gradients = step(state.params, place_batch(order, mesh))
     shardings = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), gradients, state.params)

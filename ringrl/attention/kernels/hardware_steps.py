@@ -17,6 +17,11 @@ class NativeStep:
     sizes: Sizes
     sharers: int = 1  # devices of the mesh: on a CPU they are simulated, and share its threads
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Those of native_forward.h: a panel, and kBlock keys."""
+        return 64, 120
+
     def pack_q(self, x: Array) -> Array:
         """As it is."""
         return x
@@ -50,6 +55,11 @@ class _Padded:
 
     sizes: Sizes
     interpret: bool = False
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Those to which runs are padded."""
+        return self.sizes.q.block, self.sizes.k.block
 
     def pack_q(self, x: Array) -> Array:
         """Padded."""

@@ -23,6 +23,11 @@ class XlaStep:
 
     sizes: Sizes
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Those that arrays are cut into."""
+        return self.sizes.q.block, self.sizes.k.block
+
     def pack_q(self, x: Float[Array, "batch length heads dim"]) -> Float[Array, "blocks batch kv_heads rows dim"]:
         """Blocks of queries; the heads that share a key head lie in one axis of rows."""
         return _split_heads(self.sizes.q, x, self.sizes.kv_heads)
