@@ -157,6 +157,11 @@ def test_another_shape_than_described_is_named(tmp_path):
         (FIRST, with_column(STATE, lambda t: pa.array([[1.0]] * 10 + [None])), "has rows without a value"),
         (FIRST, with_column(STATE, lambda t: pa.array(["a"] * 11)), "is string, no numbers"),
         (FIRST, with_column("episode_index", lambda t: pa.array([np.nan] * 11)), "episode_index is float64, no whole"),
+        (
+            FIRST,
+            lambda table: pa.table({"index": np.zeros(2**20 + 1, np.int8)}),
+            "is said to have 1048577 rows, more than",
+        ),
         ("meta/episodes/chunk-000/file-000.parquet", lambda table: table.slice(1), "lists 4 episodes, and not"),
         (
             "meta/episodes/chunk-000/file-000.parquet",
