@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._recorded_sets import learner_history, robot_episode, write_lerobot, write_vintix
 from ringrl import recipes
 from ringrl.agent import AgentDescription, make_agent, make_decoder
 from ringrl.config import load_config
@@ -64,7 +65,7 @@ class Reader:
 
     name: str
     share: float
-    make: Callable[[Path], None]
+    make: Callable[[Path], Any]
     read: Callable[[Path], Any]
     files: tuple[str, ...] = ("**/*",)
 
@@ -219,11 +220,15 @@ def _make_minari(folder: Path) -> None:
     write_dataset("hopper/x-v0", episodes(widths=(11, 3, 12)), "Hopper-v5", description="to be damaged")
 
 
+def _import(name: str, dataset: str | Path, task: str) -> None:
+    step = recipes.load("data", name)
+    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
+        step.main(step.Args((dataset,), Path(out) / "store", task=task, clip=True))
+
+
 def _import_minari(folder: Path) -> None:
     os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    step = recipes.load("data", "import_minari")
-    with tempfile.TemporaryDirectory() as out, redirect_stdout(io.StringIO()):
-        step.main(step.Args(("hopper/x-v0",), Path(out) / "store", task="Hopper-v5"))
+    _import("import_minari", "hopper/x-v0", "Hopper-v5")
 
 
 def _write_page(folder: Path) -> None:
@@ -257,6 +262,24 @@ READERS = (
     Reader("session", 3, _make_session, lambda folder: read_session(folder / "session.npz")),
     Reader("manifest", 2, _make_manifest, check, (MANIFEST,)),
     Reader("minari", 1.5, _make_minari, _import_minari, ("hopper/**/*",)),
+    Reader(
+        "lerobot",
+        3,
+        lambda folder: write_lerobot(folder, [robot_episode(length) for length in (5, 9, 3)]),
+        lambda folder: _import("import_lerobot", folder, "arm"),
+    ),
+    Reader(
+        "lerobot2",
+        2,
+        lambda folder: write_lerobot(folder, [robot_episode(length) for length in (5, 9)], version="v2.1"),
+        lambda folder: _import("import_lerobot", folder, "arm"),
+    ),
+    Reader(
+        "vintix",
+        3,
+        lambda folder: write_vintix(folder / "set" / "a.h5", learner_history((4, 13, 7)), task="rig"),
+        lambda folder: _import("import_vintix", folder / "set", "rig"),
+    ),
     Reader("export", 0.2, unsealed(make_export), lambda folder: load_export(folder / "export"), ("export/*",)),
     Reader("page", 0.05, unsealed(make_run), _write_page, ("*.json", "*.jsonl", "config.yaml", "evaluation/*")),
 )

@@ -18,10 +18,10 @@ import tyro
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
+from ringrl.formats.imported import domain_of
 from ringrl.formats.minari import (
     action_bounds,
     changed_settings,
-    domain_of,
     open_dataset,
     read_episodes,
     task_of,

@@ -4,7 +4,6 @@ Minari keeps T + 1 observations and T actions, rewards, terminations and truncat
 said beside them in `infos`. It is an optional dependency: `pip install 'ringrl[minari]'`.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -15,13 +14,14 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64
 
-from ringrl.envs import DMControlEnv, domains, make_env, split_task, tasks
+from ringrl.envs import DMControlEnv, make_env
 from ringrl.envs.action_bounds import linear_bounds
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.episode import Episode, refuse_pixels
 from ringrl.errors import UserError
 from ringrl.files import atomic_folder, user_path
 from ringrl.formats.archive import require_space
+from ringrl.formats.imported import Bounds, one_line, to_unit
 
 if TYPE_CHECKING:
     from minari import MinariDataset
@@ -58,18 +58,12 @@ def open_dataset(name: str) -> "MinariDataset":
             f"that it has, `minari download {name}` fetches one"
         ) from error
     except Exception as error:  # of HDF5, JSON and Gymnasium: of many kinds
-        raise UserError(f"{name}: not a data set that Minari reads: {_one_line(error)}") from error
+        raise UserError(f"{name}: not a data set that Minari reads: {one_line(error)}") from error
 
 
 def task_of(dataset: "MinariDataset") -> str | None:
     """The id of the environment that a data set was collected in, which is also the name of its task."""
     return dataset.env_spec.id if dataset.env_spec is not None else None
-
-
-def domain_of(task: str) -> str:
-    """The domain of a task; of a task unknown to `ringrl.envs`, its name without a version."""
-    known = {task_id for domain in domains() for task_id in tasks(domain)}
-    return split_task(task)[0] if task in known else re.sub(r"-v\d+$", "", task)
 
 
 def changed_settings(dataset: "MinariDataset") -> dict[str, Any]:
@@ -100,7 +94,7 @@ def read_episodes(dataset: "MinariDataset", *, clip: bool = False) -> Iterator[E
             an array is missing, of a wrong length, damaged, NaN or infinite, the episode was terminated or truncated
             before its last step, or an action is outside its bounds, unless `clip`.
     """
-    low, high = action_bounds(dataset)
+    bounds = action_bounds(dataset)
     episodes: Iterator[Any] = iter(())
     for index in range(dataset.total_episodes):
         where = f"{dataset.id}, episode {index}"
@@ -109,14 +103,14 @@ def read_episodes(dataset: "MinariDataset", *, clip: bool = False) -> Iterator[E
                 episodes = iter(dataset.iterate_episodes(dataset.episode_indices[index : index + _EPISODES_AT_ONCE]))
             data = next(episodes)
             observation = flatten_observations(dataset.observation_space, data.observations)
-            yield _to_episode(data, observation, low, high, clip)
+            yield _to_episode(data, observation, bounds, clip)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         except Exception as error:  # of HDF5, which raises errors of many kinds
-            raise UserError(f"{where}: cannot be read: {_one_line(error)}") from error
+            raise UserError(f"{where}: cannot be read: {one_line(error)}") from error
 
 
-def action_bounds(dataset: "MinariDataset") -> tuple[Float64[np.ndarray, " action"], Float64[np.ndarray, " action"]]:
+def action_bounds(dataset: "MinariDataset") -> Bounds:
     """(lowest, highest) action; -1 and 1 where the action space has no bounds.
 
     Raises:
@@ -151,14 +145,13 @@ def flatten_observations(space: spaces.Space, values: Any) -> Float32[np.ndarray
 def _to_episode(
     data: Any,
     observation: Float32[np.ndarray, "rows observation"],
-    low: Float64[np.ndarray, " action"],
-    high: Float64[np.ndarray, " action"],
+    bounds: Bounds,
     clip: bool,
 ) -> Episode:
-    actions = np.asarray(data.actions, np.float64).reshape(len(data.actions), -1)
+    actions = np.asarray(data.actions).reshape(len(data.actions), -1)
     return Episode.from_arrays(
         observation,
-        (actions - (high + low) / 2) / ((high - low) / 2),
+        to_unit(actions, bounds),
         np.asarray(data.rewards),
         terminated=np.asarray(data.terminations, bool),
         truncated=np.asarray(data.truncations, bool),
@@ -171,10 +164,6 @@ def _physics(infos: dict[str, Any], rows: int) -> Float64[np.ndarray, "rows stat
     names = ("physics",) if "physics" in infos else ("qpos", "qvel") if {"qpos", "qvel"} <= infos.keys() else ()
     parts = [np.asarray(infos[name], np.float64).reshape(len(infos[name]), -1) for name in names]
     return np.concatenate(parts, axis=1) if parts and all(len(part) == rows for part in parts) else None
-
-
-def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def write_dataset(

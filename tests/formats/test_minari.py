@@ -8,7 +8,8 @@ import pytest
 
 from ringrl.episode import Episode
 from ringrl.errors import UserError
-from ringrl.formats.minari import domain_of, flatten_observations, open_dataset, read_episodes, write_dataset
+from ringrl.formats.imported import domain_of
+from ringrl.formats.minari import flatten_observations, open_dataset, read_episodes, write_dataset
 from tests.builders import make_episode
 
 minari = pytest.importorskip("minari")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
+from benchmarks._recorded_sets import write_lerobot, write_vintix
 from ringrl import recipes
 from ringrl.episode import Episode
 from ringrl.errors import UserError
@@ -115,6 +116,26 @@ def through_minari(arrays: Arrays, folder: Path, clip: bool) -> None:
     run_step("import_minari", datasets=(str(folder / "set"),), out=folder / "out", task="rig", clip=clip)
 
 
+def through_lerobot(arrays: Arrays, folder: Path, clip: bool) -> None:
+    pytest.importorskip("pyarrow")
+    if np.isnan(arrays["discount"]).any():
+        pytest.skip("LeRobot has truth values in place of discounts")
+    steps = {"observation.state": arrays["observation"][:-1], "action": arrays["action"]}
+    steps |= {"next.reward": arrays["reward"][:, 0], "next.done": arrays["discount"] == 0}
+    write_lerobot(folder / "set", [steps])
+    run_step("import_lerobot", datasets=(folder / "set",), out=folder / "out", low=(-1.0,), high=(1.0,), clip=clip)
+
+
+def through_vintix(arrays: Arrays, folder: Path, clip: bool) -> None:
+    pytest.importorskip("h5py")
+    if not (arrays["discount"] == 1).all():
+        pytest.skip("Vintix does not record the ends of episodes")
+    steps = {"proprio_observation": arrays["observation"][:-1], "action": arrays["action"]}
+    steps |= {"reward": arrays["reward"][:, 0], "step_num": np.arange(STEPS)}
+    write_vintix(folder / "set" / "a.h5", steps, per_group=3)
+    run_step("import_vintix", datasets=(folder / "set",), out=folder / "out", task="rig", clip=clip)
+
+
 def write(store: Path, name: str, rows: np.ndarray) -> None:
     """Rows of an array of a store, with the checksums of chunks, as another program would write them."""
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(store / name)}}
@@ -156,6 +177,8 @@ DOORS = {
     "relabel": through_relabel,
     "check": through_check,
     "import_minari": through_minari,
+    "import_lerobot": through_lerobot,
+    "import_vintix": through_vintix,
     "convert_store": through_conversion,
     "store": through_store,
 }
@@ -183,7 +206,7 @@ def test_a_good_episode_is_let_in_at_every_door(door, tmp_path):
 @pytest.mark.parametrize("door", [door for door in DOORS if door not in ("Episode", "store")])
 def test_actions_are_clipped_at_every_door_where_that_is_asked_for(door, tmp_path):
     DOORS[door](changed("action", 40.0), tmp_path, True)
-    if door in ("build_store", "import_minari", "convert_store"):
+    if door in ("build_store", "convert_store") or door.startswith("import_"):
         store = open_store(tmp_path / "out")
         assert store.read(0, 0, STEPS, store.tasks[0]).action[3].tolist() == [1.0] * store.dims.action
         assert store.provenance["clip"] is True
