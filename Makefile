@@ -15,7 +15,7 @@ help:
 	@echo "make lint      ruff and pyright"
 	@echo "make audit     licences of all that is installed, and what is known of its vulnerabilities"
 	@echo "make docs      the pages of docs/ as a site, in site/; a warning or a dead link is an error"
-	@echo "make bench     every benchmark against its peer"
+	@echo "make bench     the benchmarks of speed against their peers, as one JSON file for this machine"
 	@echo "make results-small  return against trajectories in the context, one seed, in some 12 minutes"
 	@echo "make results   all rows of docs/results.md, three seeds, in 8 hours"
 
@@ -46,7 +46,7 @@ audit: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	@set -e; for script in $(filter-out benchmarks/results.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
+	$(BIN)/python -m benchmarks.machine
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -115,6 +115,14 @@ def processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "a processor")
 
 
+def vectors() -> str:
+    """The widest vectors that the processor has, as Linux says."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((set(line.split()) for line in lines if line.startswith(("flags", "Features"))), set())
+    known = {"amx_tile": "AMX and AVX-512", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+    return next((name for flag, name in known.items() if flag in flags), "unknown vectors")
+
+
 def product_flops(*, torch: bool, side: int = 2048) -> float:
     """FLOP/s of this library's product of two square float32 matrices, the fastest of 5."""
     if torch:
