@@ -38,7 +38,7 @@ from ringrl.sampling.normalizer import Normalizer
 from ringrl.store.episode_store import DataSource, build, open_store
 from ringrl.training.export import export, load_export
 from ringrl.training.state import build_model
-from ringrl.training.tracker import Tracker
+from ringrl.training.tracker import MetricsLog
 from ringrl.training.training_data import refuse_changed
 
 TASK = "cartpole_swingup"
@@ -135,7 +135,7 @@ def _resume(folder: Path) -> None:
     card = run.dataset()
     refuse_changed(card, folder, "here")
     run.with_own_agent(run.config())
-    with Tracker(folder, 10, 2, "run"):
+    with MetricsLog(folder, 10, 2, "run"):
         pass
 
 

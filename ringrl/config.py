@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from ringrl import recipes
 from ringrl.choices import WhenFull
@@ -17,6 +17,7 @@ from ringrl.errors import UserError
 from ringrl.mesh_config import MeshConfig
 from ringrl.model_config import ModelConfig
 from ringrl.readers import first_complaint, parse_yaml, read_yaml
+from ringrl.trackers import check_tracker_name
 
 
 class DataConfig(ConfigSection):
@@ -91,6 +92,8 @@ class TrainingConfig(ConfigSection):
     checkpoint_every: int = Field(default=500, ge=1)  # steps between two checkpoints; the last step is one too
     keep_checkpoints: int = Field(default=2, ge=1)  # the newest
     keep_best: int = Field(default=1, ge=0)  # beside them, those of the lowest validation loss, or loss
+    # To which the lines of metrics.jsonl are shown too: tensorboard, wandb, or one of your own, my_module:MyTracker.
+    trackers: tuple[Annotated[str, AfterValidator(check_tracker_name)], ...] = ("tensorboard",)
 
 
 class EvaluationConfig(ConfigSection):

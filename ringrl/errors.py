@@ -21,6 +21,11 @@ class UserError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}...")
 
 
+def one_line(error: BaseException) -> str:
+    """What an error of a user's or a library's program says, in one line of at most 200 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
 def unwritable(path: Path, error: Exception) -> UserError:
     """The error to raise where `path` cannot be written, for a reason of the system's, TensorStore's or another's."""
     code = re.search(r"os_error_code='(\d+)'|\(os error (\d+)\)", str(error))  # of TensorStore; of safetensors

@@ -8,7 +8,7 @@
 | agent.py | the agent's source; the run is resumed, evaluated and exported with this copy |
 | normalizer.json | `ringrl.sampling.normalizer.Normalizer`; not for a language model |
 | dataset.json | a summary of the data set: sizes, sources, returns |
-| metrics.jsonl, tensorboard/ | the logged training steps |
+| metrics.jsonl, tensorboard/, wandb/ | the logged training steps, of the last two where `training.trackers` names them |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
 | evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, explore.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; film.json, what a film there shows; in a folder TASK/ those of another task than the run's |
 | finished | empty; `ringrl demo` marks with it that the training has come to its end |
@@ -76,7 +76,7 @@ class RunDirectory(RunTables):
         self.normalizer_file = self.path / "normalizer.json"
         self.dataset_file = self.path / "dataset.json"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.tensorboard = self.path / "tensorboard"
+        self.tensorboard, self.wandb = self.path / "tensorboard", self.path / "wandb"
         self.checkpoints = self.path / "checkpoints"
         self.finished_file = self.path / "finished"
         self.timing_file = self.path / "timing.json"

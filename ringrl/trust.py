@@ -5,8 +5,9 @@ has accepted. The last two are remembered, across runs, in a file that only this
 Nothing in a run says that it may be trusted: a path in it, or the owner of its files, could be anyone's after an
 archive was unpacked.
 
-A run's task may name a module (`my_module:Rig-v0`), which Python may find in the working folder. Such a module is
-remembered by its path, for it changes while a run is trained; an installed one is trusted as all that is installed.
+A run's task may name a module (`my_module:Rig-v0`), and so may its trackers (`my_module:MyTracker`), which Python may
+find in the working folder. Such a module is remembered by its path, for it changes while a run is trained; an installed
+one is trusted as all that is installed. Trackers are imported by training alone: going on with a run asks about them.
 """
 
 import importlib.machinery
@@ -16,7 +17,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -67,8 +68,22 @@ def require_trusted_config(values: Mapping[str, Any]) -> None:
     agent, data = values.get("agent"), values.get("data")
     if isinstance(agent, dict) and isinstance(name := agent.get("name"), str):
         require_trusted(recipes.find("agents", name))
-    if isinstance(data, dict) and isinstance(task := data.get("task"), str) and (module := _local_module(task)):
-        _require(_mark_of(module), module, f"{task} of a run would import it")
+    if isinstance(data, dict) and isinstance(task := data.get("task"), str):
+        require_trusted_modules([task])
+
+
+def require_trusted_modules(names: Iterable[str]) -> None:
+    """Check that the modules which a run's task or trackers name may be imported; ask, where there is a terminal.
+
+    Args:
+        names: as `my_module:Rig-v0`; those without a module need no trust.
+
+    Raises:
+        UserError: as `require_trusted`, of a module of the working folder.
+    """
+    for name in names:
+        if module := _local_module(name):
+            _require(_mark_of(module), module, f"{name} of a run would import it")
 
 
 def require_trusted(source: Path) -> None:
@@ -98,8 +113,18 @@ def remember_trained(source: bytes, file: Path, task: str) -> None:
         task: the run's, which may name a module.
     """
     _remember(sha256(source), file, said=not recipes.is_shipped("agents", source))
-    if module := _local_module(task):
-        _remember(_mark_of(module), module)
+    remember_modules([task])
+
+
+def remember_modules(names: Iterable[str]) -> None:
+    """From now on, import the modules of the working folder that this user has named, without a question.
+
+    Args:
+        names: as `my_module:Rig-v0`.
+    """
+    for name in names:
+        if module := _local_module(name):
+            _remember(_mark_of(module), module)
 
 
 def _require(mark: str, what: Path, more: str) -> None:
@@ -111,9 +136,9 @@ def _require(mark: str, what: Path, more: str) -> None:
     _remember(mark, what)
 
 
-def _local_module(task: str) -> Path | None:
-    """The file of the module that a task names, where importing it would find it in the working folder alone."""
-    top = task.rpartition(":")[0].partition(".")[0]
+def _local_module(name: str) -> Path | None:
+    """The file of the module in `module:name`, where importing it would find it in the working folder alone."""
+    top = name.rpartition(":")[0].partition(".")[0]
     if not top or top in sys.modules:
         return None
     here = os.getcwd()

@@ -5,9 +5,6 @@ imported first, from the working folder too. `ringrl.envs.suite` wraps it as it 
 """
 
 import difflib
-import importlib
-import os
-import sys
 import warnings
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -20,7 +17,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from ringrl.envs.action_bounds import linear_bounds
-from ringrl.errors import UserError
+from ringrl.errors import UserError, one_line
+from ringrl.user_modules import import_named
 
 _FRAMES_PER_SECOND = 30  # of a film, where an environment names no other
 
@@ -34,7 +32,7 @@ def find_spec(task_id: str) -> EnvSpec | None:
     module, colon, name = task_id.rpartition(":")
     if not colon:
         return gymnasium.registry.get(task_id)
-    _import(module, task_id)
+    import_named(module, task_id)
     found = gymnasium.registry.get(name)
     if found is None:
         near = difflib.get_close_matches(name, gymnasium.registry, n=4, cutoff=0.5)
@@ -59,21 +57,9 @@ def versions_of(domain: str) -> tuple[str, ...]:
     """
     module, colon, name = domain.rpartition(":")
     if colon:
-        _import(module, domain)
+        import_named(module, domain)
     found = [(spec.version or 0, spec.id) for spec in gymnasium.registry.values() if split_id(spec.id)[0] == name]
     return tuple(f"{module}{colon}{task_id}" for _, task_id in sorted(found, reverse=True))
-
-
-def _import(module: str, task_id: str) -> None:
-    # An installed command has its own folder on the path, and not the one in which it is called.
-    if (here := os.getcwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a user's module may raise anything
-        missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
-        advice = "install it, or run where it lies" if missing else "correct it"
-        raise UserError(f"{task_id}: cannot import {module} ({_one_line(error)}); {advice}") from error
 
 
 class GymnasiumBox(dm_env.Environment):
@@ -100,7 +86,7 @@ class GymnasiumBox(dm_env.Environment):
                 warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
                 self._env = gymnasium.make(name, max_episode_steps=time_limit, disable_env_checker=True, **options)
         except Exception as error:  # the constructor may be a user's
-            raise UserError(f"{task_id}: Gymnasium says: {_one_line(error)}; {self._advise(error)}") from error
+            raise UserError(f"{task_id}: Gymnasium says: {one_line(error)}; {self._advise(error)}") from error
         self.task_id, self._draws = task_id, render_mode is not None
         observation: Any = self._env.observation_space
         action: Any = self._env.action_space
@@ -203,7 +189,3 @@ class GymnasiumBox(dm_env.Environment):
     def close(self) -> None:
         """Free what it uses."""
         self._env.close()
-
-
-def _one_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""What readers of other projects' data sets share: which actions become -1 and 1, and errors in one line."""
+"""What readers of other projects' data sets share: which actions become -1 and 1."""
 
 import re
 from collections.abc import Sequence
@@ -96,8 +96,3 @@ def known_bounds(task: str, width: int, low: Sequence[float], high: Sequence[flo
             f"an action of {task} has {len(lowest)} numbers, one of the data {width}; name the right --task"
         )
     return lowest, highest
-
-
-def one_line(error: BaseException) -> str:
-    """What a library's error says, on one line and no longer than 300 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

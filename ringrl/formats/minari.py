@@ -18,10 +18,10 @@ from ringrl.envs import DMControlEnv, make_env
 from ringrl.envs.action_bounds import linear_bounds
 from ringrl.envs.gymnasium_mujoco import gymnasium_tasks
 from ringrl.episode import Episode, refuse_pixels
-from ringrl.errors import UserError
+from ringrl.errors import UserError, one_line
 from ringrl.files import atomic_folder, user_path
 from ringrl.formats.archive import require_space
-from ringrl.formats.imported import Bounds, one_line, to_unit
+from ringrl.formats.imported import Bounds, to_unit
 
 if TYPE_CHECKING:
     from minari import MinariDataset

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from ringrl.errors import UserError
-from ringrl.formats.imported import one_line
+from ringrl.errors import UserError, one_line
 
 _FEW_ROWS = 2**20  # that any file may have, however small
 

@@ -21,9 +21,9 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from ringrl.episode import Episode, refuse_pixels
-from ringrl.errors import UserError
+from ringrl.errors import UserError, one_line
 from ringrl.files import user_path
-from ringrl.formats.imported import Bounds, one_line, to_unit
+from ringrl.formats.imported import Bounds, to_unit
 from ringrl.readers import RECORD, Text, read_json
 
 _ARRAYS = ("proprio_observation", "action", "reward", "step_num")

@@ -25,7 +25,7 @@ def remove_begun(run: RunDirectory) -> None:
         return
     _log.warning("%s: a training ended there before its first checkpoint; it begins anew", run.path)
     (run.path / MANIFEST).unlink(missing_ok=True)
-    for folder in (run.checkpoints, run.tensorboard):
+    for folder in (run.checkpoints, run.tensorboard, run.wandb):
         shutil.rmtree(folder, ignore_errors=True)
     described = (run.record_file, run.agent_file, run.normalizer_file, run.dataset_file)
     for file in (run.metrics_file, *described, run.config_file):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,18 @@ from ringrl.config import AnyConfig, RunConfig, load_config, parse_config
 from ringrl.errors import UserError
 from ringrl.files import user_path
 from ringrl.run import RunDirectory
+from ringrl.trackers import Tracker
 from ringrl.training.begun import check_free
 from ringrl.training.checkpoint_files import steps_of
 from ringrl.training.learning_rate import describe_last, go_on
 from ringrl.training.loop import run_training
 from ringrl.training.processes import from_first
-from ringrl.trust import trusting
+from ringrl.trust import remember_modules, require_trusted_modules, trusting
 
 # What a run keeps to its end: what its steps are, and the shapes of its parameters.
 _SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "activation", "max_steps", "max_trials")
 _POSITIONS = ("rope_base", "position_encoding", "trial_encoding")
-_UNNAMED = ("seed", "data.store", "label")  # settings that a run's default name leaves out
+_UNNAMED = ("seed", "data.store", "label", "training.trackers")  # settings that a run's default name leaves out
 _FIXED = (
     ("data", "action_repeat"),
     *(("agent", field) for field in ("fused", "head", "bins")),
@@ -37,6 +39,7 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     strict: bool = False,
     trust: bool = False,
+    trackers: Sequence[Tracker] = (),
 ) -> Path:
     """Train an agent in a run directory, or continue a run from its newest checkpoint.
 
@@ -49,16 +52,19 @@ def train(
             as `runs/results_at-steps=100-seed0`. One in which no checkpoint was kept counts as new.
         resume: a run directory to continue, under its own configuration; then `config` is None.
         strict: refuse to continue where the newest checkpoint is damaged, instead of going back to the newest good one.
-        trust: run the agents that `resume` and `agent.teacher` bring along, whoever wrote them; otherwise there is a
-            question, or an error, where they are neither shipped nor known to this user (`ringrl.trust`).
+        trust: run the agents that `resume` and `agent.teacher` bring along, and the modules that the run's task and
+            trackers name, whoever wrote them; otherwise there is a question, or an error, where they are neither
+            shipped nor known to this user (`ringrl.trust`).
+        trackers: objects that are shown every logged step, beside those that `training.trackers` names
+            (`ringrl.trackers.Tracker`).
 
     Returns:
         The run directory. Where many processes train together, all of them call this and return the same.
 
     Raises:
         UserError: a wrong configuration, missing data, a run that exists already or, for `resume`, does not exist, or
-            a change of what a run keeps: its seed, agent, model and data; while another process trains in it; and an
-            agent that is not trusted.
+            a change of what a run keeps: its seed, agent, model and data; while another process trains in it; an
+            agent or a module that is not trusted; and a tracker that cannot begin.
         FloatingPointError: the loss or its gradient is not finite; the message names the step.
 
     Example:
@@ -78,19 +84,24 @@ def train(
         raise UserError("train needs a CONFIG (see `ringrl ls`) or --resume RUN")
     with trusting(trust):
         values, run = from_first("config", lambda: _settings(config, overrides, out, resume))
-        run_training(parse_config(values, run), Path(run), new=resume is None, strict=strict)
+        run_training(parse_config(values, run), Path(run), new=resume is None, strict=strict, trackers=trackers)
     return Path(run)
 
 
 def _settings(config: Any, overrides: tuple[str, ...], out: Any, resume: Any) -> tuple[dict[str, Any], str]:
     """The configuration, as plain values, and the run directory; read by process 0 for all."""
     if resume is not None:
-        continued = _changed(RunDirectory(resume).config(), overrides, str(resume))
+        own = RunDirectory(resume).config()
+        continued = _changed(own, overrides, str(resume))
+        before, now = set(own.training.trackers), continued.training.trackers
+        require_trusted_modules(name for name in now if name in before)
+        remember_modules(name for name in now if name not in before)
         return continued.model_dump(mode="json"), str(user_path(resume))
     loaded = load_config(config, overrides)
     name = Path(config).stem if isinstance(config, str | os.PathLike) else Path(loaded.agent.name).stem
     run = user_path(out) if out is not None else Path("runs") / _name(name, overrides, loaded.seed)
     check_free(RunDirectory(run))
+    remember_modules(loaded.training.trackers)
     return loaded.model_dump(mode="json"), str(run)
 
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, TensorBoard and the progress line; tokens per second and model FLOPs utilisation."""
+"""metrics.jsonl and the progress line; tokens per second and model FLOPs utilisation."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,6 @@ from ringrl.files import write_bytes
 from ringrl.metrics_lines import format_line, parse_line
 from ringrl.model.flops import model_flops, visible_share
 from ringrl.run import RunDirectory
-from ringrl.training.event_file import EventFile
 
 _NEVER = 1 << 62
 
@@ -50,22 +49,14 @@ def peak_flops() -> tuple[float, bool]:
     return 2.0 * size**3 / min(seconds) / (jax.device_count() if cpu else 1), True
 
 
-class Tracker:
+class MetricsLog:
     """Writes a line a logged step, and shows how far the run is. A context manager.
 
     Resuming at step s drops the lines after s, which a killed run may have written beyond its last checkpoint.
     """
 
     def __init__(self, run: Path, steps: int, start: int, label: str):
-        self._path = path = RunDirectory(run).metrics_file
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step(line) <= start]
-        try:
-            write_bytes(path, b"".join(line + b"\n" for line in kept))
-            self._file = path.open("ab")
-            self._board = EventFile(RunDirectory(run).tensorboard, start + 1)
-        except OSError as error:
-            raise unwritable(path, error) from error
+        self._path = RunDirectory(run).metrics_file
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -80,15 +71,22 @@ class Tracker:
         self._task = self._progress.add_task(label, total=steps, completed=start)
         self._label, self._steps, self._start, self._began = label, steps, start, time.monotonic()
 
-    def __enter__(self) -> "Tracker":
+    def __enter__(self) -> "MetricsLog":
+        """Begin, or go on with, the file. UserError where it cannot be written."""
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if _step(line) <= self._start]
+        try:
+            write_bytes(self._path, b"".join(line + b"\n" for line in kept))
+            self._file = self._path.open("ab")
+        except OSError as error:
+            raise unwritable(self._path, error) from error
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        for file in (self._file, self._board):
-            with suppress(OSError):  # of a full disk: what is logged is written at once, and was an error then
-                file.close()
+        with suppress(OSError):  # of a full disk: what is logged is written at once, and was an error then
+            self._file.close()
 
     def advance(self, step: int) -> None:
         """So many steps are done."""
@@ -99,7 +97,6 @@ class Tracker:
         try:
             self._file.write(format_line({"step": step} | values))
             self._file.flush()
-            self._board.add(step, values)
         except OSError as error:
             raise unwritable(self._path, error) from error
         said = f"loss {values['loss']:.4f}"
@@ -115,20 +112,20 @@ class Tracker:
             )
 
 
-class NoTracker:
+class NoMetricsLog:
     """What the processes other than the first do with metrics: nothing."""
 
-    def __enter__(self) -> "NoTracker":
+    def __enter__(self) -> "NoMetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def advance(self, step: int) -> None:
-        """As `Tracker.advance`."""
+        """As `MetricsLog.advance`."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """As `Tracker.log`."""
+        """As `MetricsLog.log`."""
 
 
 def _step(line: bytes) -> int:

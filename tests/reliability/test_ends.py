@@ -13,7 +13,7 @@ import pytest
 from ringrl.ending import Stopped, signals_taken
 from ringrl.training import loop
 from ringrl.training.start import train
-from ringrl.training.tracker import Tracker
+from ringrl.training.tracker import MetricsLog
 
 STEPS = 40
 
@@ -46,7 +46,7 @@ def not_ignored():
 
 def interrupt(monkeypatch, number: int, at: int) -> None:
     """Send this process a signal when the step `at` is logged, and let the thread that takes signals see it."""
-    log = Tracker.log
+    log = MetricsLog.log
 
     def logged(self, step, values):
         log(self, step, values)
@@ -54,7 +54,7 @@ def interrupt(monkeypatch, number: int, at: int) -> None:
             os.kill(os.getpid(), number)
             time.sleep(0.3)
 
-    monkeypatch.setattr(Tracker, "log", logged)
+    monkeypatch.setattr(MetricsLog, "log", logged)
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGTERM, 7), (signal.SIGINT, 15), (signal.SIGTERM, STEPS)])

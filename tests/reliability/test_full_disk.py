@@ -17,7 +17,7 @@ from ringrl.reporting.page import report_page
 from ringrl.run import RunDirectory
 from ringrl.training.checkpoint_files import steps_of
 from ringrl.training.start import train
-from ringrl.training.tracker import Tracker
+from ringrl.training.tracker import MetricsLog
 from tests.builders import make_episode, write_run
 
 LIMITED = """
@@ -128,7 +128,7 @@ def test_a_disk_that_is_full_while_training_is_one_line_and_the_last_checkpoint_
 
 
 def test_a_line_of_metrics_that_cannot_be_written_names_the_file(tmp_path, monkeypatch):
-    with Tracker(tmp_path, 9, 0, "run") as tracker:
+    with MetricsLog(tmp_path, 9, 0, "run") as tracker:
         tracker.log(1, {"loss": 1.0, "tokens_per_s": 1.0})
         tracker._file.close()
         monkeypatch.setattr(tracker, "_file", open("/dev/full", "wb"))

@@ -56,6 +56,18 @@ with open(os.path.join(folder, f"{number}.json"), "w") as file:
 """
 
 
+TRACKER = """
+class Lines:
+    def begin(self, run, config, step):
+        self.file = run / "lines"
+    def log(self, step, values):
+        with self.file.open("a") as file:
+            file.write(f"{step}\\n")
+    def end(self, status):
+        self.log(status, {})
+"""
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     """64 episodes of 4 steps, of random numbers."""
@@ -78,6 +90,7 @@ def ringrl(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     script = folder / "counting.py"
     script.write_text(COUNTING)
+    (folder / "lines_tracker.py").write_text(TRACKER)
     started: list[subprocess.Popen] = []
 
     def start(count: int, devices: int, *arguments: object, where: tuple[Path | None, ...] = ()):
@@ -134,14 +147,16 @@ def test_a_run_is_the_same_however_many_processes_share_it(counts, tiny_config, 
         data={"store": str(store), "action_repeat": 1, "prefetch": 0},
         model={"max_trials": TRAJECTORIES, "remat": "none"},
         mesh={"seq": 4},
-        training={"steps": STEPS, "batch": 1, "row_steps": TRAJECTORIES * LENGTH, "checkpoint_every": EVERY},
-    )
+        training={"steps": STEPS, "batch": 1, "row_steps": TRAJECTORIES * LENGTH, "checkpoint_every": EVERY,
+                  "trackers": ["lines_tracker:Lines"]},
+    )  # fmt: skip
     (tmp_path / "c.yaml").write_text(dump_config(config))
     runs, read = {}, {}
     for count in counts:
         runs[count] = tmp_path / f"run{count}"
         printed = finish(start(count, 4 // count, tmp_path / "c.yaml", "--out", runs[count]))
         assert f"step {STEPS}/{STEPS}" in printed[0] and not any(printed[1:])  # one process speaks
+        assert (runs[count] / "lines").read_text().split() == [*map(str, range(1, STEPS + 1)), "finished"]  # once
         read[count] = [json.loads((folder / f"{i}.json").read_text()) for i in range(count)]
     for count in counts[1:]:
         np.testing.assert_allclose(losses(runs[count]), losses(runs[1]), rtol=1e-5)

@@ -15,7 +15,7 @@ from ringrl.model.sharding import partition
 from ringrl.model_config import rope_base_for
 from ringrl.training.mesh import make_mesh
 from ringrl.training.state import build_model, init_state, make_optimizer, merge_model, set_rope_base, split_model
-from ringrl.training.tracker import Tracker
+from ringrl.training.tracker import MetricsLog
 
 
 def test_partitions_follow_the_parameters_and_skip_what_does_not_divide():
@@ -78,12 +78,12 @@ def test_matrices_alone_decay():
 
 def test_metrics_of_a_resumed_run_hold_every_step_once(tmp_path):
     values = {"loss": 1.0, "tokens_per_s": 10.0}
-    with Tracker(tmp_path, 10, 0, "x") as metrics:
+    with MetricsLog(tmp_path, 10, 0, "x") as metrics:
         for step in (2, 4, 6):
             metrics.log(step, values)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
-    with Tracker(tmp_path, 10, 4, "x") as metrics:
+    with MetricsLog(tmp_path, 10, 4, "x") as metrics:
         for step in (6, 8, 10):
             metrics.log(step, values)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
