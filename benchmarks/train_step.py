@@ -16,7 +16,7 @@ fastest. Parameters agree within 1 %: PyTorch's layers have biases and its norms
 rotates queries and keys. PyTorch's products come from MKL, which on AMD's processors reaches less than half of what
 XLA's do; on other processors expect other ratios.
 
-`ringrl train` has malloc keep what is freed (`ringrl.training.memory_pool`); `torch_kept` is PyTorch with the same
+`ringrl train` has malloc keep what is freed (`ringrl.memory_pool`); `torch_kept` is PyTorch with the same
 setting, which all others have too, and `ringrl_given_back` is without it. A ratio is to PyTorch's fastest subject of
 the run. MiB do not compare between subjects with and without the setting: what compiling took is kept as well.
 
@@ -55,7 +55,7 @@ from benchmarks._train_step_subjects import (
     torch_step,
 )
 from benchmarks._workers import Worker, check_subjects, medians, orders, processor, product_flops, seconds_of, serve
-from ringrl.training.memory_pool import keep_freed_memory
+from ringrl.memory_pool import keep_freed_memory
 
 SUBJECTS = {
     "ringrl": "ringrl",

@@ -17,7 +17,8 @@ from tests.house import ROOT, FunctionNode, each_folder, files_of, parse, source
 # From low to high. A room (a folder or a file of ringrl, or a part of one, which is then named by itself) imports from
 # itself and from what is before it.
 ORDER = """
-errors user_modules choices ending locks files manifest readers progress recipes accelerators agent_record trust returns
+errors user_modules choices ending memory_pool locks files manifest readers progress recipes accelerators
+agent_record trust returns
 episode batch config_section mesh_config model_config trackers config
 attention.block_attention attention.tiling attention.local_step attention.kv_cache attention.kernels attention
 envs.custom envs

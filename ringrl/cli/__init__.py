@@ -3,10 +3,15 @@
 import sys
 
 from ringrl.ending import signals_taken
+from ringrl.memory_pool import keep_freed_memory
+
+_TRAINING = ("train", "demo")
 
 
 def main() -> None:
     """Entry point. SIGTERM and Ctrl-C are taken before anything slow is imported (`ringrl.ending`)."""
+    if any(verb in sys.argv[1:3] for verb in _TRAINING):
+        keep_freed_memory()  # before there is a second thread
     with signals_taken(_clean_up):
         from ringrl.cli.entry import main
 

@@ -56,9 +56,6 @@ class DemoVerb:
         """Run every stage. Raises UserError for a scale out of range."""
         if not 0 < self.scale <= 1:
             raise UserError(f"--scale {self.scale}: give a share above 0 and at most 1")
-        from ringrl.training.memory_pool import keep_freed_memory
-
-        keep_freed_memory()  # before JAX is used
         from ringrl.cli.demo import demo
 
         print(f"report: {demo(self.out, self.scale, self.fresh)}")
@@ -95,10 +92,8 @@ class TrainVerb:
             from ringrl.config import check_sections
 
             check_sections(self.config, self.overrides)  # before the imports, which take seconds
-        from ringrl.training.memory_pool import keep_freed_memory
         from ringrl.training.processes import is_first, joined
 
-        keep_freed_memory()  # before JAX is used
         with joined(self.coordinator, self.processes, self.process, self.heartbeat_timeout):
             from ringrl.training.start import train
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from ringrl.training.memory_pool import _CHOSEN_BY_USER
+from ringrl.config import dump_config
+from ringrl.memory_pool import _CHOSEN_BY_USER
 
 STEPS = """
 import json, resource, sys
 import jax, jax.numpy as jnp
-from ringrl.training.memory_pool import keep_freed_memory
+from ringrl.memory_pool import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "kept" else None
 step = jax.jit(lambda x: (jax.lax.scan(lambda x, _: (x * 0.9, x), x, length=64)[1] ** 2).sum())
@@ -51,6 +52,32 @@ def test_a_step_faults_in_no_page_again():
     assert kept is True and faults < 2**14 / 4
     _, without = run("plain")
     assert without > 2**14 / 2
+
+
+TRAINED = """
+import ctypes, sys
+from ringrl import cli
+
+sys.argv = ["ringrl", "train", *sys.argv[1:]]
+cli.main()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+stream = libc.fdopen(1, b"w")
+libc.malloc_info(0, ctypes.c_void_p(stream))
+libc.fflush(ctypes.c_void_p(stream))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="it leaves machines with a GPU alone")
+def test_the_threads_of_a_command_share_one_arena(tiny_config, tmp_path):
+    """In an arena of its own, a thread would ask the kernel for every large temporary anew."""
+    config = tiny_config({"name": "agentic_transformer", "fused": True, "trajectories": 2}, training={"steps": 2})
+    (tmp_path / "c.yaml").write_text(dump_config(config))
+    inherited = {name: value for name, value in os.environ.items() if name not in _CHOSEN_BY_USER}
+    command = [sys.executable, "-c", TRAINED, str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, env=inherited, capture_output=True, text=True)
+    assert done.stdout.count("<heap nr=") == 1, (done.stdout, done.stderr)
 
 
 def test_what_the_user_chose_stays():

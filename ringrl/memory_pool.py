@@ -22,8 +22,9 @@ _ACCELERATORS = ("nvidia[0-9]*", "accel*", "kfd")
 def keep_freed_memory() -> bool:
     """Have malloc keep what is freed, for the rest of the process; whether it does.
 
-    Call it before JAX's first use: XLA's threads keep the arenas of malloc that they have. `ringrl train` and
-    `ringrl demo` do; a program of your own may.
+    Call it before the process has a second thread, and so before JAX's first use: how many arenas malloc may have is
+    settled when a second thread first asks for memory, and each thread keeps its own. `ringrl train` and `ringrl demo`
+    begin with it; a program of your own may.
 
     Nothing is changed where the user has chosen how malloc works, by a variable of glibc's or another library; where
     there is no glibc; nor where there is an accelerator, whose programs have their temporaries there. What is
