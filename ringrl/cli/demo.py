@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,63 @@ TASK = "hidden_reacher_target"
 HISTORIES = {"task": TASK, "action_repeat": 5, "scale": 0.3}
 """What the data step is asked for: an expert's trials under noise that fades, of a new target each history."""
 
-COUNT = 800
 AGENTS = {"ad": "demo_ad", "at": "demo_at", "dt": "demo_dt", "bc": "demo_bc"}  # run directory -> shipped config
 FILMED, TRIALS = "ad", (1, 8)
 
 
-def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
+@dataclass(frozen=True)
+class DemoSize:
+    """How much a demo does; its stages are always the same.
+
+    Attributes:
+        name: of its folders in datasets/ and runs/.
+        histories: of the data.
+        share: of the configs' training steps.
+        envs: unseen tasks of each evaluation; None: as many as the config says.
+        warning: what is said of its answer, if it is not one.
+    """
+
+    name: str = "demo"
+    histories: int = 800
+    share: float = 1.0
+    envs: int | None = None
+    warning: str = ""
+
+    def scaled(self, scale: float) -> "DemoSize":
+        """With less data and training, and as many unseen tasks."""
+        return replace(self, histories=max(8, round(self.histories * scale)), share=self.share * scale)
+
+    def config(self, shipped: str, store: Path) -> RunConfig:
+        """An agent's configuration. Where there is a warning, its label says how short its training is."""
+        config = load_config(shipped, (f"data.store={store}",))
+        steps = max(4, round(config.training.steps * self.share))
+        changes: dict[str, Any] = {"training": config.training.model_copy(update={"steps": steps})}
+        if self.envs is not None:
+            changes["evaluation"] = config.evaluation.model_copy(update={"envs": self.envs})
+        if self.warning:
+            changes["label"] = f"{config.agent.name}, {steps} steps"
+        return config.model_copy(update=changes)
+
+
+QUICK = DemoSize(
+    name="demo-quick",
+    histories=48,
+    share=0.02,
+    envs=8,
+    warning="a quick demo only shows that everything runs: its trainings are too short, and its tasks too few, for any "
+    "answer; `ringrl demo` takes minutes, and has one",
+)
+
+
+def demo(out: Path, size: DemoSize, fresh: bool = False) -> Path:
     """Make data, train four agents, roll them out in unseen tasks and compare them; the path of the report's page.
 
-    Data go to `out`/datasets/demo and runs to `out`/runs/demo; demo.json there holds the seconds of every stage. What
-    an earlier, interrupted demo finished is used again unless `fresh`. `scale` shrinks the data and the training.
+    Data go to `out`/datasets/NAME and runs to `out`/runs/NAME, for `size.name`; demo.json there holds the seconds of
+    every stage. What an earlier, interrupted demo finished is used again unless `fresh`.
     """
-    datasets, runs = out / "datasets" / "demo", out / "runs" / "demo"
+    datasets, runs = out / "datasets" / size.name, out / "runs" / size.name
+    if size.warning:
+        print(f"note: {size.warning}")
     if fresh:
         shutil.rmtree(datasets, ignore_errors=True)
         shutil.rmtree(runs, ignore_errors=True)
@@ -46,10 +91,10 @@ def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
     if store.exists():
         _check_store(store)
     stages = _Stages(runs / "demo.json", 3 + 2 * len(AGENTS))
-    histories = {**HISTORIES, "out": store, "histories": max(8, round(COUNT * scale))}
+    histories = {**HISTORIES, "out": store, "histories": size.histories}
     stages.run("data: histories of hidden targets", store, partial(_collect, histories))
     for index, (name, shipped) in enumerate(AGENTS.items()):
-        run, config = runs / name, _config(shipped, store, scale)
+        run, config = runs / name, size.config(shipped, store)
         directory = RunDirectory(run)
         _check_run(directory, config)
         stages.run(f"train {name}", directory.finished_file, partial(_train, config, run))
@@ -65,7 +110,7 @@ def demo(out: Path, scale: float = 1.0, fresh: bool = False) -> Path:
     stages.run("report", page, partial(write_report, [runs / name for name in AGENTS], runs / "report"))
     summary: Any = read_json(page.parent / "summary.json", ObjectRecord, "start over with --fresh")
     opening = summary["tasks"][TASK]["opening"]
-    print(f"{opening['question']} {opening['answer']}")
+    print(f"note: {size.warning}" if size.warning else f"{opening['question']} {opening['answer']}")
     return page
 
 
@@ -121,12 +166,6 @@ def _check_store(store: Path) -> None:
 def _collect(arguments: Mapping[str, Any]) -> None:
     step = recipes.load("data", "collect_histories")
     step.main(step.Args(**arguments))
-
-
-def _config(shipped: str, store: Path, scale: float) -> RunConfig:
-    config = load_config(shipped, (f"data.store={store}",))
-    steps = max(4, round(config.training.steps * scale))
-    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
 
 
 def _train(config: RunConfig, run: Path) -> None:

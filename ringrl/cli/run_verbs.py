@@ -49,16 +49,21 @@ class DemoVerb:
     """Folder in which datasets/demo and runs/demo are made."""
     scale: float = 1.0
     """Share of the full demo's episodes and training steps; 1.0 is what the README shows."""
+    quick: bool = False
+    """Only see every stage run, in a minute or two: its trainings are too short to show anything. In demo-quick/."""
     fresh: bool = False
     """Start over, instead of going on where an earlier demo was interrupted."""
 
     def run(self) -> None:
-        """Run every stage. Raises UserError for a scale out of range."""
+        """Run every stage. Raises UserError for a scale out of range, or one of a quick demo."""
         if not 0 < self.scale <= 1:
             raise UserError(f"--scale {self.scale}: give a share above 0 and at most 1")
-        from ringrl.cli.demo import demo
+        if self.quick and self.scale != 1:
+            raise UserError("--quick: has a size of its own; leave out --scale")
+        from ringrl.cli.demo import QUICK, DemoSize, demo
 
-        print(f"report: {demo(self.out, self.scale, self.fresh)}")
+        size = QUICK if self.quick else DemoSize().scaled(self.scale)
+        print(f"report: {demo(self.out, size, self.fresh)}")
 
 
 @dataclass(frozen=True)
