@@ -39,7 +39,7 @@ def test_a_quick_demo_goes_through_the_same_stages_elsewhere_and_says_what_it_is
     monkeypatch.setattr(module._Stages, "run", lambda self, name, result, stage: stages.append((name, result)))
     answer = {"tasks": {module.TASK: {"opening": {"question": "Q?", "answer": "A."}}}}
     monkeypatch.setattr(module, "read_json", lambda *_: answer)
-    monkeypatch.setattr("ringrl.training.memory_pool.keep_freed_memory", lambda: None)  # it would stay so
+    monkeypatch.setattr("ringrl.cli.keep_freed_memory", lambda: None)  # it would stay so
     said = {}
     for option in ("--quick", "--scale=1"):
         said[option] = ringrl("demo", option, "--out", tmp_path)
