@@ -224,8 +224,10 @@ def _copy_run(trained: Path, run: Path) -> None:
 def _check_settings(job: Job, seed: int) -> None:
     """End where a run was made with other settings than the job's."""
     run, changes = job.run(seed), job.changes(seed)
-    found = load_config(RunDirectory(run).settings(), ("model.rope_base=null",))  # a run writes which it chose
-    if found != load_config(job.config, (f"seed={seed}", *(f"{name}={value}" for name, value in changes.items()))):
+    chosen = ("model.rope_base=null", "mesh.layout=auto", "mesh.stripe=null")  # a run writes which it chose
+    found = load_config(RunDirectory(run).settings(), chosen)
+    changed = (f"{name}={value}" for name, value in changes.items())
+    if found != load_config(job.config, (f"seed={seed}", *changed, *chosen)):
         sys.exit(f"{run} was made with other settings; remove it, or start over with --fresh")
 
 

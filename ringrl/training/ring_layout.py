@@ -20,11 +20,10 @@ def make_trainer(agent: Agent, config: RunConfig) -> tuple[RunConfig, Trainer]:
     shares out their attention best, and says so. Raises what the agent's `make_trainer` does.
     """
     mesh = config.mesh
-    if agent.decoder is None or not (mesh.layout == "auto" or (mesh.layout == "striped" and mesh.stripe is None)):
+    left_open = mesh.layout == "auto" or (mesh.layout == "striped" and mesh.stripe is None)
+    if agent.decoder is None or mesh.seq == 1 or not left_open:
         return config, agent.make_trainer(config)
-    chosen = {"layout": mesh.ring_layout, "stripe": None}
-    if mesh.seq > 1:
-        chosen = from_first("layout", lambda: _choose(agent, config))
+    chosen = from_first("layout", lambda: _choose(agent, config))
     config = config.model_copy(update={"mesh": mesh.model_copy(update=chosen)})
     return config, agent.make_trainer(config)
 

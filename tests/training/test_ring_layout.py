@@ -32,7 +32,7 @@ def test_rows_of_one_context_are_in_zigzag_and_packed_ones_in_stripes(tiny_confi
 def test_what_the_config_says_is_not_counted(tiny_config, capsys):
     for mesh in ({"seq": 4, "layout": "contiguous"}, {"seq": 4, "layout": "striped", "stripe": 3}, {"seq": 1}):
         config = tiny_config(AGENT, mesh=mesh, training={"row_steps": 48})
-        expected = {"layout": "zigzag"} | mesh
+        expected = {"layout": "auto"} | mesh  # of one device it stays open: a run may go on with a ring
         assert {name: getattr(decided(config), name) for name in expected} == expected
     assert capsys.readouterr().out == ""
 
