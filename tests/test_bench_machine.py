@@ -9,7 +9,7 @@ from benchmarks import machine
 
 
 @pytest.fixture
-def stand_in(monkeypatch, tmp_path):
+def a_benchmark(monkeypatch, tmp_path):
     """A function (source) that makes a benchmark called `swift`, whose runs are counted."""
     package = tmp_path / "benchmarks"
     package.mkdir()
@@ -24,8 +24,8 @@ def stand_in(monkeypatch, tmp_path):
     return make
 
 
-def test_it_goes_on_with_what_is_missing_and_keeps_last_lines(stand_in, capsys):
-    stand_in("print('a table'); print('{\"vs_peer\": 1.5}')")
+def test_it_goes_on_with_what_is_missing_and_keeps_last_lines(a_benchmark, capsys):
+    a_benchmark("print('a table'); print('{\"vs_peer\": 1.5}')")
     out = Path("found.json")
     for _ in range(2):
         machine.main(machine.Args(only=("swift",), out=out))
@@ -38,15 +38,15 @@ def test_it_goes_on_with_what_is_missing_and_keeps_last_lines(stand_in, capsys):
     assert Path("runs.txt").read_text() == "xx"
 
 
-def test_one_that_fails_is_named_and_not_kept(stand_in):
-    stand_in("raise SystemExit(3)")
+def test_one_that_fails_is_named_and_not_kept(a_benchmark):
+    a_benchmark("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="failed: swift"):
         machine.main(machine.Args(only=("swift",), out=Path("found.json")))
     assert not Path("found.json").exists()
 
 
-def test_bad_input_is_one_line(stand_in, monkeypatch):
-    stand_in("print('{}')")
+def test_bad_input_is_one_line(a_benchmark, monkeypatch):
+    a_benchmark("print('{}')")
     with pytest.raises(SystemExit, match="--only slow: no such benchmark; there are swift"):
         machine.main(machine.Args(only=("slow",)))
     Path("other.json").write_text("[]")
