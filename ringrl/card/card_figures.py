@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ringrl.card.card_sample import Sample
+from ringrl.reporting.figures.drawn_values import panel_of, record
 from ringrl.reporting.figures.style import MARGIN, Look, name_axes, thousands
 
 _POINTS = 320  # a panel at most, so that the page stays small
@@ -69,6 +70,9 @@ def ranges(look: Look, sample: Sample) -> Figure:
     panel.set_xlim(-0.8, len(middle) - 0.2)
     panel.xaxis.set_major_locator(MaxNLocator(nbins=8 if look.narrow else 16, integer=True, min_n_ticks=1))
     name_axes(panel, look, "Dimension of the observation", "Value, logarithmic beyond \u00b11")
+    panel_of(panel).measure = "median"
+    for name, least, greatest in (("5% to 95%", first, last), ("Least to greatest", low, high)):
+        record(panel, name, look.palette.ink, dimension, middle, least, greatest)
     height = figure.get_figheight()
     figure.subplots_adjust(left=MARGIN / figure.get_figwidth(), right=0.985, top=1 - 0.36 / height, bottom=0.6 / height)
     return figure

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from ringrl.card import card_figures as draw
 from ringrl.card.card_facts import Groups, facts, group_sources, notes
@@ -19,7 +18,7 @@ from ringrl.manifest import replace_together, require_replaceable
 from ringrl.reporting.figures.data_figures import TaskReturns, return_distribution, return_history
 from ringrl.reporting.figures.drawing import Drawing, render
 from ringrl.reporting.figures.style import SERIES_LIGHT
-from ringrl.reporting.page.html import render_page, versions
+from ringrl.reporting.page.html import on_page, render_page, versions
 from ringrl.store.episode_store import Store, open_store
 
 _SHOWN_ROWS = 40  # of the table of sources; card.json has them all
@@ -244,8 +243,7 @@ def _coverage(sample: Sample, groups: Groups, card: dict[str, Any]) -> Sequence[
 
 
 def _rendered(drawing: Drawing, colours: dict[str, int]) -> dict[str, Any]:
-    figure = render(drawing, colours)
-    return {"drawing": drawing, "wide": Markup(figure.wide), "narrow": Markup(figure.narrow)}
+    return on_page(render(drawing, colours))
 
 
 def _amount(count: int) -> str:

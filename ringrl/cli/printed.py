@@ -92,6 +92,8 @@ def print_report(page: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"report": str(page)} | summary))
         return
+    for each in (summary["across_tasks"] or {}).get("openings", []):
+        print(f"{len(summary['tasks'])} tasks: {each['question']} {each['answer']}")
     for task, about in summary["tasks"].items():
         if about["opening"] is not None:
             print(f"{task}: {about['opening']['question']} {about['opening']['answer']}")

@@ -6,7 +6,10 @@ import json
 import pytest
 
 from ringrl.reporting import write_report
-from ringrl.reporting.page.opening import _answer
+from ringrl.reporting.page.across_opening import _answer as _answer_across
+from ringrl.reporting.page.across_opening import title_of
+from ringrl.reporting.page.opening import Compared, _answer
+from ringrl.reporting.statistics.bootstrap import Estimate
 from tests.builders import write_run
 
 
@@ -23,6 +26,58 @@ def test_who_earns_less_and_whose_context_ends_with_a_trial():
         "Less, from trial 1 to trial 2: AD by -5 [-7, -3]. "
         "Different, but with no earlier trial in the context: BC (+4 [+1, +7])."
     )
+
+
+def test_over_several_tasks_agents_are_said_to_earn_more_on_those_where_it_is_shown():
+    def found(*states, reads=True):
+        gain = Estimate(1.0)
+        return [(f"t{n}", Compared("", "", state, gain, reads)) for n, state in enumerate(states)]
+
+    by_label = {
+        "AD": found(True, True, True),
+        "AT": found(True, None, False),
+        "DT": found(None, None, None),
+        "BC": found(None, True, reads=False),
+        "TD3": found(None, reads=False),
+    }
+    assert _answer_across(by_label) == (
+        "Yes: AD on all 3 tasks and AT on 1 of 3 tasks (t0). Less: AT on 1 of 3 tasks (t2). "
+        "Different, but with no earlier trial in the context: BC more on 1 of 2 tasks (t1). "
+        "Not shown on any task for DT and TD3."
+    )
+
+
+@pytest.mark.parametrize(
+    "tasks, title",
+    [
+        (["walker_run", "walker_walk"], "2 tasks of walker"),
+        (["cheetah_run", "walker_run", "walker_walk"], "3 tasks of cheetah and walker"),
+        (["hidden_point_mass_goal_30mm", "hidden_point_mass_goal_60mm"], "2 tasks of hidden_point_mass_goal"),
+        (["my_module:Rig-v0", "Pendulum-v1"], "2 tasks"),
+        (list("abcdef"), "6 tasks"),
+    ],
+)
+def test_a_page_of_several_tasks_is_named_by_what_they_share(tasks, title):
+    assert title_of(tasks) == title
+
+
+def test_a_page_of_several_tasks_begins_with_what_was_asked(tmp_path):
+    runs = [
+        write_run(tmp_path / f"{agent}-{task}-{seed}", agent=agent, task=task, seed=seed, envs=6, trials=2, gain=gain,
+                  points=0, data=False, expert=900.0)
+        for agent, gain in (("agentic_transformer", 200.0), ("decision_transformer", 0.0))
+        for task in ("walker_run", "walker_walk")
+        for seed in (0, 1)
+    ]  # fmt: skip
+    page = write_report(runs, tmp_path / "report")
+    text = page.read_text()
+    asked, best = json.loads((page.parent / "summary.json").read_text())["across_tasks"]["openings"]
+    assert asked["question"] == "Do agents earn more from trial to trial of a task, with no weight update?"
+    assert "Yes: Agentic Transformer on both tasks." in asked["answer"]
+    assert "average over the tasks" in best["question"] and best["answer"].startswith("Agentic Transformer, with a ")
+    assert "shown to be higher than Decision Transformer" in best["answer"]
+    assert text.count(f">{asked['question']}<") == 1  # once, and not again by each task
+    assert text.index(asked["answer"]) < text.index('id="walker_run"') and best["answer"] in text
 
 
 def write_film(run, content, changes):

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from ringrl.reporting.figures.style import MARGIN, MARKERS, Look, name_axes, thousands
+from ringrl.reporting.figures.drawn_values import record_estimates, record_level
+from ringrl.reporting.figures.style import MARGIN, MARKERS, Look, name_axes, name_panel, thousands
 from ringrl.reporting.figures.trial_figures import Levels, level_lines
 from ringrl.reporting.statistics.bootstrap import Estimate
 from ringrl.reporting.statistics.context_effects import MEASURES, AblationEffect, TrajectoryCurve
@@ -53,6 +54,7 @@ def _returns_by_number(
             _line(panel, look.colour(label), look.marker(label), label, np.asarray(numbers, np.float64), points[key])
         for value, text, dashes in levels[key]:
             panel.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes, label=text)
+            record_level(panel, text, look.palette.muted, value)
         _number_axis(panel, ticks)
         _return_axis(panel)
         name_axes(panel, look, axis, f"Return: {words}")
@@ -70,16 +72,16 @@ def returns_under_ablations(look: Look, ablations: dict[str, tuple[AblationEffec
         for result in results:
             index = colours[result.name]
             colour = look.palette.series[index % len(look.palette.series)]
-            x = np.arange(1, len(result.ablated) + 1) + 0.07 * (1 + results.index(result))  # bars side by side
-            _line(panel, colour, MARKERS[(index + 1) % len(MARKERS)], result.name.capitalize(), x, result.ablated)
+            x, aside = np.arange(1, len(result.ablated) + 1), 0.07 * (1 + results.index(result))  # bars side by side
+            marker = MARKERS[(index + 1) % len(MARKERS)]
+            _line(panel, colour, marker, result.name.capitalize(), x, result.ablated, aside)
         x = np.arange(1, len(longest) + 1, dtype=np.float64)
         _line(panel, look.palette.ink, "o", "Intact", x, longest)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         panel.margins(y=0.12)
         _return_axis(panel)
         name_axes(panel, look, "Trial in context", "Return")
-        panel.annotate(label, (0, 1), (-72 * MARGIN, 25), xycoords="axes fraction", textcoords="offset points",
-                       fontweight="bold")  # fmt: skip
+        name_panel(panel, label)
     for panel in axes.flat[len(ablations) :]:
         panel.set_visible(False)
     return _finish(figure, axes, look, title=0.22)
@@ -105,8 +107,7 @@ def returns_under_ablations_by_number(look: Look, ablations: dict[str, tuple[Abl
         _return_axis(panel)
         name_axes(panel, look, "Demonstrations in the context, log scale from 1 on", "Return")
         if rows > 1:
-            panel.annotate(label, (0, 1), (-72 * MARGIN, 25), xycoords="axes fraction", textcoords="offset points",
-                           fontweight="bold")  # fmt: skip
+            name_panel(panel, label)
     return _finish(figure, axes, look, title=0.22 if rows > 1 else 0.0)
 
 
@@ -131,8 +132,12 @@ def _number_axis(axes: Axes, ticks: Sequence[int]) -> None:
     axes.margins(y=0.12)
 
 
-def _line(axes: Axes, colour: str, marker: str, label: str, x: np.ndarray, points: Sequence[Estimate]) -> None:
-    """A curve whose points have bars, or where they are many, a band."""
+def _line(
+    axes: Axes, colour: str, marker: str, label: str, x: np.ndarray, points: Sequence[Estimate], aside: float = 0.0
+) -> None:
+    """A curve whose points, drawn `aside` of their `x`, have bars, or where they are many, a band."""
+    record_estimates(axes, label, colour, x, points, aside)
+    x = x + aside
     value, low, high = (np.asarray([getattr(each, key) for each in points]) for key in ("value", "low", "high"))
     if len(points) > 24:
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)

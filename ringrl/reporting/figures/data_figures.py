@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ringrl.reporting.figures.drawn_values import panel_of, record
 from ringrl.reporting.figures.style import MARGIN, Look, name_axes, thousands
 from ringrl.reporting.statistics.evaluated_run import MANY_HISTORIES
 
@@ -51,7 +52,11 @@ def return_distribution(look: Look, data: TaskReturns) -> Figure:
     for panel, group in zip(axes.flat, present, strict=True):
         values, colour = data.returns[data.group == group], data.colour(look, group)
         counts, _ = np.histogram(values, edges)
-        panel.stairs(counts / max(counts.max(), 1), edges, fill=True, color=colour, alpha=0.42)
+        heights, middles = counts / max(counts.max(), 1), (edges[1:] + edges[:-1]) / 2
+        panel.stairs(heights, edges, fill=True, color=colour, alpha=0.42)
+        record(panel, data.labels[group], colour, middles, counts, at=(middles, heights))
+        about = panel_of(panel)
+        about.x, about.y, about.measure = "Return of an episode, middle of its bin", data.labels[group], "episodes"
         first, middle, last = np.quantile(values, (0.1, 0.5, 0.9))
         panel.plot([first, last], [-0.1, -0.1], color=colour, linewidth=3, solid_capstyle="butt")
         panel.plot([middle] * 2, [-0.1, 1], color=colour, linewidth=1.8)
@@ -82,6 +87,7 @@ def return_history(look: Look, data: TaskReturns) -> Figure:
     panel.xaxis.set_major_formatter(thousands())
     panel.yaxis.set_major_formatter(thousands())
     name_axes(panel, look, "Episode of a history" if many else "Episode, in file order", "Return")
+    panel_of(panel).measure = "median"
     height = figure.get_figheight()
     figure.subplots_adjust(left=MARGIN / figure.get_figwidth(), right=0.985, top=1 - 0.36 / height, bottom=0.6 / height)
     return figure
@@ -101,6 +107,7 @@ def _folded(panel: Axes, look: Look, data: TaskReturns) -> None:
         colour = data.colour(look, group)
         panel.fill_between(positions + 1, low, high, color=colour, alpha=0.2, linewidth=0)
         panel.plot(positions + 1, middle, color=colour, linewidth=1.8)
+        record(panel, data.labels[group], colour, positions + 1, middle, low, high)
 
 
 def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
@@ -110,7 +117,10 @@ def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
     for source in sources:
         position = np.flatnonzero(data.source == source)
         group = int(data.group[position[0]])
-        _history(panel, data.colour(look, group), order[position].astype(np.float64), data.returns[position], stretch)
+        middles = _history(
+            panel, data.colour(look, group), order[position].astype(np.float64), data.returns[position], stretch
+        )
+        record(panel, data.labels[group], data.colour(look, group), *middles)
         if position[0]:
             panel.axvline(float(order[position[0]]) - 0.5, color=look.palette.line, linewidth=1)
         # Names where they fit; in file order each source follows the one before it.
@@ -122,19 +132,21 @@ def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
 
 def _history(
     axes: Axes, colour: str, order: Float64[np.ndarray, " mine"], values: Float64[np.ndarray, " mine"], stretch: int
-) -> None:
+) -> tuple[np.ndarray, ...]:
+    """Draws one source's episodes; returns the stretches' middles, medians and quantiles."""
     if stretch <= 2:
         axes.plot(
             order, values, linestyle="none", marker="o", markersize=3.2, markeredgewidth=0, color=colour, alpha=0.35
         )
     length = max(stretch, len(order) // 16, 1)
     pieces = [slice(start, start + length) for start in range(0, len(order), length)]
-    centre = [float(order[piece].mean()) for piece in pieces]
+    centre = np.asarray([order[piece].mean() for piece in pieces])
     low, middle, high = np.asarray([np.quantile(values[piece], (0.1, 0.5, 0.9)) for piece in pieces]).T
     if stretch > 2:
         axes.fill_between(centre, low, high, color=colour, alpha=0.2, linewidth=0)
     dots = {"marker": "o", "markersize": 4, "markeredgewidth": 0} if len(pieces) == 1 else {}
     axes.plot(centre, middle, color=colour, linewidth=1.8, **dots)
+    return centre, middle, low, high
 
 
 def _round(value: float) -> str:

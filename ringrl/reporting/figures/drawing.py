@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.figure import Figure
 
+from ringrl.reporting.figures.drawn_values import values_json
 from ringrl.reporting.figures.style import PAPER, Look, page_look, to_png
-from ringrl.reporting.figures.svg import to_svg
+from ringrl.reporting.figures.svg import in_css_variables, to_svg
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A figure for the page: the same facts drawn wide, narrow, and as PNG."""
+    """A figure for the page: the same facts drawn wide, narrow, and as PNG; and as numbers, where they are recorded."""
 
     drawing: Drawing
     wide: str
     narrow: str
+    wide_values: str  # JSON of `values_json`
+    narrow_values: str  # empty where they are those of the wide figure
     png: bytes
 
 
@@ -40,9 +43,13 @@ def render(drawing: Drawing, colours: dict[str, int]) -> Rendered:
         with matplotlib.rc_context(look.rc()):
             return drawing.draw(look)
 
+    figures = draw(wide), draw(narrow)
+    values, in_narrow = (in_css_variables(values_json(figure)) for figure in figures)
     return Rendered(
         drawing,
-        wide=to_svg(draw(wide), wide, f"{drawing.name}-w"),
-        narrow=to_svg(draw(narrow), narrow, f"{drawing.name}-n"),
+        wide=to_svg(figures[0], wide, f"{drawing.name}-w"),
+        narrow=to_svg(figures[1], narrow, f"{drawing.name}-n"),
+        wide_values=values,
+        narrow_values="" if in_narrow == values else in_narrow,
         png=to_png(draw(paper), paper),
     )

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ringrl.reporting.figures.style import MARGIN, Look, name_axes, thousands
+from ringrl.reporting.figures.drawn_values import record_estimates, record_level
+from ringrl.reporting.figures.style import MARGIN, Look, name_axes, name_panel, thousands
 from ringrl.reporting.figures.trial_figures import level_lines
 from ringrl.reporting.statistics.exploration_effects import ExplorationCurve
 from ringrl.reporting.statistics.task_statistics import References
@@ -25,8 +26,10 @@ def returns_after_exploring(look: Look, curves: Sequence[ExplorationCurve], leve
             panel.plot(x[begun], value[begun], color=colour, linewidth=1.0, linestyle=(0, (1, 2)))
             panel.fill_between(x[own], low[own], high[own], color=colour, alpha=0.14, linewidth=0)
             panel.plot(x[own], value[own], color=colour, linewidth=1.7, label=f"{each.number} explore")
+            record_estimates(panel, f"{each.number} explore", colour, x, each.by_trial)
         for value, text, dashes in level_lines(levels):
             panel.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes, label=text)
+            record_level(panel, text, look.palette.muted, value)
         panel.set_xlim(1, curve.trials)
         panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
         panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
@@ -34,8 +37,7 @@ def returns_after_exploring(look: Look, curves: Sequence[ExplorationCurve], leve
         panel.yaxis.set_major_formatter(thousands())
         name_axes(panel, look, "Trial in context", "Return")
         if rows > 1:
-            panel.annotate(curve.label, (0, 1), (-72 * MARGIN, 25), xycoords="axes fraction",
-                           textcoords="offset points", fontweight="bold")  # fmt: skip
+            name_panel(panel, curve.label)
     handles = {text: h for panel in axes.flat for h, text in zip(*panel.get_legend_handles_labels(), strict=True)}
     width, height = figure.get_size_inches()
     a_row = 2 if look.narrow else 4

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ringrl.reporting.figures.drawn_values import panel_of, record
 from ringrl.reporting.figures.style import MARGIN, Look, name_axes, thousands
 from ringrl.reporting.statistics.evaluated_run import TrainingCurves
 
@@ -34,6 +35,7 @@ def loss_curves(look: Look, curves: Sequence[tuple[str, TrainingCurves]]) -> Fig
         panel.xaxis.set_major_formatter(thousands())
         panel.tick_params(labelleft=True)
         name_axes(panel, look, over, "Loss, log scale" if logarithmic else "Loss")
+        panel_of(panel).measure = "loss"
     handles = {text: h for h, text in zip(*axes.flat[0].get_legend_handles_labels(), strict=True)}
     width, height = figure.get_size_inches()
     entries_a_row = 1 if look.narrow else 3
@@ -61,6 +63,7 @@ def _loss(
         axes.plot(x[shown], loss[shown], color=colour, linewidth=0.8, alpha=0.3)
     dots = {"marker": look.marker(label), "markersize": 4, "markeredgewidth": 0} if len(loss) <= 12 else {}
     axes.plot(x[shown], mean[shown], color=colour, label=label, linewidth=1.5, **dots)
+    record(axes, label, colour, x[shown], mean[shown])
 
 
 def _validation(
@@ -71,6 +74,7 @@ def _validation(
         dots = {"marker": look.marker(label), "markersize": 4, "markeredgewidth": 0}
         name = f"{label}, held-out episodes"
         axes.plot(x[known], loss[known], color=look.colour(label), label=name, linewidth=1.2, linestyle="--", **dots)
+        record(axes, name, look.colour(label), x[known], loss[known])
 
 
 def _counts_tokens(metrics: TrainingCurves) -> bool:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ringrl.reporting.figures.drawn_values import RecordedFigure, panel_of
 from ringrl.reporting.statistics.series import SHOWN_FIRST
 
 # Okabe and Ito's hues, darkened or lightened until each has a contrast of at least 3 to 1 with the page behind it.
@@ -70,7 +71,7 @@ class Look:
 
         The page's column is 9.6 inches wide; on phones every figure is 4.6.
         """
-        figure = Figure(figsize=(4.6 if self.narrow else width, height), facecolor=self.palette.paper)
+        figure = RecordedFigure(figsize=(4.6 if self.narrow else width, height), facecolor=self.palette.paper)
         return figure, figure.subplots(rows, columns, squeeze=False, **subplots)
 
     def rc(self) -> dict[Any, Any]:
@@ -148,6 +149,15 @@ def name_axes(axes: Axes, look: Look, x: str, y: str) -> None:
     axes.set_xlabel(x, labelpad=6)
     axes.annotate(y, (0, 1), (-72 * MARGIN, 9), xycoords="axes fraction", textcoords="offset points",
                   color=look.palette.muted, fontsize=9.5)  # fmt: skip
+    panel = panel_of(axes)
+    panel.x, panel.y = x, y
+
+
+def name_panel(axes: Axes, name: str, above: int = 25) -> None:
+    """The name of one panel of several, `above` points over it."""
+    axes.annotate(name, (0, 1), (-72 * MARGIN, above), xycoords="axes fraction", textcoords="offset points",
+                  fontweight="bold")  # fmt: skip
+    panel_of(axes).title = name
 
 
 def _short(value: float, _: object) -> str:

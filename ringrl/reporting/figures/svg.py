@@ -8,6 +8,7 @@ from zlib import crc32
 import matplotlib
 from matplotlib.figure import Figure
 
+from ringrl.reporting.figures.drawn_values import panels_json
 from ringrl.reporting.figures.style import CSS_VARIABLES, Look
 
 SVG = "http://www.w3.org/2000/svg"
@@ -24,12 +25,17 @@ def to_svg(figure: Figure, look: Look, prefix: str) -> str:
     stream = io.StringIO()
     with matplotlib.rc_context(look.rc()):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = to_inline(stream.getvalue(), prefix)
+    return in_css_variables(to_inline(stream.getvalue(), prefix, panels_json(figure)))
+
+
+def in_css_variables(text: str) -> str:
+    """The placeholders of `page_look`'s colours replaced by the page's own variables."""
     return re.sub("|".join(CSS_VARIABLES), lambda match: CSS_VARIABLES[match.group()], text)
 
 
-def to_inline(document: str, prefix: str) -> str:
-    """matplotlib's SVG document as an element of a page; `prefix` keeps its ids apart from those of other figures."""
+def to_inline(document: str, prefix: str, panels: str = "") -> str:
+    """matplotlib's SVG document as an element of a page; `prefix` keeps its ids apart from those of other figures, and
+    `panels` (`ringrl.reporting.figures.drawn_values.panels_json`) is kept as an attribute."""
     ElementTree.register_namespace("", SVG)
     root = ElementTree.fromstring(document)
     _strip(root)
@@ -40,6 +46,8 @@ def to_inline(document: str, prefix: str) -> str:
         _shorten(element, digits=2 if element in marks else 1)
     root.attrib.pop("width", None)
     root.attrib.pop("height", None)
+    if panels:
+        root.set("data-panels", panels)
     return ElementTree.tostring(root, encoding="unicode")
 
 

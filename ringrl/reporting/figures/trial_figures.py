@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ringrl.reporting.figures.style import MARGIN, Look, name_axes, thousands
+from ringrl.reporting.figures.drawn_values import panel_of, record, record_estimates, record_level
+from ringrl.reporting.figures.style import MARGIN, Look, name_axes, name_panel, thousands
 from ringrl.reporting.statistics.bootstrap import Estimate, estimate
 from ringrl.reporting.statistics.series import Series
 from ringrl.reporting.statistics.task_statistics import Analysis, References
@@ -27,8 +28,7 @@ def returns_by_trial(look: Look, sections: Sequence[Analysis], named: bool = Fal
     for panel, content in zip(axes.flat, sections, strict=False):
         _curves(panel, look, content, labels_outside=roomy)
         if named:
-            panel.annotate(content.section.task, (0, 1), (-72 * MARGIN, 27), xycoords="axes fraction",
-                           textcoords="offset points", fontweight="bold")  # fmt: skip
+            name_panel(panel, content.section.task, above=27)
     for panel in axes.flat[len(sections) :]:
         panel.set_visible(False)
     if not roomy:
@@ -63,10 +63,12 @@ def _curves(axes: Axes, look: Look, analysis: Analysis, labels_outside: bool) ->
             axes.vlines(x, low, high, color=colour, linewidth=2, alpha=0.5)
         dots = {"marker": look.marker(series.label), "markersize": 5} if len(line) <= 24 else {}
         axes.plot(x, value, color=colour, label=series.label, markeredgewidth=0, **dots)
+        record_estimates(axes, series.label, colour, x, line)
         ends.append((float(value[-1]), series.label, colour))
     for value, text, dashes in level_lines(analysis.levels):
         axes.axhline(value, color=look.palette.muted, linewidth=1.1, linestyle=dashes,
                      label=None if labels_outside else text)  # fmt: skip
+        record_level(axes, text, look.palette.muted, value)
         ends.append((value, text, look.palette.muted))
     axes.set_xlim(0.6 if most <= 24 else 1, most + (0.4 if most <= 24 else 0))
     low, high = axes.get_ylim()
@@ -146,6 +148,7 @@ def target_against_achieved(look: Look, conditioned: Sequence[Series]) -> Figure
         axis.set_major_locator(MaxNLocator(nbins=5))
         axis.set_major_formatter(thousands())
     name_axes(panel, look, "Target return", "Achieved return")
+    panel_of(panel).measure = "return"
     width, height = figure.get_figwidth(), figure.get_figheight() + 0.23 * len(conditioned)
     figure.set_figheight(height)
     figure.legend(loc="upper left", bbox_to_anchor=(0, 0.99), handletextpad=0.3)
@@ -164,8 +167,14 @@ def _achieved(axes: Axes, look: Look, series: Series, width: float, offset: floa
     shown = np.linspace(0, x.size - 1, min(x.size, SHOWN)).astype(np.int64)
     axes.plot(x[shown], series.returns.ravel()[shown], linestyle="none", marker=marker, markersize=3.6,
               markeredgewidth=0, color=colour, alpha=0.35)  # fmt: skip
+    targets, achieved = (each.ravel()[shown] for each in (series.target, series.returns))
+    record(axes, f"{series.label}, one trial", colour, targets, achieved, at=(x[shown], achieved), cloud=True)
+    aside = offset * width
+    record_estimates(
+        axes, series.label, colour, np.asarray([value for value, _ in means]), [mean for _, mean in means], aside
+    )
     for value, mean in means:
-        centre = value + offset * width
+        centre = value + aside
         if mean.has_interval:
             axes.vlines(centre, mean.low, mean.high, color=colour, linewidth=2.5)
         axes.plot(centre, mean.value, marker=marker, markersize=9, color=colour,

@@ -1,5 +1,6 @@
 """Tables over several tasks: what the template is given."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ringrl.reporting.page.task_content import cell
@@ -7,13 +8,15 @@ from ringrl.reporting.statistics.across_tasks import MEASURES, Across, AgentComp
 from ringrl.reporting.statistics.bootstrap import RESAMPLES
 
 
-def across_tables(across: Across) -> dict[str, Any]:
-    """The largest return among n trials, in returns and as scores; the other measures as scores; pairs compared."""
+def across_tables(across: Across, openings: Sequence[dict[str, str]] = ()) -> dict[str, Any]:
+    """`openings` (`ringrl.reporting.page.across_opening`); the largest return among n trials, in returns and as scores;
+    the other measures as scores; pairs compared."""
     n = f"the largest return among n = {across.trials} trial{'s' * (across.trials != 1)}"
     largest = across.comparisons["max_of_n"]
     scored = bool(largest.scores)
     others = [key for key in MEASURES if key != "max_of_n"]
     return {
+        "openings": openings,
         "labels": across.labels,
         "returns": _rows(across, largest, False),
         "returns_caption": f"Mean over environments and seeds of {n}; the same n for all agents. Brackets: 95 % "
@@ -25,7 +28,10 @@ def across_tables(across: Across) -> dict[str, Any]:
         f"mean over the runs of all tasks. Their intervals: stratified bootstrap ({RESAMPLES:,} resamples, "
         "percentile), in which each task’s seeds and environments are resampled (Agarwal et al. 2021). A task with a "
         "single seed adds nothing about training again.",
-        "more": [{"name": MEASURES[key], "rows": _rows(across, across.comparisons[key], scored)} for key in others],
+        "more": [
+            {"name": MEASURES[key], "file": key, "rows": _rows(across, across.comparisons[key], scored)}
+            for key in others
+        ],
         "pairs": [_pair_row(across, index) for index in range(len(largest.pairs))],
         "notes": across.notes,
     }

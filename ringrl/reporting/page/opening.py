@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ringrl.readers import read_json
 from ringrl.reporting.page.task_content import unbroken
-from ringrl.reporting.statistics.bootstrap import show
+from ringrl.reporting.statistics.bootstrap import Estimate, show
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.reporting.statistics.task_statistics import Analysis
 from ringrl.run_records import FilmRecord
@@ -21,32 +23,65 @@ Shown = list[tuple[str, bool | None, str]]
 """Of each agent its name, whether it is shown to earn more (True) or less (False), and by how much."""
 
 
-def opening(analysis: Analysis) -> dict[str, str] | None:
-    """The question that the lead figure answers, and the answer in one sentence; None where there is no comparison.
+@dataclass(frozen=True)
+class Compared:
+    """What a question is answered by: of one agent, what it is compared over, and the difference.
+
+    Attributes:
+        label: the agent's.
+        between: from what to what.
+        state: shown to earn more (True), less (False), or neither (None).
+        gain: the paired difference.
+        reads: whether its context has what it is compared over.
+    """
+
+    label: str
+    between: str
+    state: bool | None
+    gain: Estimate
+    reads: bool
+
+
+def compared(analysis: Analysis) -> tuple[str, list[Compared]]:
+    """The question of a task's lead figure, and what answers it: an entry an agent that has a comparison.
 
     An agent is said to earn more or less only where the paired interval of its difference excludes zero.
     """
     if analysis.demonstrations:
-        question = "Do more trajectories in the context earn more, with no weight update?"
-        ranges = [(each.numbers[0], each.numbers[-1]) for each in analysis.demonstrations]
-        between = [f"from {fewest} to {most} trajectories" for fewest, most in ranges]
-        shown = [(each.label, each.above("first"), each.gain["first"]) for each in analysis.demonstrations]
-        reading = [True for _ in shown]
-    else:
-        question = "Do agents earn more from trial to trial of a task, with no weight update?"
-        several = [series for series in analysis.section.series if series.returns.shape[2] > 1]
-        between = [f"from trial 1 to trial {series.returns.shape[2]}" for series in several]
-        found = [(series.label, analysis.statistics[series.label]) for series in several]
-        shown = [(label, each.improves, each.gain) for label, each in found]
-        reading = [series.agent.across_trials for series in several]
-    if not shown:
+        return "Do more trajectories in the context earn more, with no weight update?", [
+            Compared(
+                each.label,
+                f"from {each.numbers[0]} to {each.numbers[-1]} trajectories",
+                each.above("first"),
+                each.gain["first"],
+                True,
+            )
+            for each in analysis.demonstrations
+        ]
+    several = [(each, analysis.statistics[each.label]) for each in analysis.section.series if each.returns.shape[2] > 1]
+    return "Do agents earn more from trial to trial of a task, with no weight update?", [
+        Compared(
+            series.label,
+            f"from trial 1 to trial {series.returns.shape[2]}",
+            statistics.improves,
+            statistics.gain,
+            series.agent.across_trials,
+        )
+        for series, statistics in several
+    ]
+
+
+def opening(analysis: Analysis) -> dict[str, str] | None:
+    """The question that the lead figure answers, and the answer in one sentence; None where there is no comparison."""
+    question, entries = compared(analysis)
+    if not entries:
         return None
-    common = between[0] if len(set(between)) == 1 else ""
-    gains = [show(gain, signed=True) for _, _, gain in shown]
-    words = gains if common else [f"{gain} {where}" for gain, where in zip(gains, between, strict=True)]
+    common = entries[0].between if len({each.between for each in entries}) == 1 else ""
     readers, others = [], []
-    for (label, state, _), text, reads in zip(shown, words, reading, strict=True):
-        (readers if reads or state is None else others).append((label, state, text))
+    for each in entries:
+        gain = show(each.gain, signed=True)
+        shown = (each.label, each.state, gain if common else f"{gain} {each.between}")
+        (readers if each.reads or each.state is None else others).append(shown)
     return {"question": question, "answer": unbroken(_answer(readers, others, common))}
 
 
@@ -61,14 +96,15 @@ def _answer(readers: Shown, others: Shown, between: str) -> str:
     parts = []
     for state, (each, sentence) in sentences.items():
         if found := [each.format(label, gain) for label, shown, gain in readers if shown is state]:
-            parts.append(sentence.format(_listed(found)))
+            parts.append(sentence.format(listed(found)))
     if others:
-        differ = _listed([f"{label} ({gain})" for label, _, gain in others])
+        differ = listed([f"{label} ({gain})" for label, _, gain in others])
         parts.append(f"Different, but with no earlier trial in the context: {differ}.")
     return " ".join(parts)
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """One, two and three."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
@@ -98,7 +134,7 @@ def _film(run: EvaluatedRun) -> dict[str, str] | None:
         return None
     trials, where = about["trials"], f"environment {about['env']} of {about['run']}"
     if len(set(trials)) > 1:
-        what = f"Trials {_listed(list(map(str, trials)))} side by side, of {where}, whose gain is the median."
+        what = f"Trials {listed(list(map(str, trials)))} side by side, of {where}, whose gain is the median."
     else:
         what = f"Trial {trials[0]} of {where}." if trials else f"All trials of {where}, one after the other."
     address = f"data:{kind};base64,{base64.b64encode(film).decode('ascii')}"

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ringrl.errors import UserError
 from ringrl.files import alone_in, check_room, user_path
 from ringrl.manifest import replace_together, require_replaceable
@@ -19,7 +17,8 @@ from ringrl.reporting.figures.style import assign_colours
 from ringrl.reporting.figures.trial_figures import returns_by_trial
 from ringrl.reporting.page import context_content, exploration_content, task_content
 from ringrl.reporting.page.across_content import across_tables
-from ringrl.reporting.page.html import render_page, versions
+from ringrl.reporting.page.across_opening import openings_across, title_of
+from ringrl.reporting.page.html import on_page, render_page, versions
 from ringrl.reporting.page.opening import films, opening
 from ringrl.reporting.page.provenance import provenance
 from ringrl.reporting.page.summary import summarise
@@ -98,7 +97,7 @@ def _write_page(runs: Sequence[EvaluatedRun], out: Path) -> Path:
     if about and about["drawing"]:
         figure = render(about["drawing"], colours)
         figures.append(figure)
-        about |= {"figure": _shown(figure)}
+        about |= {"figure": on_page(figure)}
     if not figures:
         raise UserError(f"{runs[0].path}: is not evaluated, and has not logged a training step yet; wait for one")
     documents = {f"{figure.drawing.name}.png": figure.png for figure in figures}
@@ -115,10 +114,6 @@ def _write_page(runs: Sequence[EvaluatedRun], out: Path) -> Path:
     return out / "index.html"
 
 
-def _shown(figure: Rendered) -> dict[str, Any]:
-    return {"drawing": figure.drawing, "wide": Markup(figure.wide), "narrow": Markup(figure.narrow)}
-
-
 def _render_sections(
     analyses: Sequence[Analysis], colours: dict[str, int]
 ) -> tuple[list[Rendered], list[dict[str, Any]]]:
@@ -128,7 +123,7 @@ def _render_sections(
     def draw(drawing: Drawing) -> dict[str, Any]:
         figure = render(drawing, colours)
         rendered.append(figure)
-        return _shown(figure)
+        return on_page(figure)
 
     def draw_in(part: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if part is None else part | {"figure": draw(part["drawing"])}
@@ -190,13 +185,14 @@ def _page(
     now: datetime,
 ) -> str:
     agents = across.labels if across else list(analyses[0].statistics) if analyses else list(colours)
-    titles = {0: "Trainings", 1: sections[0]["task"] if sections else ""}
+    tasks = [section["task"] for section in sections]
+    openings = openings_across(analyses, across) if across else []
     return render_page(
         "report.html",
         now,
         colours=colours,
-        title=titles.get(len(sections), f"{len(sections)} tasks"),
-        across=across_tables(across) if across else None,
+        title=title_of(tasks) if len(tasks) > 1 else tasks[0] if tasks else "Trainings",
+        across=across_tables(across, openings) if across else None,
         slugs={section["task"]: section["slug"] for section in sections},
         byline=" · ".join(agents),
         numbers="summary.json",

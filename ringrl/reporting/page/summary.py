@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ringrl import __version__
+from ringrl.reporting.page.across_opening import openings_across
 from ringrl.reporting.page.opening import opening
 from ringrl.reporting.page.training_content import describe_training, training_numbers
 from ringrl.reporting.statistics.across_tasks import Across, AgentComparison
@@ -38,8 +39,9 @@ def summarise(
     {label: {agent, seeds, envs, trials, runs, returns_by_trial, first, last, gain, mean, max_of_n, iqm, normalised,
     target, improves, verdict, training}}, by_trajectories, targets, demonstrations, explorations, ablations,
     demonstrated_ablations, datasets, notes}}, across_tasks}; an estimate is {value, low, high}. `opening` is null where
-    nothing is compared. `across_tasks` is null with a single task, else {n, measures: {measure: {returns: {task:
-    {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks, difference, verdict}]}}, notes}.
+    nothing is compared. `across_tasks` is null with a single task, else {openings: [{question, answer}], n, measures:
+    {measure: {returns: {task: {label}}, normalised, average: {label}, iqm, differences: [{one, other, tasks,
+    difference, verdict}]}}, notes}.
     `trainings` has every run, evaluated or not: [{run, label, task, seed, evaluated, steps, step, loss,
     validation_loss, lowest_validation_loss, lowest_at}].
     """
@@ -50,7 +52,7 @@ def summarise(
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,
         "tasks": {analysis.section.task: _task(analysis) for analysis in analyses},
-        "across_tasks": _across(across) if across else None,
+        "across_tasks": _across(analyses, across) if across else None,
         "trainings": [describe_training(run) for run in {run.path: run for run in runs}.values()],
     }
 
@@ -157,8 +159,9 @@ def _ablation(effect: AblationEffect) -> dict[str, Any]:
     }
 
 
-def _across(across: Across) -> dict[str, Any]:
+def _across(analyses: Sequence[Analysis], across: Across) -> dict[str, Any]:
     return {
+        "openings": openings_across(analyses, across),
         "n": across.trials,
         "measures": {measure: _comparison(comparison) for measure, comparison in across.comparisons.items()},
         "notes": list(across.notes),
