@@ -132,7 +132,7 @@ def _in_file_order(panel: Axes, look: Look, data: TaskReturns) -> None:
 
 def _history(
     axes: Axes, colour: str, order: Float64[np.ndarray, " mine"], values: Float64[np.ndarray, " mine"], stretch: int
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Draws one source's episodes; returns the stretches' middles, medians and quantiles."""
     if stretch <= 2:
         axes.plot(
