@@ -21,6 +21,7 @@ def title_of(tasks: Sequence[str]) -> str:
     """`2 tasks of walker and cheetah`: a heading over several tasks."""
     words = [task.split("_") for task in tasks]
     begin = "_".join(os.path.commonprefix(words))
+    words = [each[1:] if each[0] in ("hidden", "visible") and each[1:] else each for each in words]
     domains = [begin] if begin else list(dict.fromkeys(each[0] for each in words))
     known = len(domains) <= _DOMAINS and all(re.fullmatch(r"[a-z][a-z0-9_]*", each) for each in domains)
     return f"{len(tasks)} tasks of {listed(domains)}" if known else f"{len(tasks)} tasks"
