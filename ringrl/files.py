@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -282,5 +283,11 @@ def _is_running(pid: int) -> bool:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a user writes it, with the home folder in place of `~`."""
+    """A path as a user writes it, with the home folder in place of `~`.
+
+    Raises:
+        UserError: it is a URL, of which a path would make a folder named `gs:`.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)):
+        raise UserError(f"{os.fspath(path)}: is a URL, and a file or folder is needed here; only a store may be a URL")
     return Path(os.path.expanduser(path))

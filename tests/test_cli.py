@@ -278,3 +278,11 @@ def test_one_truncated_file_is_named_and_leaves_no_store(tmp_path):
     (last,) = done.stderr.splitlines()
     assert last.startswith("ringrl: ") and path.name in last and "truncated" in last
     assert os.listdir(tmp_path) == ["cartpole"]
+
+
+def test_help_names_debug_and_a_completion_that_can_be_written(ringrl, tmp_path):
+    status, out, _ = ringrl("--help")
+    assert status == 0 and "--debug" in out and "--tyro-write-completion" in out
+    assert ringrl("--tyro-write-completion", "bash", tmp_path / "completion")[0] == 0
+    written = (tmp_path / "completion").read_text()
+    assert "ringrl" in written and "--heartbeat-timeout" in written

@@ -163,3 +163,9 @@ def test_paths_in_the_home_folder_are_found_by_all_that_take_them(tmp_path, monk
     path = write_episode(tmp_path / "files", 0, episode)
     assert list_episodes("~/files") == [path]
     assert RunDirectory("~/runs/a").path == tmp_path / "runs" / "a"
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", Path("s3://bucket/run")], ids=str)  # a Path has one of its slashes
+def test_a_url_is_no_folder(url):
+    with pytest.raises(UserError, match=r"^(gs://|s3:/)bucket/run: is a URL, and a file or folder is needed here"):
+        user_path(url)

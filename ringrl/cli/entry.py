@@ -134,7 +134,11 @@ def _dispatch(arguments: list[str]) -> None:
         near = difflib.get_close_matches(arguments[0], VERBS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
         raise UserError(f"{arguments[0]}: no verb of that name; {advice}")
-    about = "In-context reinforcement learning at any context length. `ringrl data STEP --help` for data preparation."
+    about = (
+        "In-context reinforcement learning at any context length. `ringrl data STEP --help` for data preparation. "
+        "`--debug` beside any verb shows the traceback of an error. `ringrl --tyro-write-completion bash FILE` (or "
+        "zsh, tcsh) writes what completes verbs and options in a shell that sources FILE."
+    )
     with usage_error_in_one_line():
         verb = tyro.extras.subcommand_cli_from_dict(
             VERBS,
