@@ -54,6 +54,7 @@ def test_over_several_tasks_agents_are_said_to_earn_more_on_those_where_it_is_sh
         (["cheetah_run", "walker_run", "walker_walk"], "3 tasks of cheetah and walker"),
         (["hidden_point_mass_goal_30mm", "hidden_point_mass_goal_60mm"], "2 tasks of hidden_point_mass_goal"),
         (["cheetah_run", "walker_run", "visible_cheetah_speed"], "3 tasks of cheetah and walker"),
+        (["hidden_point_mass_goal", "hidden_reacher_target"], "2 tasks of point_mass and reacher"),
         (["my_module:Rig-v0", "Pendulum-v1"], "2 tasks"),
         (list("abcdef"), "6 tasks"),
     ],

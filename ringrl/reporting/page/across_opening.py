@@ -12,6 +12,8 @@ from ringrl.reporting.statistics.task_statistics import Analysis
 
 _NAMED = 3  # tasks that a sentence names; more are counted
 _DOMAINS = 4  # that a title names
+_ADJECTIVES = ("", "hidden", "visible")  # no names by themselves
+_LONG_NAMES = ("ball_in_cup", "point_mass")  # domains of several words
 
 Found = dict[str, list[tuple[str, Compared]]]
 """Of each agent, by its label, a task and what was found there."""
@@ -21,10 +23,16 @@ def title_of(tasks: Sequence[str]) -> str:
     """`2 tasks of walker and cheetah`: a heading over several tasks."""
     words = [task.split("_") for task in tasks]
     begin = "_".join(os.path.commonprefix(words))
-    words = [each[1:] if each[0] in ("hidden", "visible") and each[1:] else each for each in words]
-    domains = [begin] if begin else list(dict.fromkeys(each[0] for each in words))
+    domains = [begin] if begin not in _ADJECTIVES else list(dict.fromkeys(map(_domain, tasks)))
     known = len(domains) <= _DOMAINS and all(re.fullmatch(r"[a-z][a-z0-9_]*", each) for each in domains)
     return f"{len(tasks)} tasks of {listed(domains)}" if known else f"{len(tasks)} tasks"
+
+
+def _domain(task: str) -> str:
+    """The task's first word, without `hidden` and `visible`, or more words where the domain's name has more."""
+    first, _, rest = task.partition("_")
+    name = rest if first in _ADJECTIVES and rest else task
+    return next((each for each in _LONG_NAMES if name.startswith(f"{each}_")), name.partition("_")[0])
 
 
 def openings_across(analyses: Sequence[Analysis], across: Across) -> list[dict[str, str]]:
