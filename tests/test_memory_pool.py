@@ -32,17 +32,24 @@ print(json.dumps([kept, sorted(each[5:])[10]]))
 """
 
 
-def run(mode, **environment):
-    # What loads libtpu may have set one of them, for its own.
+on_glibc_without_gpu = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or any(Path("/dev").glob("nvidia[0-9]*")),
+    reason="glibc's malloc is Linux's, and machines with a GPU are left alone",
+)
+
+
+def printed(program, *arguments, **environment):
+    """What a program prints in a process whose malloc nobody has set; loading libtpu may have set it here."""
     inherited = {name: value for name, value in os.environ.items() if name not in _CHOSEN_BY_USER}
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS, mode], env=inherited | environment, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, env=inherited | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
-@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="it leaves machines with a GPU alone")
+def run(mode, **environment):
+    return json.loads(printed(STEPS, mode, **environment).splitlines()[-1])
+
+
+@on_glibc_without_gpu
 def test_a_step_faults_in_no_page_again():
     """The median step of 20, whose temporary has 64 MiB; without it each of its 4 KiB pages is a fault.
 
@@ -68,16 +75,12 @@ libc.fflush(ctypes.c_void_p(stream))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is Linux's")
-@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="it leaves machines with a GPU alone")
+@on_glibc_without_gpu
 def test_the_threads_of_a_command_share_one_arena(tiny_config, tmp_path):
     """In an arena of its own, a thread would ask the kernel for every large temporary anew."""
     config = tiny_config({"name": "agentic_transformer", "fused": True, "trajectories": 2}, training={"steps": 2})
     (tmp_path / "c.yaml").write_text(dump_config(config))
-    inherited = {name: value for name, value in os.environ.items() if name not in _CHOSEN_BY_USER}
-    command = [sys.executable, "-c", TRAINED, str(tmp_path / "c.yaml"), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, env=inherited, capture_output=True, text=True)
-    assert done.stdout.count("<heap nr=") == 1, (done.stdout, done.stderr)
+    assert printed(TRAINED, tmp_path / "c.yaml", "--out", tmp_path / "run").count("<heap nr=") == 1
 
 
 def test_what_the_user_chose_stays():

@@ -237,19 +237,6 @@ def test_the_layout_that_is_counted_best_costs_a_tenth_more_than_an_even_share_a
     assert all(other.cost >= best.cost / 1.01 for other in others)
 
 
-def test_many_short_segments_are_no_worse_than_in_whole_chunks():
-    segments = np.concatenate([np.repeat(np.arange(1, 66), 4000), np.zeros(8 * SHARD - 65 * 4000, int)])[None]
-    best = choose_layout(segments, 8, unit=4, blocks=(512, 256))[0]
-    least = ring_work(segments, 8, "contiguous", 1, (512, 256)).computed  # blocks that reach over two segments
-    assert best.cost <= 1.06 * least
-    assert ring_work(segments, 8, "striped", 1, (512, 256)).critical > 2.5 * least
-
-
-def test_a_row_must_divide_over_the_ring_in_whole_steps():
-    with pytest.raises(ValueError, match="40 tokens in steps of 4 do not divide over a ring of 4"):
-        choose_layout(np.ones((1, 40), int), 4, unit=4, blocks=(8, 8))
-
-
 @pytest.mark.parametrize("layout", ["contiguous", "striped", "zigzag"])
 def test_the_two_halves_of_the_own_keys_cost_no_more_than_the_whole(layout):
     whole, step = blocks_computed(4, layout, shard=1024, block=64)
