@@ -11,6 +11,7 @@
 | metrics.jsonl, tensorboard/, wandb/ | the logged training steps, of the last two where `training.trackers` names them |
 | checkpoints/ | `ringrl.training.checkpoint.Checkpoints` |
 | evaluation/ | tables of returns (`ringrl.returns`): returns.csv, targets.csv, demonstrations.csv, explore.csv, ablation-NAME.csv; and a JSON for each, with its settings: evaluation.json, else named as the table; film.json, what a film there shows; in a folder TASK/ those of another task than the run's |
+| evaluations/NAME/ | the same files, of `ringrl evaluate --name NAME` |
 | finished | empty; `ringrl demo` marks with it that the training has come to its end |
 | timing.json | of `benchmarks.results`: seconds of training and evaluation, once both are done |
 | report/, export/ | where `ringrl report RUN` and `ringrl export RUN` write by default |

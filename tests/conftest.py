@@ -61,6 +61,13 @@ def compile_quickly(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drop_programs():
+    """What a module compiled is not kept in memory for the next: a worker would come to 9 GB. The kept cache has it."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory) -> Path:
     """The path of a store of 8 short cartpole episodes, 36 to 43 environment steps, from two sources.

@@ -11,9 +11,10 @@ import nbformat
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
-# A process of its own, for nbclient leaves sockets open. Kernel and client make theirs in the working folder: no ports,
-# which other tests may take.
+# A process of its own, for nbclient leaves sockets open; it ends without waiting for what they have not sent. Kernel
+# and client make theirs in the working folder: no ports, which other tests may take.
 EXECUTE = """
+import os
 import sys
 import nbformat
 from jupyter_client.manager import AsyncKernelManager
@@ -23,6 +24,7 @@ notebook = nbformat.read(sys.argv[1], as_version=4)
 kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
 NotebookClient(notebook, km=kernel, timeout=600, startup_timeout=300).execute()
 nbformat.write(notebook, "done.ipynb")
+os._exit(0)
 """
 
 

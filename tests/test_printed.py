@@ -22,6 +22,13 @@ def test_an_evaluation_is_printed_and_not_replaced_by_one_of_other_settings(ring
     before = (run / "evaluation/returns.csv").read_bytes()
     status, out, err = ringrl("evaluate", run, "--trials", 1, "--envs", 2)
     assert (status, out) == (2, "") and "returns.csv: was made with trials 2, not 1; replace it with --overwrite" in err
+    for wrong in ("../a", "", ".hidden"):
+        status, _, err = ringrl("evaluate", run, "--name", wrong)
+        assert status == 2 and "is no folder's name" in err
+    status, out, _ = ringrl("evaluate", run, "--trials", 1, "--envs", 2, "--name", "one-trial")
+    assert status == 0 and f"returns: {run}/evaluations/one-trial/returns.csv" in out
+    status, out, _ = ringrl("report", run, run / "evaluations/one-trial", "--out", tmp_path / "both")
+    assert status == 0 and (tmp_path / "both/index.html").is_file()
     assert (run / "evaluation/returns.csv").read_bytes() == before
     status, out, _ = ringrl("evaluate", run, *capped, "--json", "--no-reference")  # the same settings: the same numbers
     (means,) = json.loads(out)["tables"].values()

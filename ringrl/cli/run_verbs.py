@@ -1,5 +1,6 @@
 """The verbs about runs: `ringrl demo | train | evaluate | export | report`. A verb imports its room when it runs."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,8 +169,10 @@ class EvaluateVerb:
     """With --video: only these trials, side by side, of the environment with the median gain, for example 1 8."""
     out: Path | None = None
     """Folder of the tables, instead of RUN/evaluation where that can only be read; `ringrl report` takes it as RUN."""
+    name: str | None = None
+    """Keep this evaluation beside the run's others: its tables are in RUN/evaluations/NAME, a folder as of --out."""
     overwrite: bool = False
-    """Replace tables of an earlier evaluation that had other settings; --out writes beside them."""
+    """Replace tables of an earlier evaluation that had other settings; --name writes beside them."""
     json: bool = False
     """Print one JSON object instead of tables."""
     trust: bool = False
@@ -195,7 +198,8 @@ class EvaluateVerb:
 
         names = ("task", "trials", "envs", "context", "target", "seed", "checkpoint", "when_full", "cache_dtype")
         settings: dict[str, Any] = {name: getattr(self, name) for name in (*names, "explore_correlation")}
-        settings |= {"mesh": _parse_mesh(self.mesh), "out": self.out, "overwrite": self.overwrite}
+        out = self.out if self.name is None else self.run_directory / "evaluations" / self.name
+        settings |= {"mesh": _parse_mesh(self.mesh), "out": out, "overwrite": self.overwrite}
         settings["checkpoint"] = _strictly(self.run_directory, self.checkpoint, self.strict)
         shown: dict[str, Any] = {"demonstrations": self.demonstrations, "order": self.order, "apart": self.apart}
         if self._repeats:
@@ -216,6 +220,10 @@ class EvaluateVerb:
             )
         if self.targets and self.target is not None:
             raise UserError("give --target or --targets, not both")
+        if self.name is not None and self.out is not None:
+            raise UserError("give --name or --out, not both")
+        if self.name is not None and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise UserError(f"--name {self.name!r}: is no folder's name; use letters, digits, - and _")
         if (self.demonstrations is None) != (not self.trajectories):
             raise UserError("--demonstrations STORE and --trajectories N go together; give both or neither")
         if self.demonstrations is not None and self.targets:

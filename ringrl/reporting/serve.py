@@ -5,7 +5,7 @@ Whoever is on this machine may read it; nobody else can connect. A browser loads
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,14 +37,14 @@ class LiveReport:
         self.trouble = ""
 
     def update(self) -> bool:
-        """Write the report if a run has logged a step or has another table since the last time; whether it was."""
+        """Write the report if a run has logged a step or has another table since it was; whether it was tried."""
         now = [_fingerprint(run) for run in self._runs]
         if now == self._seen:
             return False
-        self._seen = now
         try:
             self.page, self.trouble = write_report(self._runs, self._out), ""
-        except UserError as error:  # of a run that has not begun to log, or of a table that is just being replaced
+            self._seen = now
+        except UserError as error:  # of a run that has not begun to log, or while another writes the report
             self.trouble = str(error)
         return True
 
@@ -52,7 +52,12 @@ class LiveReport:
 def _fingerprint(run: Path) -> list[tuple[str, int, int]]:
     directory = RunDirectory(run)
     files = [directory.metrics_file, *sorted(directory.evaluation.rglob("*"))]
-    return [(str(each), each.stat().st_mtime_ns, each.stat().st_size) for each in files if each.is_file()]
+    found = []
+    for each in files:
+        with suppress(FileNotFoundError):  # a temporary file, which was there just now
+            if each.is_file():
+                found.append((str(each), each.stat().st_mtime_ns, each.stat().st_size))
+    return found
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -164,7 +164,7 @@ class Evaluated:
                 if name in known and name != swept and known[name] != value:
                     raise UserError(
                         f"{self.run.table(table)}: was made with {name} {known[name]}, not {value}; replace it with "
-                        "--overwrite, or write beside it with --out FOLDER"
+                        "--overwrite, or keep both with --name NAME"
                     )
 
     def write(

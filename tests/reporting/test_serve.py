@@ -3,12 +3,14 @@
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 
 import pytest
 
 from ringrl.errors import UserError
+from ringrl.locks import exclusive
 from ringrl.reporting.serve import LOOPBACK, LiveReport, serve, serving
 
 
@@ -30,6 +32,22 @@ def get(address, name="", host=None):
     request = urllib.request.Request(address + name, headers={"Host": host} if host else {})
     with urllib.request.urlopen(request, timeout=20) as answer:
         return answer.headers, answer.read().decode("utf-8", "replace")
+
+
+def wait_for(condition, worker):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert worker.is_alive() and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_report_that_could_not_be_written_is_tried_again(run, tmp_path):
+    log(run, 10)
+    report, out = LiveReport([run], tmp_path / "out"), tmp_path / "out"
+    with exclusive(out / ".lock"):
+        assert report.update() and "in use by process" in report.trouble and report.page is None
+    assert report.update() and not report.trouble and report.page == out / "index.html"
+    assert not report.update()
 
 
 def test_the_page_follows_a_training(run, tmp_path):
@@ -77,14 +95,14 @@ def test_it_serves_until_it_is_stopped(run, tmp_path):
     said, stop = [], threading.Event()
     worker = threading.Thread(target=serve, args=([run], tmp_path / "out", 0, 0.05, said.append, stop))
     worker.start()
-    while not said:
-        stop.wait(0.05)
-    address = said[0].split()[1]
-    log(run, 20)
-    while json.loads(get(address, "summary.json")[1])["trainings"][0]["step"] != 20:
-        stop.wait(0.05)
-    stop.set()
-    worker.join(20)
+    try:
+        wait_for(lambda: said, worker)
+        address = said[0].split()[1]
+        log(run, 20)
+        wait_for(lambda: json.loads(get(address, "summary.json")[1])["trainings"][0]["step"] == 20, worker)
+    finally:
+        stop.set()
+        worker.join(60)
     assert not worker.is_alive()
     with pytest.raises(urllib.error.URLError):
         get(address)

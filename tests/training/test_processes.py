@@ -201,7 +201,7 @@ def test_a_process_that_dies_ends_the_others(victim, how, timeout, message, tiny
     group = start(2, 1, endless(tiny_config, tmp_path), "--out", run, flag, timeout)
     deadline = time.monotonic() + 100
     while not list((run / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
-        assert all(process.poll() is None for process in group), [process.communicate() for process in group]
+        assert all(process.poll() is None for process in group), [process.communicate(timeout=60) for process in group]
         time.sleep(0.05)
     group[victim].send_signal(how)
     began = time.monotonic()
