@@ -23,10 +23,10 @@ demo: $(READY)
 	$(BIN)/ringrl demo
 
 test: $(READY)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-all: $(READY)
-	RINGRL_TEST_AS_FOR_USERS=1 $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	RINGRL_TEST_AS_FOR_USERS=1 $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-matrix:
 	bash .ci/test_matrix.sh

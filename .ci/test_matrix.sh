@@ -30,7 +30,7 @@ for python in ${PYTHONS:-3.11 3.12}; do
         test -x "$place/bin/python" || "$path" -m venv "$place"
         "$place/bin/python" -m pip install --quiet --disable-pip-version-check \
             -c "$place/constraints.txt" -e ".[dev,plan,plan-gpu,video]"
-        OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "$place/bin/python" -m pytest -q -n "${WORKERS:-2}" --dist worksteal \
+        OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "$place/bin/python" -m pytest -q -n "${WORKERS:-2}" --dist loadfile \
             -m "not slow" "$@" || failed+=("$python with jax $jax")
     done
 done

@@ -3,8 +3,9 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,15 +89,7 @@ def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
         raise UserError(f"{where}: {len(cells)} cells where {len(header)} are needed ({','.join(header)})")
     cell: dict[str, str] = dict.fromkeys(_BEGINNINGS, "0") | dict(zip(header, cells, strict=True))
 
-    def number(column: str, kind: type[int] | type[float], default: str = "") -> Any:
-        try:
-            found = kind(cell[column] or default)
-        except ValueError:  # also of a number of thousands of digits
-            raise UserError(f"{where}: {column} is {_shown(cell[column])}, which is not {_KIND[kind]}") from None
-        if kind is int and not 0 <= found < WHOLE:
-            raise UserError(f"{where}: {column} is {_shown(cell[column])}, which is below 0 or too large")
-        return found
-
+    number = partial(_number, cell, where)
     row = TrialReturn(
         agent=cell["agent"],
         task=cell["task"],
@@ -116,6 +109,18 @@ def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
     if math.isinf(row.target_return):
         raise UserError(f"{where}: target_return is {cell['target_return']!r}, which is not finite")
     return row
+
+
+def _number(
+    cell: Mapping[str, str], where: str, column: str, kind: type[int] | type[float], default: str = ""
+) -> Any:  # fmt: skip
+    try:
+        found = kind(cell[column] or default)
+    except ValueError:  # also of a number of thousands of digits
+        raise UserError(f"{where}: {column} is {_shown(cell[column])}, which is not {_KIND[kind]}") from None
+    if kind is int and not 0 <= found < WHOLE:
+        raise UserError(f"{where}: {column} is {_shown(cell[column])}, which is below 0 or too large")
+    return found
 
 
 def _shown(cell: str) -> str:
