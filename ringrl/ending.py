@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _END_SECONDS = 10.0  # in which a process that is to end does so, also where its end hangs
 _FLUSH_SECONDS = 1.0  # the main thread may be waiting for the reader of the output
+_LOOK_SECONDS = 0.002  # between two looks at what the thread has decided
 _SAME_PRESS = 1.0  # seconds: a launcher hands on the Ctrl-C that the terminal has sent already
 
 
@@ -46,7 +47,7 @@ class _Watcher:
         self.asked = 0  # the signal that asked for it
         self.last_words: list[Callable[[str], None]] = []
         self._clean_up, self._when = clean_up, 0.0
-        self._decided = threading.Semaphore(0)
+        self._decided = self._paused = 0  # signals of which this thread has found that they only ask; the main thread's
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, end == self._pipe[0])
@@ -88,7 +89,7 @@ class _Watcher:
             if byte[0] in self._before:
                 if not self._only_asks(byte[0]):
                     self.end(byte[0])
-                self._decided.release()
+                self._decided += 1
         os.close(self._pipe[0])
 
     def _only_asks(self, number: int) -> bool:
@@ -104,8 +105,14 @@ class _Watcher:
         return True
 
     def _pause(self, number: int, frame: object) -> None:
-        """In the main thread, which is not to meddle while the process is ended."""
-        self._decided.acquire(timeout=_END_SECONDS)
+        """In the main thread, which is not to meddle while the process is ended.
+
+        The next signal interrupts this too, at any place, and comes here again: a lock would wait for itself.
+        """
+        self._paused += 1
+        mine, end = self._paused, time.monotonic() + _END_SECONDS
+        while self._decided < mine and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
 
 
 _watcher: _Watcher | None = None

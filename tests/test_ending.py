@@ -28,12 +28,15 @@ def run(body: str, folder, *signals: int, wait: float = 0.0, arguments=()) -> tu
     command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n", process.communicate()
-        for index, number in enumerate(signals):
-            time.sleep(wait if index else 0.1)
-            process.send_signal(number)
-        began = time.monotonic()
-        out, err = process.communicate(timeout=60)
+        try:
+            assert process.stdout.readline() == "ready\n", process.communicate()
+            for index, number in enumerate(signals):
+                time.sleep(wait if index else 0.1)
+                process.send_signal(number)
+            began = time.monotonic()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     return process.returncode, out, err, time.monotonic() - began
 
 
@@ -93,12 +96,21 @@ except Stopped as stopped:
 """
 
 
+LOOKS_LATER = FINISHING.replace("0.02", "0.5")  # when all signals have been sent
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_what_is_being_finished_is_finished(number, status, tmp_path):
     # The same signal again at once: a launcher hands on what the terminal has sent as well.
-    ended, out, err, _ = run(FINISHING, tmp_path, number, number)
+    ended, out, err, _ = run(LOOKS_LATER, tmp_path, number, number)
     assert (ended, out) == (status, "stopped well\n")
     assert err == f"ringrl: {signal.Signals(number).name}: finishing a step, then stopping; Ctrl-C ends it at once\n"
+
+
+def test_signals_that_interrupt_each_others_handlers_only_ask_too(tmp_path):
+    """A hundred at once: the handler of one interrupts that of another at any place."""
+    ended, out, err, _ = run(LOOKS_LATER, tmp_path, *[signal.SIGINT] * 100)
+    assert (ended, out, err.count("\n")) == (130, "stopped well\n", 1)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):

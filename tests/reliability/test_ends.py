@@ -101,10 +101,13 @@ def test_td3_stops_between_two_compiled_calls(config, monkeypatch, tmp_path):
 def test_ctrl_c_while_it_starts_is_one_line(seconds, tmp_path):
     command = [sys.executable, "-m", "ringrl.cli", "train", "demo_bc", "--out", str(tmp_path / "run")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        time.sleep(seconds)
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        try:
+            time.sleep(seconds)
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     interrupted = process.returncode == 130 and err == "ringrl: interrupted by SIGINT\n"
     early = process.returncode == -signal.SIGINT  # Python itself was still starting
     ended = process.returncode == 2 and re.match("ringrl: .*does not exist", err)
