@@ -29,7 +29,10 @@ def run(body: str, folder, *signals: int, wait: float = 0.0, arguments=()) -> tu
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            assert process.stdout.readline() == "ready\n", process.communicate()
+            said = b""  # byte by byte, for `communicate` does not find what a file object has read ahead
+            while not said.endswith(b"\n") and (byte := os.read(process.stdout.fileno(), 1)):
+                said += byte
+            assert said == b"ready\n", process.communicate()
             for index, number in enumerate(signals):
                 time.sleep(wait if index else 0.1)
                 process.send_signal(number)
