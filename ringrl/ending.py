@@ -47,7 +47,8 @@ class _Watcher:
         self.asked = 0  # the signal that asked for it
         self.last_words: list[Callable[[str], None]] = []
         self._clean_up, self._when = clean_up, 0.0
-        self._decided = self._paused = 0  # signals of which this thread has found that they only ask; the main thread's
+        self._decided = 0  # signals that only ask, as this thread has found
+        self._paused = 0  # signals at which the main thread has paused
         self._pipe = os.pipe()
         for end in self._pipe:
             os.set_blocking(end, end == self._pipe[0])

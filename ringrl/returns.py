@@ -111,9 +111,7 @@ def _parse_row(cells: list[str], header: list[str], where: str) -> TrialReturn:
     return row
 
 
-def _number(
-    cell: Mapping[str, str], where: str, column: str, kind: type[int] | type[float], default: str = ""
-) -> Any:  # fmt: skip
+def _number(cell: Mapping[str, str], where: str, column: str, kind: type[int] | type[float], default: str = "") -> Any:
     try:
         found = kind(cell[column] or default)
     except ValueError:  # also of a number of thousands of digits
