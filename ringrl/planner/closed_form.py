@@ -119,7 +119,7 @@ def hidden_from(chip: Chip | Accelerator, *, group: int = 1, causal: bool = True
 
     Forward, a hop of c tokens computes 2 products of 2 c^2 d FLOPs a query head (half of that where causality is
     balanced) and sends keys and values, 2 c d numbers of 2 bytes a key head. Backward it computes 5 products, with the
-    recomputed scores (7 in the TPU kernels, which hide more), and sends keys and values again and their float32
+    recomputed scores (7 in the GPU kernels, which hide more), and sends keys and values again and their float32
     gradients: 12 c d bytes a key head.
 
     Args:

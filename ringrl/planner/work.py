@@ -1,6 +1,7 @@
 """FLOPs that a training step executes, counted on its jaxpr: every matrix product as often as it runs, on every device.
 
-Recomputation is part of a jaxpr, so it is counted; a product that the compiler computes twice to save memory is not.
+Recomputation is part of a jaxpr, so it is counted; a product that the compiler computes twice to save memory is not,
+nor is one whose result nothing uses.
 Attention's kernels compute the pairs of blocks in which something is visible, and only those are counted.
 """
 
@@ -15,8 +16,8 @@ from jaxtyping import Int64
 from ringrl.attention.kernels.gpu_tiles import choose_tiles
 from ringrl.attention.layout import Layout, runs_per_shard
 
-_KERNELS = {"attention_forward": 2, "attention_backward_dq": 3, "attention_backward_dkv": 4}
-"""Matrix products of a pair of blocks, by the names of the TPU and GPU kernels; see `ringrl.attention.kernels.tpu`."""
+_KERNELS = {"attention_forward": 2, "attention_backward": 5, "attention_backward_dq": 3, "attention_backward_dkv": 4}
+"""Matrix products of a pair of blocks, by the names of the kernels: TPUs have one backward kernel, GPUs two."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,22 @@ def executed_flops(jaxpr: Any, ring: Ring) -> float | None:
         platforms without a kernel.
     """
     total = 0.0
-    for equation in jaxpr.eqns:
+    for equation in _used(jaxpr):
         flops = _equation(equation, ring)
         if flops is None:
             return None
         total += flops
     return total
+
+
+def _used(jaxpr: Any) -> list[Any]:
+    """Equations of which something is used: the compiler leaves out the others, which rematerialisation can leave."""
+    wanted, used = {id(v) for v in jaxpr.outvars}, []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(v) in wanted for v in equation.outvars):
+            used.append(equation)
+            wanted |= {id(v) for v in equation.invars}
+    return used
 
 
 def _equation(equation: Any, ring: Ring) -> float | None:
@@ -98,11 +109,14 @@ def _kernel(equation: Any, ring: Ring) -> float | None:
 
 
 def _tpu_sizes(equation: Any) -> tuple[tuple[int, int, int, int, int], int, int]:
-    """(batch, heads, queries, keys, head_dim) and the blocks of a kernel on [batch, heads, tokens, head_dim]."""
-    grid = equation.params["grid_mapping"]
-    arrays = [v.aval.shape for v in equation.invars if len(v.aval.shape) == 4]
+    """(batch, heads, queries, keys, head_dim) and the blocks of a kernel on [batch, heads, tokens, head_dim].
+
+    The first input that passes in blocks is the queries, the last the keys' ids; the backward kernel's dq comes after.
+    """
+    grid, sums = equation.params["grid_mapping"], len(equation.params["input_output_aliases"])
+    arrays = [v.aval.shape for v in equation.invars[: len(equation.invars) - sums] if len(v.aval.shape) == 4]
     batch, heads, queries, head_dim = arrays[0]
-    first, last = grid.block_mappings[0].block_shape, grid.block_mappings[grid.num_inputs - 1].block_shape
+    first, last = grid.block_mappings[0].block_shape, grid.block_mappings[grid.num_inputs - sums - 1].block_shape
     return (batch, heads, queries, arrays[-1][2], head_dim), first[2].block_size, last[-1].block_size
 
 

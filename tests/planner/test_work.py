@@ -31,7 +31,18 @@ def test_products_scans_branches_and_recomputation():
         return jnp.sum(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x @ square) @ square))(x))
 
     # Forward 2, again 2 for the backward pass, and there one by each of the two products (the matrix is no parameter).
-    assert count(jax.grad(loss), square) == 6 * 2 * 4**3
+    assert count(jax.value_and_grad(loss), square) == 6 * 2 * 4**3
+    assert count(jax.grad(loss), square) == 4 * 2 * 4**3  # nothing uses the loss
+
+
+def test_what_nothing_uses_is_not_counted():
+    square = jnp.ones((4, 4))
+
+    def unused(x):
+        jnp.sin(x @ square)
+        return x @ square
+
+    assert count(unused, square) == 2 * 4**3
 
 
 def test_every_device_of_a_mesh_counts():

@@ -66,9 +66,11 @@ def make_step(
     name = choose_kernel(q) if kernel is None else _check(kernel, q)
     (default_q, default_k), alignment = default_blocks(q.shape[0], q.shape[2]), None
     if name == "tpu":
-        from ringrl.attention.kernels import tpu_blocks
+        from ringrl.attention.kernels import tpu_blocks, tpu_tiles
 
-        (default_q, default_k), alignment = tpu_blocks.default_blocks(q.shape[-1], q.dtype.itemsize), tpu_blocks.LANES
+        runs_of = q.shape[1] // runs, k.shape[1] // runs
+        default_q, default_k = tpu_tiles.choose_blocks(*runs_of, q.shape[-1], q.dtype.itemsize)
+        alignment = tpu_blocks.LANES
     elif name == "gpu":
         default_q = default_k = alignment = BLOCK
     sizes = make_sizes(

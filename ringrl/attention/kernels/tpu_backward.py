@@ -1,17 +1,22 @@
-"""The local step of attention on TPUs, backward: one Pallas kernel for dq, one for dk and dv.
+"""The local step of attention on TPUs, backward, as one Pallas kernel: dq, dk and dv in one pass over the scores.
 
-FlashAttention's backward (Dao et al., arXiv 2205.14135, algorithm 4): weights are computed again from the log-sum-exp.
-For dq a block of queries stays in memory while keys pass, for dk and dv a block of keys while queries pass: so each sum
-is complete in float32 in vector memory and is written once, at the price of computing scores and dp twice (7 products
-of matrices a pair of blocks in place of 5). A single kernel would have to add to dq in HBM at every step, or to keep
-one dq a block of keys.
+FlashAttention's backward (Dao et al., arXiv 2205.14135, algorithm 4): weights are computed again from the log-sum-exp,
+five products of matrices a pair of blocks. A block of keys stays in vector memory while queries pass, and its dk and dv
+are complete, in float32, before they are written. dq is summed in HBM: its tile is read while the products of the step
+are computed, and written while those of the next one are. A kernel for dq and one for dk and dv need no such tile, but
+compute scores and dp twice, seven products in place of five.
+
+What the tile costs: 8 bytes a number of dq and step, against 10 * block_k FLOPs. With 1,024 keys that is a fifth of
+the HBM bandwidth of a v5e at its peak, and less than half of a v6e's.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
@@ -19,18 +24,15 @@ from jaxtyping import Array, Float, Float32, Int32
 from ringrl.attention.block_attention import result_like, vary_like
 from ringrl.attention.kernels.block_ranges import LOG2_E, Ids, dot, make_k_ids, make_q_ids
 from ringrl.attention.kernels.tpu_blocks import (
-    LANES,
     Tables,
     array_spec,
     check_blocks,
-    column,
     columns_scratch,
     hide,
     ids_spec,
     inspect,
     make_schedule,
     numbers_spec,
-    spread,
     store_columns,
     visited_block,
     when_visited,
@@ -87,56 +89,98 @@ def backward(
     arrays = vary_like(arrays, arrays)
     q, d_out, lse, delta, k, v, q_positions, k_positions, q_segments, k_segments = arrays
     q_ids, k_ids = make_q_ids(q_positions, q_segments), make_k_ids(k_positions, k_segments)
+    (batch, heads, length, head_dim), kv_heads = q.shape, k.shape[1]
+    q_blocks, k_blocks, group = length // block_q, k.shape[2] // block_k, heads // kv_heads
+    schedule = make_schedule(q_ids, k_ids, block_q, block_k, by_keys=True)
+
+    def queries(b: Array, h: Array, j: Array, member: Array, step: Array, tables: Tables) -> tuple:
+        return b, h * group + member, visited_block(tables, schedule.entry(b, j, k_blocks), step)
+
+    def keys(b: Array, h: Array, j: Array, member: Array, step: Array, tables: Tables) -> tuple:
+        return b, h, j
+
+    array, k_array = array_spec(block_q, head_dim, queries), array_spec(block_k, head_dim, keys)
+    number, in_hbm = numbers_spec(block_q, queries), pl.BlockSpec(memory_space=pltpu.HBM)
+    inputs = [array, array, number, number, k_array, k_array]
+    inputs += [ids_spec(q_ids, block_q, queries), ids_spec(k_ids, block_k, keys)]
     data = (q, d_out, (lse * LOG2_E)[:, :, None], delta[:, :, None], k, v, q_ids, k_ids)
-    (dq,) = _call(_dq_kernel, data, scale, block_q, block_k, interpret, by_keys=False)
-    dk, dv = _call(_dkv_kernel, data, scale, block_q, block_k, interpret, by_keys=True)
+    nothing = vary_like(jnp.zeros(q.shape, jnp.float32), q)
+    if not interpret:  # XLA puts what is small into vector memory
+        nothing = pltpu.with_memory_space_constraint(nothing, pltpu.HBM)
+    dq, dk, dv = pl.pallas_call(
+        functools.partial(_kernel, scale=scale, entry=schedule.entry, q_blocks=q_blocks, k_blocks=k_blocks),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=1,
+            grid=(batch, kv_heads, k_blocks, group, schedule.width),
+            in_specs=[*inputs, in_hbm],
+            out_specs=[in_hbm, k_array, k_array],
+            scratch_shapes=[
+                *[pltpu.VMEM((block_k, head_dim), jnp.float32)] * 2,
+                columns_scratch(k_ids, block_k),
+                _tile_scratch(block_q, head_dim),
+            ],
+        ),
+        out_shape=[result_like(x.shape, q) for x in (q, k, v)],
+        input_output_aliases={len(jax.tree.leaves((schedule.tables, data))): 0},
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 2 + ("arbitrary",) * 3),
+        interpret=interpret,
+        name="attention_backward",
+    )(schedule.tables, *data, nothing)
     return dq, dk, dv
 
 
-def _call(
-    kernel: Callable[..., None], data: tuple, scale: float, block_q: int, block_k: int, interpret: Any, *, by_keys: bool
-) -> tuple[Array, ...]:
-    """Run a kernel over the grid (batch, query heads, query blocks, 1, visits), or, by keys, (batch, key heads,
-    key blocks, query heads of the key head, visits); results have the shape of what the third axis counts."""
-    q, _, _, _, k, _, q_ids, k_ids = data
-    (batch, heads, length, head_dim), kv_heads = q.shape, k.shape[1]
-    q_blocks, k_blocks, group = length // block_q, k.shape[2] // block_k, heads // kv_heads
-    schedule = make_schedule(q_ids, k_ids, block_q, block_k, by_keys=by_keys)
+class _Tile(NamedTuple):
+    """The tile of dq that a step adds to, between HBM and vector memory; two of them, in turn.
 
-    def queries(b: Array, h: Array, block: Array, member: Array, step: Array, tables: Tables) -> tuple:
-        if not by_keys:
-            return b, h, block
-        return b, h * group + member, visited_block(tables, schedule.entry(b, block, k_blocks), step)
+    One store at most is under way. It is waited for by the next step that computes: before that step's own store, or,
+    where the step adds to the same tile, before it is read again.
+    """
 
-    def keys(b: Array, h: Array, block: Array, member: Array, step: Array, tables: Tables) -> tuple:
-        if by_keys:
-            return b, h, block
-        return b, h // group, visited_block(tables, schedule.entry(b, block, q_blocks), step)
+    values: Any  # [2, block_q, head_dim], float32
+    steps: Any  # [1]: how many steps have computed for this key head
+    last: Any  # [1]: the tile of the last of them
+    arrived: Any  # semaphore of reads
+    written: Any  # semaphore of stores
 
-    array, k_array = array_spec(block_q, head_dim, queries), array_spec(block_k, head_dim, keys)
-    number = numbers_spec(block_q, queries)
-    inputs = [array, array, number, number, k_array, k_array]
-    inputs += [ids_spec(q_ids, block_q, queries), ids_spec(k_ids, block_k, keys)]
-    if by_keys:
-        grid, outputs, result = (batch, kv_heads, k_blocks, group, schedule.width), [k_array] * 2, k
-        scratch = [pltpu.VMEM((block_k, head_dim), jnp.float32)] * 2 + [columns_scratch(k_ids, block_k)]
-    else:
-        grid, outputs, result = (batch, heads, q_blocks, 1, schedule.width), [array], q
-        scratch = [pltpu.VMEM((block_q, head_dim), jnp.float32)] + [pltpu.VMEM((block_q, LANES), jnp.float32)] * 2
-        scratch += [columns_scratch(q_ids, block_q)]
-    return pl.pallas_call(
-        functools.partial(kernel, scale=scale, entry=schedule.entry, q_blocks=q_blocks, k_blocks=k_blocks),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1, grid=grid, in_specs=inputs, out_specs=outputs, scratch_shapes=scratch
-        ),
-        out_shape=(result_like(result.shape, result),) * len(outputs),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3 + ("arbitrary",) * 2),
-        interpret=interpret,
-        name="attention_backward_dkv" if by_keys else "attention_backward_dq",
-    )(schedule.tables, *data)
+    def start(self) -> None:
+        """Before the first step of a key head."""
+        self.steps[0] = 0
+
+    def read(self, tile: Any, number: Array) -> None:
+        """Begin to read `tile` of dq in HBM, which is the key head's tile `number`."""
+        pl.when((self.steps[0] > 0) & (self.last[0] == number))(lambda: self._store(tile).wait())
+        self._load(tile).start()
+
+    def add(self, tile: Any, number: Array, share: Array) -> None:
+        """Add a step's share to the tile that `read` has begun to read, and begin to write it."""
+        self._load(tile).wait()
+        self.values[self._slot()] += share
+        pl.when((self.steps[0] > 0) & (self.last[0] != number))(lambda: self._store(tile).wait())
+        self._store(tile).start()
+        self.steps[0] += 1
+        self.last[0] = number
+
+    def finish(self, tile: Any) -> None:
+        """After the last step of a key head."""
+        pl.when(self.steps[0] > 0)(lambda: self._store(tile).wait())
+
+    def _slot(self) -> Array:
+        return lax.rem(self.steps[0], 2)
+
+    def _load(self, tile: Any) -> Any:
+        return pltpu.make_async_copy(tile, self.values.at[self._slot()], self.arrived)
+
+    def _store(self, tile: Any) -> Any:
+        """To start, or to wait for the one before: all are of one size, which is all that waiting needs to know."""
+        return pltpu.make_async_copy(self.values.at[self._slot()], tile, self.written)
 
 
-def _dq_kernel(
+def _tile_scratch(block_q: int, head_dim: int) -> _Tile:
+    counter, semaphore = pltpu.SMEM((1,), jnp.int32), pltpu.SemaphoreType.DMA
+    return _Tile(pltpu.VMEM((2, block_q, head_dim), jnp.float32), counter, counter, semaphore, semaphore)
+
+
+def _kernel(
     tables: Tables,
     q_ref: Any,
     d_out_ref: Any,
@@ -146,95 +190,59 @@ def _dq_kernel(
     v_ref: Any,
     q_ids: Ids,
     k_ids: Ids,
+    nothing: Any,
     dq_ref: Any,
-    acc_ref: Any,
-    lse_column: Any,
-    delta_column: Any,
-    q_columns: Ids,
-    *,
-    scale: float,
-    entry: Callable[[Array, Array, int], Array],
-    q_blocks: int,
-    k_blocks: int,
-) -> None:
-    """One block of queries against one block of keys; the log-sum-exp is to base 2."""
-    b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(4)
-    q_entry = entry(b, i, q_blocks)
-    visit = inspect(tables, q_entry, step, q_entry, entry(b, visited_block(tables, q_entry, step), k_blocks))
-    block_k = k_ref.shape[0]
-
-    @pl.when(step == 0)
-    def _start() -> None:
-        acc_ref[...] = jnp.zeros_like(acc_ref)
-        lse_column[...] = column(lse_ref[...])
-        delta_column[...] = column(delta_ref[...])
-        store_columns(q_columns, q_ids)
-
-    def compute(masked: bool) -> None:
-        s = dot(q_ref[...], k_ref[...], 1, 1) * (scale * LOG2_E)
-        if masked:
-            s = hide(s, q_columns, k_ids)
-        p = jnp.exp2(s - spread(lse_column[...], block_k))
-        dp = dot(d_out_ref[...], v_ref[...], 1, 1)
-        ds = p * (dp - spread(delta_column[...], block_k))
-        acc_ref[...] += dot(ds.astype(k_ref.dtype), k_ref[...], 1, 0)
-
-    when_visited(visit, compute)
-
-    @pl.when(step == pl.num_programs(4) - 1)
-    def _finish() -> None:
-        dq_ref[...] = acc_ref[...] * scale
-
-
-def _dkv_kernel(
-    tables: Tables,
-    q_ref: Any,
-    d_out_ref: Any,
-    lse_ref: Any,
-    delta_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    q_ids: Ids,
-    k_ids: Ids,
     dk_ref: Any,
     dv_ref: Any,
     dk_acc: Any,
     dv_acc: Any,
     k_columns: Ids,
+    dq_tile: _Tile,
     *,
     scale: float,
     entry: Callable[[Array, Array, int], Array],
     q_blocks: int,
     k_blocks: int,
 ) -> None:
-    """One block of keys against one block of queries, scores being [block_k, block_q].
+    """One block of keys against one block of queries; scores are [block_k, block_q], the log-sum-exp is to base 2.
 
-    So the queries' log-sum-exp and delta are rows of lanes as they arrive, and no product needs a transposed operand.
+    So the queries' log-sum-exp and delta are rows of lanes as they arrive, and only dq needs a transposed operand.
     """
-    b, j, member, step = (pl.program_id(axis) for axis in (0, 2, 3, 4))
-    k_entry = entry(b, j, k_blocks)
-    visit = inspect(tables, k_entry, step, entry(b, visited_block(tables, k_entry, step), q_blocks), k_entry)
+    del nothing  # dq's memory before any step
+    b, h, j, member, step = (pl.program_id(axis) for axis in range(5))
+    group, k_entry = pl.num_programs(3), entry(b, j, k_blocks)
+    block = visited_block(tables, k_entry, step)
+    visit = inspect(tables, k_entry, step, entry(b, block, q_blocks), k_entry)
+    number, block_q = member * q_blocks + block, q_ref.shape[0]
+    tile = dq_ref.at[b, h * group + member, pl.ds(block * block_q, block_q)]
+    first, last = (member == 0) & (step == 0), (member == group - 1) & (step == pl.num_programs(4) - 1)
 
-    @pl.when((member == 0) & (step == 0))
+    pl.when(first & (j == 0))(dq_tile.start)
+
+    @pl.when(first)
     def _start() -> None:
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
         store_columns(k_columns, k_ids)
 
     def compute(masked: bool) -> None:
-        q, d_out = q_ref[...], d_out_ref[...]
-        s = dot(k_ref[...], q, 1, 1) * (scale * LOG2_E)
+        dq_tile.read(tile, number)
+        q, d_out, k = q_ref[...], d_out_ref[...], k_ref[...]
+        s = dot(k, q, 1, 1) * (scale * LOG2_E)
         if masked:
             s = hide(s, k_columns, q_ids, by_keys=True)
         p = jnp.exp2(s - jnp.broadcast_to(lse_ref[...], s.shape))
         dv_acc[...] += dot(p.astype(q.dtype), d_out, 1, 0)
         dp = dot(v_ref[...], d_out, 1, 1)
-        ds = p * (dp - jnp.broadcast_to(delta_ref[...], s.shape))
-        dk_acc[...] += dot(ds.astype(q.dtype), q, 1, 0)
+        ds = (p * (dp - jnp.broadcast_to(delta_ref[...], s.shape))).astype(q.dtype)
+        dk_acc[...] += dot(ds, q, 1, 0)
+        dq_tile.add(tile, number, dot(ds, k, 0, 0) * scale)
 
     when_visited(visit, compute)
 
-    @pl.when((member == pl.num_programs(3) - 1) & (step == pl.num_programs(4) - 1))
+    @pl.when(last)
     def _finish() -> None:
         dk_ref[...] = dk_acc[...] * scale
         dv_ref[...] = dv_acc[...]
+
+    pl.when(last & (j == k_blocks - 1))(lambda: dq_tile.finish(tile))

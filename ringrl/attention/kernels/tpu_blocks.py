@@ -1,4 +1,4 @@
-"""What the three TPU kernels share: which pairs of blocks they visit, the masks inside a block, and their grids.
+"""What the two TPU kernels share: which pairs of blocks they visit, the masks inside a block, and their grids.
 
 The ranges of the blocks' ids (`block_ranges`) are prefetched to scalar memory; there is no table of pairs. The visits
 of one row of the grid are the blocks from its first to its last needed one, and the grid is as wide as the widest row
@@ -188,13 +188,3 @@ def check_blocks(q: Array, k: Array, block_q: int, block_k: int) -> None:
     for name, block, length in (("block_q", block_q, q.shape[2]), ("block_k", block_k, k.shape[2])):
         if block < 1 or block % LANES or length % block:
             raise ValueError(f"{name} = {block} must be a multiple of {LANES} and divide the padded length, {length}")
-
-
-def default_blocks(head_dim: int, itemsize: int = 2) -> tuple[int, int]:
-    """(block_q, block_k): long blocks with which all three kernels fit the 16 MiB of vector memory they may use.
-
-    Args:
-        head_dim: features a head, to 256.
-        itemsize: bytes a number of q, k and v: 2 or 4.
-    """
-    return (512, 1024) if head_dim * itemsize <= 256 else (512, 512)
