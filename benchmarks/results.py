@@ -11,6 +11,7 @@
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 2 hours
     python -m benchmarks.results motion_cheetah # from RND data, canonical tasks held out: 40 minutes of a core a seed
     python -m benchmarks.results motion_walker  # the same of the walker: 1.5 hours of a core a seed
+    python -m benchmarks.results hopper     # Gymnasium's Hopper from a learner's replay, as Minari's sets are: 40 minutes
 
 Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
 runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
@@ -50,11 +51,12 @@ from benchmarks._results_motion import ROWS as MOTION
 from benchmarks._results_published import NUMBERS, RUNS_FILE, Difference, compare, describe, publish, restore, verify
 from benchmarks._results_relabelled import NAME as FAMILY
 from benchmarks._results_relabelled import ROWS as RELABELLED
+from benchmarks._results_replay import ROWS as REPLAY
 from ringrl.config import load_config
 from ringrl.errors import UserError
 from ringrl.run import RunDirectory
 
-ROWS = RELABELLED | CONTEXT_USE | LIBRARY | MOTION | EARLIER
+ROWS = RELABELLED | CONTEXT_USE | LIBRARY | MOTION | REPLAY | EARLIER
 OUT = Path("docs/results")
 FIGURES = {
     "relabelled": (f"demonstrations-hidden_{FAMILY}.png",),
@@ -65,6 +67,7 @@ FIGURES = {
     "hidden_target": ("report.png",),
     "context": ("trajectories.png",),
     "exorl": (),
+    "hopper": (),
     "motion_cheetah": (),
     "motion_walker": (),
 }  # that docs/results.md shows
@@ -73,7 +76,7 @@ FIRST_SEED = {"motion_cheetah": 1, "motion_walker": 1}  # their settings were ch
 
 Row = Literal[
     "small", "relabelled", "ablations", "own_trials", "library",
-    "motion_cheetah", "motion_walker", "hidden_goal", "hidden_target", "exorl", "context",
+    "motion_cheetah", "motion_walker", "hidden_goal", "hidden_target", "exorl", "context", "hopper",
 ]  # fmt: skip
 
 

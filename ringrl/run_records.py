@@ -105,7 +105,7 @@ class EvaluationRecord(TypedDict, total=False):
 
 @with_config(RECORD)
 class FilmRecord(TypedDict):
-    """film.json: the file beside it, its hash and that of the table it is of, and which trials of which environment."""
+    """film.json: the file beside it, its hash and that of the table it is of, what it shows and what that earned."""
 
     film: Text
     sha256: Text
@@ -113,6 +113,7 @@ class FilmRecord(TypedDict):
     trials: list[Count]
     env: Count
     run: Text
+    returns: NotRequired[list[float]]
 
 
 @with_config(RECORD)

@@ -51,11 +51,13 @@ class Film:
         rows = [row for row in evaluated.run.read_table() if row.agent == evaluated.agent.name]
         env, setting = self.choose(rows), evaluated.setting
         options = {"seed": setting.seed + env, "action_repeat": evaluated.agent.config.data.action_repeat}
-        record(self.path, lambda envs: start(envs, env), evaluated.task, setting.trials, beside=self.trials, **options)
+        task = evaluated.task
+        earned = record(self.path, lambda envs: start(envs, env), task, setting.trials, beside=self.trials, **options)
         folder = evaluated.run.evaluation
         if self.path.resolve().parent == folder.resolve():
             files = {"film": self.path.name, "sha256": _hash(self.path), "of": _hash(evaluated.run.table())}
             about = files | {"trials": list(self.trials), "env": env, "run": evaluated.run.path.resolve().name}
+            about["returns"] = [earned[trial - 1] for trial in self.trials] if self.trials else earned
             write_text(folder / FILM, json.dumps(about, indent=1) + "\n")
 
 

@@ -86,11 +86,11 @@ def record(
     seed: int,
     action_repeat: int,
     beside: Sequence[int] = (),
-) -> None:
+) -> list[float]:
     """Roll out one environment for `trials` trials and write a film: the state after each of their agent steps.
 
     `start` makes who acts, given the environment, a batch of one. With `beside`, the film is of these trials (from 1),
-    all at once and side by side; one that ends before the others shows its last state.
+    all at once and side by side; one that ends before the others shows its last state. Returns what all trials earned.
 
     The ending of `path` chooses the format (.mp4, .gif). The film is complete or not there. Raises UserError where
     imageio is not installed, the format is unknown, or the machine cannot render (see `DMControlEnv.render`).
@@ -116,9 +116,10 @@ def record(
                     film.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
 
             watched = WatchedEnvs(envs, add_frame)
-            run_trials([Group(start(envs), watched, TrialRows("", task, seed))], trials)
+            rows = run_trials([Group(start(envs), watched, TrialRows("", task, seed))], trials)
             for frame in _side_by_side([frames[trial - 1] for trial in beside]):
                 film.append_data(frame)  # pyright: ignore[reportAttributeAccessIssue]
+        return [row.return_ for row in rows]
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({' '.join(str(error).split())[:200]}); give a name.mp4") from error
     finally:

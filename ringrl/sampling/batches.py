@@ -1,12 +1,15 @@
 """Chains -> the arrays of a batch: every step at its position of a row, normalised, 0 elsewhere."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from ringrl.batch import Batch, Chain, LabelledBatch, MemberBatch, link_previous
 from ringrl.sampling.normalizer import Normalizer
+
+_Index = Int64[np.ndarray, " n"] | slice
 
 _NEAR = 250
 """Steps between two runs of wanted positions that are read rather than left out: a store's chunk has no fewer."""
@@ -86,11 +89,7 @@ def assemble(
     here = _as_slice(np.flatnonzero(local.needed[np.minimum(slot, width - 1)] == to.position))
     index = _as_slice(to.row[here] * width + slot[here])
 
-    def spread(values: np.ndarray) -> np.ndarray:
-        out = np.zeros((rows * width, *values.shape[1:]), values.dtype)
-        out[index] = values[here]
-        return out.reshape(rows, width, *values.shape[1:])
-
+    scatter = partial(_scatter, here=here, index=index, rows=rows, width=width)
     steps = {
         "observation": normalizer.normalize_observation(chain.observation),
         "action": chain.action,
@@ -103,14 +102,21 @@ def assemble(
         "segment_ids": to.segment.astype(np.int32),
         "weight": np.ones(len(to.row), np.float32),
     }
-    arrays = link_previous({name: spread(values) for name, values in steps.items()})
+    arrays = link_previous({name: scatter(values) for name, values in steps.items()})
     more = {name: x for name, x in (("label", label), ("parameter", parameter)) if x is not None}
-    arrays |= {name: spread(values) for name, values in more.items()}
+    arrays |= {name: scatter(values) for name, values in more.items()}
     kind = (Batch, LabelledBatch, MemberBatch)[len(more)]
     return kind(**{name: array[:, local.order] for name, array in arrays.items()})
 
 
-def _as_slice(index: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"] | slice:
+def _scatter(values: np.ndarray, *, here: _Index, index: _Index, rows: int, width: int) -> np.ndarray:
+    """Rows of `width` positions with values[here] at `index`, counted over all rows, and 0 elsewhere."""
+    out = np.zeros((rows * width, *values.shape[1:]), values.dtype)
+    out[index] = values[here]
+    return out.reshape(rows, width, *values.shape[1:])
+
+
+def _as_slice(index: Int64[np.ndarray, " n"]) -> _Index:
     """An index of consecutive numbers as a slice, with which arrays are copied much faster; any other as it is."""
     if len(index) and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
         return slice(int(index[0]), int(index[-1]) + 1)

@@ -6,6 +6,7 @@ of the uninterrupted run, and every process of a pod draws the same rows and rea
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import grain
@@ -144,17 +145,17 @@ class _BatchSampler:
 
     def _packed(self, step: int) -> tuple[list[ContextPlan], Packing]:
         """All contexts of the batch, drawn one after the other, and of their packing the rows that are wanted here."""
-        plans, generator = [], self._generator(step)
-
-        def draw() -> int:
-            plans.append(self.sampler.sample(generator))
-            return self._length(plans[-1])
-
-        whole = pack_first(draw, self.batch, self.steps)
+        plans: list[ContextPlan] = []
+        whole = pack_first(partial(self._draw, plans, self._generator(step)), self.batch, self.steps)
         local = np.full(self.batch, -1)
         local[self.rows] = np.arange(len(self.rows))
         mine = np.flatnonzero(local[whole.row] >= 0)
         return [plans[chain] for chain in mine], Packing(local[whole.row[mine]], whole.first[mine], whole.segment[mine])
+
+    def _draw(self, plans: list[ContextPlan], generator: np.random.Generator) -> int:
+        """One more plan; returns the agent steps of its context."""
+        plans.append(self.sampler.sample(generator))
+        return self._length(plans[-1])
 
     def _generator(self, *index: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.seed, *index]))

@@ -1,6 +1,7 @@
 """The mesh (data, fsdp, tensor, seq, heads), and parameters and batches placed on it by `ringrl.model.sharding`."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,20 +76,19 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, shard: LocalShard | No
         shard: the rows and columns that `batch` consists of; None: all.
     """
     sharding = NamedSharding(mesh, TOKENS)
+    return {name: _place(x, sharding, shard) for name, x in batch.items()}
 
-    def place(x: np.ndarray) -> jax.Array:
-        if shard is None or sharding.is_fully_addressable:
-            return jax.device_put(x, sharding)
 
-        rows, columns = shard.rows, shard.columns
+def _place(x: np.ndarray, sharding: NamedSharding, shard: LocalShard | None) -> jax.Array:
+    if shard is None or sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    pieces = partial(_piece, x, shard)
+    return jax.make_array_from_callback((*shard.shape, *x.shape[2:]), sharding, pieces)
 
-        def piece(index: Any) -> np.ndarray:
-            # A device's piece is one run of the whole batch, and so of the shard.
-            return x[(_within(rows, index[0]), _within(columns, index[1]), *index[2:])]
 
-        return jax.make_array_from_callback((*shard.shape, *x.shape[2:]), sharding, piece)
-
-    return {name: place(x) for name, x in batch.items()}
+def _piece(x: np.ndarray, shard: LocalShard, index: Any) -> np.ndarray:
+    """A device's piece: one run of the whole batch, and so of the shard."""
+    return x[(_within(shard.rows, index[0]), _within(shard.columns, index[1]), *index[2:])]
 
 
 def _within(indices: np.ndarray, part: slice) -> slice:

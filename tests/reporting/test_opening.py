@@ -10,6 +10,7 @@ from ringrl.reporting.page.across_opening import _answer as _answer_across
 from ringrl.reporting.page.across_opening import title_of
 from ringrl.reporting.page.opening import Compared, _answer
 from ringrl.reporting.statistics.bootstrap import Estimate
+from ringrl.returns import read_returns
 from tests.builders import write_run
 
 
@@ -91,6 +92,19 @@ def write_film(run, content, changes):
 
 
 CAPTION = "Trials 1 and 4 side by side, of environment 7 of ad, whose gain is the median."
+
+
+@pytest.mark.parametrize("more, said", [(0.0, "as in the table"), (1.0, "in the table {} and {}")])
+def test_a_film_says_what_its_trials_earned(more, said, tmp_path):
+    run = write_run(tmp_path / "run")
+    rows = read_returns(run / "evaluation" / "returns.csv")
+    agent = rows[0].agent
+    table = [row.return_ for row in rows if row.agent == agent and row.env == 1 and row.trial in (0, 3)]
+    write_film(run, bytes(1000), {"env": 1, "returns": [value + more for value in table]})
+    first, last = (f"{value + more:.0f}" for value in table)
+    said = said.format(*(f"{value:.0f}" for value in table))
+    text = write_report(run, tmp_path / "report").read_text()
+    assert f"Rolled out once more for the film, with returns of {first} and {last}, {said}." in text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,27 @@ def test_a_report_that_could_not_be_written_is_tried_again(run, tmp_path):
         assert report.update() and "in use by process" in report.trouble and report.page is None
     assert report.update() and not report.trouble and report.page == out / "index.html"
     assert not report.update()
+
+
+def test_a_file_that_goes_away_while_files_are_listed(run, tmp_path, monkeypatch):
+    """As temporary files do, which are renamed when they are whole."""
+    log(run, 10)
+    gone = run / "evaluation" / "returns.csv.tmp"
+    gone.write_text("")
+    monkeypatch.setattr(Path, "rglob", disappearing(gone, Path.rglob))
+    report = LiveReport([run], tmp_path / "out")
+    assert report.update() and not report.trouble and not gone.exists()
+
+
+def disappearing(path, listed):
+    """`Path.rglob`, after which `path` is no longer there."""
+
+    def rglob(*arguments, **options):
+        found = list(listed(*arguments, **options))
+        path.unlink(missing_ok=True)
+        return found
+
+    return rglob
 
 
 def test_the_page_follows_a_training(run, tmp_path):

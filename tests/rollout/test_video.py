@@ -26,7 +26,8 @@ def timed(env):
     return render(env)
 DMControlEnv.render = timed
 start = lambda envs: Session(RandomPolicy(1, 1, 0), 1, 5, batched=True)
-record(Path({path!r}), start, "cartpole_balance", 2, seed=0, action_repeat=100)
+earned = record(Path({path!r}), start, "cartpole_balance", 2, seed=0, action_repeat=100)
+assert len(earned) == 2 and all(0 < value < 1000 for value in earned)
 """
 
 

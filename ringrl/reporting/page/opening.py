@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ringrl.readers import read_json
 from ringrl.reporting.page.task_content import unbroken
-from ringrl.reporting.statistics.bootstrap import Estimate, show
+from ringrl.reporting.statistics.bootstrap import Estimate, show, show_number
 from ringrl.reporting.statistics.evaluated_run import EvaluatedRun
 from ringrl.reporting.statistics.task_statistics import Analysis
 from ringrl.run_records import FilmRecord
@@ -138,4 +138,18 @@ def _film(run: EvaluatedRun) -> dict[str, str] | None:
     else:
         what = f"Trial {trials[0]} of {where}." if trials else f"All trials of {where}, one after the other."
     address = f"data:{kind};base64,{base64.b64encode(film).decode('ascii')}"
-    return {"address": address, "caption": f"{what} Rolled out once more for the film."}
+    return {"address": address, "caption": f"{what} Rolled out once more for the film{_earned(run, about)}."}
+
+
+def _earned(run: EvaluatedRun, about: FilmRecord) -> str:
+    """What the trials of a film earned in it, and in the table where that is not the same."""
+    if not (returns := about.get("returns")):
+        return ""
+    table = {row.trial + 1: row.return_ for row in run.returns if (row.env, row.agent) == (about["env"], run.label)}
+    numbers = about["trials"] or range(1, len(returns) + 1)
+    filmed, evaluated = (
+        listed([show_number(value) for value in values])
+        for values in (returns, [table[trial] for trial in numbers if trial in table] or returns)
+    )
+    same = "as in the table" if filmed == evaluated else f"in the table {evaluated}"
+    return f", with returns of {filmed}, {same}"
