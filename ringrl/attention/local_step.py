@@ -106,10 +106,16 @@ class LocalStep(Protocol):
         ...
 
     def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex, dq: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        """These keys' share of dq, and the queries' share of dk and dv, all packed and float32."""
+        """dq of other keys (None: of none) and these, and the queries' share of dk and dv, all packed and float32."""
         ...
+
+
+def add_share(dq: Array | None, gradients: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    """`LocalStep.backward` of an implementation that computes these keys' share of dq alone."""
+    share, dk, dv = gradients
+    return share if dq is None else dq + share, dk, dv
 
 
 @runtime_checkable

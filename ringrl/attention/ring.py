@@ -170,8 +170,8 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     q_tokens = shards.q_tokens(index, own_segments)
     rows = backward_rows(step, q_tied, out, lse, d_out, d_lse if shards.return_lse else None)
 
-    def differentiate(keys: tuple, k_tokens: TokenIndex) -> tuple[Array, tuple[Array, Array]]:
-        dq, dk, dv = step.backward(rows, keys[0], keys[1], q_tokens, k_tokens)
+    def differentiate(keys: tuple, k_tokens: TokenIndex, dq: Array | None) -> tuple[Array, tuple[Array, Array]]:
+        dq, dk, dv = step.backward(rows, keys[0], keys[1], q_tokens, k_tokens, dq)
         return dq, (dk, dv)
 
     def hop(carry: tuple, number: Array | int) -> tuple[tuple, None]:
@@ -181,13 +181,13 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
             arriving_keys, arriving_sums = keys, _pass_on(shards, sums, dq)
         else:
             arriving_keys, arriving_sums = _pass_on(shards, (keys, sums), dq)
-        more, local = differentiate(keys, shards.k_tokens(index - number, keys[2]))
-        return (dq + more, arriving_keys, _add(arriving_sums, local)), None
+        dq, local = differentiate(keys, shards.k_tokens(index - number, keys[2]), dq)
+        return (dq, arriving_keys, _add(arriving_sums, local)), None
 
     own = (step.pack_k(k_tied), step.pack_k(v_tied), own_segments)
     early, late = halves(shards.k_tokens(index, own_segments), step.sizes.k)
     arriving = _pass_on(shards, own, rows.delta)
-    dq, sums = differentiate(own, early)
+    dq, sums = differentiate(own, early, None)
     carry, _ = hop((dq, arriving, sums), 1)
     if last > 1:
         carry, _ = lax.scan(hop, carry, jnp.arange(2, last, dtype=jnp.int32))
@@ -196,9 +196,9 @@ def _backward(shards: Shards, residuals: tuple, gradients: tuple[Array, Array]) 
     # The second half of the own keys waits for the finished sums, or it would run before there is anything to hide.
     sums, late = lax.optimization_barrier((sums, late))
     home = _pass_on(shards, sums, dq)
-    more, own_late = differentiate(own, late)
+    dq, own_late = differentiate(own, late, dq)
     dk, dv = _add(home, own_late)
-    dq, dk, dv = step.unpack_q(dq + more), step.unpack_k(dk), step.unpack_k(dv)
+    dq, dk, dv = step.unpack_q(dq), step.unpack_k(dk), step.unpack_k(dv)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 

@@ -50,6 +50,18 @@ def test_blocks_and_lengths_that_differ(blocks):
     check((positions((200, 712)), positions((0, 768)), None, None), blocks=blocks)
 
 
+def test_a_share_is_added_to_what_other_keys_gave():
+    ids = CASES["segments of two shards"]
+    q, k, v, d_out = inputs(ids, heads=2, kv_heads=1)
+    numbers = jnp.zeros(q.shape[:3]), jnp.ones(q.shape[:3])
+    backward = partial(tpu_backward.backward, scale=SCALE, block_q=128, block_k=128, interpret=True)
+    share, *gradients = backward(q, d_out, *numbers, k, v, *ids)
+    total, *same = backward(q, d_out, *numbers, k, v, *ids, dq=jnp.full(q.shape, 3.0))
+    np.testing.assert_allclose(total, share + 3, rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients, same, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_bfloat16():
     check(CASES["segments of two shards"], dtype=jnp.bfloat16, head_dim=64, out_atol=2e-2, gradient_atol=4e-2)
 

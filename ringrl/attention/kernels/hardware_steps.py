@@ -6,7 +6,7 @@ from jaxtyping import Array
 
 from ringrl.attention.block_attention import NEVER_SEEN, SEES_NONE
 from ringrl.attention.kernels.gpu_tiles import choose_tiles
-from ringrl.attention.local_step import Rows, Sizes, TokenIndex
+from ringrl.attention.local_step import Rows, Sizes, TokenIndex, add_share
 from ringrl.attention.tiling import Cut
 
 
@@ -41,12 +41,13 @@ class NativeStep:
         return native.forward(q, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes), sharers=self.sharers)
 
     def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex, dq: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        """dq, dk, dv, float32."""
+        """dq with these keys' share, dk and dv, float32."""
         from ringrl.attention.kernels import native
 
-        return native.backward(*rows, k, v, *_pairs(q_tokens, k_tokens), **_static(self.sizes), sharers=self.sharers)
+        pairs, static = _pairs(q_tokens, k_tokens), _static(self.sizes)
+        return add_share(dq, native.backward(*rows, k, v, *pairs, **static, sharers=self.sharers))
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,13 @@ class GpuStep(_Padded):
         )
 
     def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex, dq: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        """dq, dk, dv, float32."""
+        """dq with these keys' share, dk and dv, float32."""
         from ringrl.attention.kernels import gpu_backward
 
         tiles = choose_tiles(k.shape[-1], k.dtype.itemsize)
-        return gpu_backward.backward(
+        gradients = gpu_backward.backward(
             *rows,
             k,
             v,
@@ -124,6 +125,7 @@ class GpuStep(_Padded):
             dkv_tile=tiles.dkv,
             interpret=self.interpret,
         )
+        return add_share(dq, gradients)
 
 
 class TpuStep(_Padded):
@@ -152,12 +154,12 @@ class TpuStep(_Padded):
         return tpu.forward(q, k, v, *self._pairs(q_tokens, k_tokens), **self._static())
 
     def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex, dq: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        """dq, dk, dv, float32."""
+        """dq with these keys' share, dk and dv, float32."""
         from ringrl.attention.kernels import tpu_backward
 
-        return tpu_backward.backward(*rows, k, v, *self._pairs(q_tokens, k_tokens), **self._static())
+        return tpu_backward.backward(*rows, k, v, *self._pairs(q_tokens, k_tokens), dq=dq, **self._static())
 
     def _static(self) -> dict:
         sizes = self.sizes

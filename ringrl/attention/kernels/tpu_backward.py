@@ -54,13 +54,14 @@ def backward(
     scale: float,
     block_q: int,
     block_k: int,
+    dq: Float32[Array, "batch heads length head_dim"] | None = None,
     interpret: Any = False,
 ) -> tuple[
     Float32[Array, "batch heads length head_dim"],
     Float32[Array, "batch kv_heads keys head_dim"],
     Float32[Array, "batch kv_heads keys head_dim"],
 ]:
-    """This shard of keys' shares of dq, dk and dv. What is not visible is skipped as in `tpu.forward`.
+    """dq with the share of this shard of keys, dk and dv. What is not visible is skipped as in `tpu.forward`.
 
     Args:
         q: queries, float32 or bfloat16.
@@ -76,6 +77,7 @@ def backward(
         scale: multiplies the scores.
         block_q: queries a block: a multiple of 128 that divides length.
         block_k: keys a block: a multiple of 128 that divides keys.
+        dq: of other shards' keys, to which this one's share is added in place; None: of none.
         interpret: run without a TPU, slowly; also Pallas's InterpretParams.
 
     Returns:
@@ -104,9 +106,9 @@ def backward(
     inputs = [array, array, number, number, k_array, k_array]
     inputs += [ids_spec(q_ids, block_q, queries), ids_spec(k_ids, block_k, keys)]
     data = (q, d_out, (lse * LOG2_E)[:, :, None], delta[:, :, None], k, v, q_ids, k_ids)
-    nothing = vary_like(jnp.zeros(q.shape, jnp.float32), q)
+    before = vary_like(jnp.zeros(q.shape, jnp.float32) if dq is None else dq, q)
     if not interpret:  # XLA puts what is small into vector memory
-        nothing = pltpu.with_memory_space_constraint(nothing, pltpu.HBM)
+        before = pltpu.with_memory_space_constraint(before, pltpu.HBM)
     dq, dk, dv = pl.pallas_call(
         functools.partial(_kernel, scale=scale, entry=schedule.entry, q_blocks=q_blocks, k_blocks=k_blocks),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -125,7 +127,7 @@ def backward(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 2 + ("arbitrary",) * 3),
         interpret=interpret,
         name="attention_backward",
-    )(schedule.tables, *data, nothing)
+    )(schedule.tables, *data, before)
     return dq, dk, dv
 
 
@@ -190,7 +192,7 @@ def _kernel(
     v_ref: Any,
     q_ids: Ids,
     k_ids: Ids,
-    nothing: Any,
+    before: Any,
     dq_ref: Any,
     dk_ref: Any,
     dv_ref: Any,
@@ -208,7 +210,7 @@ def _kernel(
 
     So the queries' log-sum-exp and delta are rows of lanes as they arrive, and only dq needs a transposed operand.
     """
-    del nothing  # dq's memory before any step
+    del before  # dq's memory before the first step
     b, h, j, member, step = (pl.program_id(axis) for axis in range(5))
     group, k_entry = pl.num_programs(3), entry(b, j, k_blocks)
     block = visited_block(tables, k_entry, step)

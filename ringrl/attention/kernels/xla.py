@@ -13,7 +13,7 @@ from ringrl.attention.block_attention import (
     forward_blocks,
     needed_blocks,
 )
-from ringrl.attention.local_step import Rows, Sizes, TokenIndex
+from ringrl.attention.local_step import Rows, Sizes, TokenIndex, add_share
 from ringrl.attention.tiling import Cut
 
 
@@ -59,19 +59,12 @@ class XlaStep:
         return forward_blocks(q, lambda j: (k[j], v[j]), q_blocks, k_blocks, needed, self.sizes.scale)
 
     def backward(
-        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex
+        self, rows: Rows, k: Array, v: Array, q_tokens: TokenIndex, k_tokens: TokenIndex, dq: Array | None = None
     ) -> tuple[Array, Array, Array]:
-        """dq, dk, dv, float32."""
+        """dq with these keys' share, dk and dv, float32."""
         q_blocks, k_blocks = self.q_blocks(q_tokens), self.k_blocks(k_tokens)
-        return backward_blocks(
-            *rows,
-            k,
-            v,
-            q_blocks,
-            k_blocks,
-            needed_blocks(q_blocks, k_blocks),
-            self.sizes.scale,
-        )
+        needed = needed_blocks(q_blocks, k_blocks)
+        return add_share(dq, backward_blocks(*rows, k, v, q_blocks, k_blocks, needed, self.sizes.scale))
 
 
 def _token_blocks(cut: Cut, tokens: TokenIndex, never: int) -> TokenBlocks:
