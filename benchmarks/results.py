@@ -11,7 +11,7 @@
     python -m benchmarks.results exorl      # row 2: RND data, relabelled, as in Ring Attention's Table 5: 2 hours
     python -m benchmarks.results motion_cheetah # from RND data, canonical tasks held out: 40 minutes of a core a seed
     python -m benchmarks.results motion_walker  # the same of the walker: 1.5 hours of a core a seed
-    python -m benchmarks.results hopper     # Gymnasium's Hopper from a learner's replay, as in Minari's sets: 40 minutes
+    python -m benchmarks.results hopper     # Gymnasium's Hopper from a learner's replay: 40 minutes
 
 Times are of 2 cores with `--jobs 2`, which trains two at once, each on its share of the cores. Every command that it
 runs is printed and can be run by hand. What is finished is not done again, so a run that was stopped goes on; `--fresh`
