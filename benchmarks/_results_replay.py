@@ -17,7 +17,7 @@ _MADE = (
 )
 _WHERE = {"data.store": _STORE, "data.task": "Hopper-v5", "data.action_repeat": 1}
 _WHERE |= {"evaluation.trials": 2, "evaluation.envs": 32}
-_SEQUENCES = {"model.max_steps": 1000, "training.steps": 3000}
+_SEQUENCES = {"model.max_steps": 1000, "training.steps": 1500}
 
 
 def _job(name: str, config: str, label: str, settings: dict[str, object]) -> Job:
@@ -29,6 +29,6 @@ ROWS = {
         _job("bc", "results_bc10", "BC, all data", _SEQUENCES | {"agent.fraction": 1.0}),
         _job("bc10", "results_bc10", "BC-10 %", _SEQUENCES),
         _job("dt", "results_dt", "DT", _SEQUENCES | {"agent.fraction": 1.0}),
-        _job("td3bc", "results_td3", "TD3+BC", {"agent.n_step": 1, "agent.bc_weight": 0.4, "training.steps": 100_000}),
+        _job("td3bc", "results_td3", "TD3+BC", {"agent.n_step": 1, "agent.bc_weight": 0.4, "training.steps": 50_000}),
     )
 }
