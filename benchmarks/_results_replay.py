@@ -4,6 +4,8 @@ Minari's own sets could not be had. These are the episodes of one online TD3 fro
 recorded rises from nothing to what that learner had reached.
 """
 
+from collections.abc import Mapping
+
 from benchmarks._results_jobs import DATA, Data, Job
 
 _FILES, _STORE = DATA / "hopper" / "td3", DATA / "hopper.store"
@@ -20,8 +22,8 @@ _WHERE |= {"evaluation.trials": 2, "evaluation.envs": 32}
 _SEQUENCES = {"model.max_steps": 1000, "training.steps": 1500}
 
 
-def _job(name: str, config: str, label: str, settings: dict[str, object]) -> Job:
-    return Job(f"hopper_{name}", config, (_MADE,), _WHERE | settings | {"label": label})
+def _job(name: str, config: str, label: str, settings: Mapping[str, object]) -> Job:
+    return Job(f"hopper_{name}", config, (_MADE,), {**_WHERE, **settings, "label": label})
 
 
 ROWS = {

@@ -109,7 +109,7 @@ def backward(
     before = vary_like(jnp.zeros(q.shape, jnp.float32) if dq is None else dq, q)
     if not interpret:  # XLA puts what is small into vector memory
         before = pltpu.with_memory_space_constraint(before, pltpu.HBM)
-    dq, dk, dv = pl.pallas_call(
+    return pl.pallas_call(
         functools.partial(_kernel, scale=scale, entry=schedule.entry, q_blocks=q_blocks, k_blocks=k_blocks),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -122,13 +122,12 @@ def backward(
                 _tile_scratch(block_q, head_dim),
             ],
         ),
-        out_shape=[result_like(x.shape, q) for x in (q, k, v)],
+        out_shape=tuple(result_like(x.shape, q) for x in (q, k, v)),
         input_output_aliases={len(jax.tree.leaves((schedule.tables, data))): 0},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 2 + ("arbitrary",) * 3),
         interpret=interpret,
         name="attention_backward",
     )(schedule.tables, *data, before)
-    return dq, dk, dv
 
 
 class _Tile(NamedTuple):
