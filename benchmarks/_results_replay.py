@@ -15,7 +15,7 @@ _MADE = (
         "collect --task Hopper-v5 --policy td3 --action-repeat 1 --episodes 600"
         " --learner.actor-lr 3e-4 --learner.critic-lr 3e-4 --learner.tau 0.005",
     ),
-    Data(_STORE, f"build_store {_FILES}"),
+    Data(_STORE, f"build_store {_FILES} --tasks Hopper-v5"),
 )
 _WHERE = {"data.store": _STORE, "data.task": "Hopper-v5", "data.action_repeat": 1}
 _WHERE |= {"evaluation.trials": 2, "evaluation.envs": 32}

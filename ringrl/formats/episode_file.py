@@ -16,6 +16,7 @@ import io
 import re
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +113,7 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
             names = [name for name in (*_DTYPES, _STEP_TYPE) if name in members]
             if sum(members[name].file_size for name in names) > MAX_BYTES:
                 raise _bad(path, f"its arrays unpack to more than {MAX_BYTES} bytes")
+            _check_names(archive, [info for name, info in members.items() if name not in names])
             return {name: _check_array(path, name, parse_npy(archive.read(members[name]))) for name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: no such episode file") from None
@@ -120,6 +122,13 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
         raise _bad(path, f"it is truncated or damaged ({error})") from error
     except ValueError as error:
         raise _bad(path, str(error)) from error
+
+
+def _check_names(archive: zipfile.ZipFile, ignored: list[zipfile.ZipInfo]) -> None:
+    """Raise BadZipFile where the archive's directory has another name for a member: it may be `physics`, damaged."""
+    for info in ignored:
+        with suppress(RuntimeError), archive.open(info):  # one that is encrypted or oddly compressed is ignored, too
+            pass
 
 
 def _check_array(path: EpisodeFile, name: str, array: np.ndarray) -> np.ndarray:

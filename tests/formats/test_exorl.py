@@ -213,6 +213,16 @@ def test_a_damaged_byte_is_a_user_error_or_harmless(tmp_path_factory, data):
         assert str(path) in str(error) and "\n" not in str(error)
 
 
+def test_a_damaged_name_is_not_taken_for_another_array(tmp_path):
+    """Without it an episode would pass for one without `physics`, which are read too."""
+    path = exorl.write_episode(tmp_path, 0, make_episode())
+    content = bytearray(path.read_bytes())
+    content[content.rfind(b"physics.npy")] ^= 1  # in the archive's directory, after all members
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or damaged"):
+        exorl.read_episode(path)
+
+
 def with_header(folder, header):
     """An episode file whose observation has this .npy header."""
     path = Path(folder) / "episode_000000_6.npz"

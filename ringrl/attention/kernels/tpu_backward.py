@@ -91,9 +91,34 @@ def backward(
     arrays = vary_like(arrays, arrays)
     q, d_out, lse, delta, k, v, q_positions, k_positions, q_segments, k_segments = arrays
     q_ids, k_ids = make_q_ids(q_positions, q_segments), make_k_ids(k_positions, k_segments)
+    data = _Inputs(q, d_out, (lse * LOG2_E)[:, :, None], delta[:, :, None], k, v, q_ids, k_ids)
+    before = vary_like(jnp.zeros(q.shape, jnp.float32) if dq is None else dq, q)
+    if not interpret:  # XLA puts what is small into vector memory
+        before = pltpu.with_memory_space_constraint(before, pltpu.HBM)
+    return _call(data, before, scale, block_q, block_k, interpret)
+
+
+class _Inputs(NamedTuple):
+    """What passes through vector memory in blocks: arrays, their block specs or references."""
+
+    q: Any
+    d_out: Any
+    lse: Any  # [batch, heads, 1, length], to base 2
+    delta: Any  # [batch, heads, 1, length]
+    k: Any
+    v: Any
+    q_ids: Ids
+    k_ids: Ids
+
+
+def _call(
+    data: _Inputs, before: Array, scale: float, block_q: int, block_k: int, interpret: Any
+) -> tuple[Array, Array, Array]:
+    """Run the kernel over the grid (batch, key heads, key blocks, query heads of the key head, visits)."""
+    q, k, v = data.q, data.k, data.v
     (batch, heads, length, head_dim), kv_heads = q.shape, k.shape[1]
     q_blocks, k_blocks, group = length // block_q, k.shape[2] // block_k, heads // kv_heads
-    schedule = make_schedule(q_ids, k_ids, block_q, block_k, by_keys=True)
+    schedule = make_schedule(data.q_ids, data.k_ids, block_q, block_k, by_keys=True)
 
     def queries(b: Array, h: Array, j: Array, member: Array, step: Array, tables: Tables) -> tuple:
         return b, h * group + member, visited_block(tables, schedule.entry(b, j, k_blocks), step)
@@ -103,22 +128,17 @@ def backward(
 
     array, k_array = array_spec(block_q, head_dim, queries), array_spec(block_k, head_dim, keys)
     number, in_hbm = numbers_spec(block_q, queries), pl.BlockSpec(memory_space=pltpu.HBM)
-    inputs = [array, array, number, number, k_array, k_array]
-    inputs += [ids_spec(q_ids, block_q, queries), ids_spec(k_ids, block_k, keys)]
-    data = (q, d_out, (lse * LOG2_E)[:, :, None], delta[:, :, None], k, v, q_ids, k_ids)
-    before = vary_like(jnp.zeros(q.shape, jnp.float32) if dq is None else dq, q)
-    if not interpret:  # XLA puts what is small into vector memory
-        before = pltpu.with_memory_space_constraint(before, pltpu.HBM)
+    ids = ids_spec(data.q_ids, block_q, queries), ids_spec(data.k_ids, block_k, keys)
     return pl.pallas_call(
         functools.partial(_kernel, scale=scale, entry=schedule.entry, q_blocks=q_blocks, k_blocks=k_blocks),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, kv_heads, k_blocks, group, schedule.width),
-            in_specs=[*inputs, in_hbm],
+            in_specs=[_Inputs(array, array, number, number, k_array, k_array, *ids), in_hbm],
             out_specs=[in_hbm, k_array, k_array],
             scratch_shapes=[
-                *[pltpu.VMEM((block_k, head_dim), jnp.float32)] * 2,
-                columns_scratch(k_ids, block_k),
+                _KeySums(*[pltpu.VMEM((block_k, head_dim), jnp.float32)] * 2),
+                columns_scratch(data.k_ids, block_k),
                 _tile_scratch(block_q, head_dim),
             ],
         ),
@@ -127,7 +147,7 @@ def backward(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 2 + ("arbitrary",) * 3),
         interpret=interpret,
         name="attention_backward",
-    )(schedule.tables, *data, before)
+    )(schedule.tables, data, before)
 
 
 class _Tile(NamedTuple):
@@ -181,22 +201,42 @@ def _tile_scratch(block_q: int, head_dim: int) -> _Tile:
     return _Tile(pltpu.VMEM((2, block_q, head_dim), jnp.float32), counter, counter, semaphore, semaphore)
 
 
+class _KeySums(NamedTuple):
+    """The sums over queries of a block of keys' gradients, in vector memory, float32."""
+
+    dk: Any  # [block_k, head_dim], without the scale
+    dv: Any  # [block_k, head_dim]
+
+    def start(self) -> None:
+        """Before the first query."""
+        self.dk[...] = jnp.zeros_like(self.dk)
+        self.dv[...] = jnp.zeros_like(self.dv)
+
+    def add(self, blocks: _Inputs, k_columns: Ids, scale: float, masked: bool) -> Array:
+        """Add what a block of queries gives; returns its own gradient's share. Scores are [block_k, block_q].
+
+        So the queries' log-sum-exp and delta are rows of lanes as they arrive, and only dq needs a transposed operand.
+        """
+        q, d_out, k = blocks.q[...], blocks.d_out[...], blocks.k[...]
+        s = dot(k, q, 1, 1) * (scale * LOG2_E)
+        if masked:
+            s = hide(s, k_columns, blocks.q_ids, by_keys=True)
+        p = jnp.exp2(s - jnp.broadcast_to(blocks.lse[...], s.shape))
+        self.dv[...] += dot(p.astype(q.dtype), d_out, 1, 0)
+        dp = dot(blocks.v[...], d_out, 1, 1)
+        ds = (p * (dp - jnp.broadcast_to(blocks.delta[...], s.shape))).astype(q.dtype)
+        self.dk[...] += dot(ds, q, 1, 0)
+        return dot(ds, k, 0, 0) * scale
+
+
 def _kernel(
     tables: Tables,
-    q_ref: Any,
-    d_out_ref: Any,
-    lse_ref: Any,
-    delta_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    q_ids: Ids,
-    k_ids: Ids,
+    blocks: _Inputs,
     before: Any,
     dq_ref: Any,
     dk_ref: Any,
     dv_ref: Any,
-    dk_acc: Any,
-    dv_acc: Any,
+    sums: _KeySums,
     k_columns: Ids,
     dq_tile: _Tile,
     *,
@@ -205,16 +245,13 @@ def _kernel(
     q_blocks: int,
     k_blocks: int,
 ) -> None:
-    """One block of keys against one block of queries; scores are [block_k, block_q], the log-sum-exp is to base 2.
-
-    So the queries' log-sum-exp and delta are rows of lanes as they arrive, and only dq needs a transposed operand.
-    """
+    """One block of keys against one block of queries."""
     del before  # dq's memory before the first step
     b, h, j, member, step = (pl.program_id(axis) for axis in range(5))
     group, k_entry = pl.num_programs(3), entry(b, j, k_blocks)
     block = visited_block(tables, k_entry, step)
     visit = inspect(tables, k_entry, step, entry(b, block, q_blocks), k_entry)
-    number, block_q = member * q_blocks + block, q_ref.shape[0]
+    number, block_q = member * q_blocks + block, blocks.q.shape[0]
     tile = dq_ref.at[b, h * group + member, pl.ds(block * block_q, block_q)]
     first, last = (member == 0) & (step == 0), (member == group - 1) & (step == pl.num_programs(4) - 1)
 
@@ -222,28 +259,18 @@ def _kernel(
 
     @pl.when(first)
     def _start() -> None:
-        dk_acc[...] = jnp.zeros_like(dk_acc)
-        dv_acc[...] = jnp.zeros_like(dv_acc)
-        store_columns(k_columns, k_ids)
+        sums.start()
+        store_columns(k_columns, blocks.k_ids)
 
     def compute(masked: bool) -> None:
         dq_tile.read(tile, number)
-        q, d_out, k = q_ref[...], d_out_ref[...], k_ref[...]
-        s = dot(k, q, 1, 1) * (scale * LOG2_E)
-        if masked:
-            s = hide(s, k_columns, q_ids, by_keys=True)
-        p = jnp.exp2(s - jnp.broadcast_to(lse_ref[...], s.shape))
-        dv_acc[...] += dot(p.astype(q.dtype), d_out, 1, 0)
-        dp = dot(v_ref[...], d_out, 1, 1)
-        ds = (p * (dp - jnp.broadcast_to(delta_ref[...], s.shape))).astype(q.dtype)
-        dk_acc[...] += dot(ds, q, 1, 0)
-        dq_tile.add(tile, number, dot(ds, k, 0, 0) * scale)
+        dq_tile.add(tile, number, sums.add(blocks, k_columns, scale, masked))
 
     when_visited(visit, compute)
 
     @pl.when(last)
     def _finish() -> None:
-        dk_ref[...] = dk_acc[...] * scale
-        dv_ref[...] = dv_acc[...]
+        dk_ref[...] = sums.dk[...] * scale
+        dv_ref[...] = sums.dv[...]
 
     pl.when(last & (j == k_blocks - 1))(lambda: dq_tile.finish(tile))
