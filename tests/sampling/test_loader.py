@@ -60,10 +60,9 @@ def test_positions_choose_the_order_of_the_steps(layout):
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_segments_are_known_without_reading(packing):
-    store = MemoryStore([5, 8, 3, 7, 6, 4])
+    read, store = MemoryStore([5, 8, 3, 7, 6, 4]), MemoryStore([5, 8, 3, 7, 6, 4])  # a loader reads on after its batch
     settings = {"batch": 4, "steps": 32, "seed": 7, "packing": packing}
-    expected = take(loader_of(store, **settings), 1)[0].segment_ids
-    store.spans.clear()
+    expected = take(loader_of(read, **settings), 1)[0].segment_ids
     np.testing.assert_array_equal(row_segments(ascending(store, 2), rows=3, action_repeat=1, **settings), expected[:3])
     assert not store.spans and (expected.max() > 1) == packing
 
