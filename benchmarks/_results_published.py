@@ -4,6 +4,7 @@
 returns, each folder with the hashes in its SHA256SUMS. Checkpoints are not in it.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -55,8 +56,21 @@ def pack(runs: Sequence[Path], file: Path) -> None:
             for run in runs:
                 for path in _reported(RunDirectory(run)):
                     about = zipfile.ZipInfo(f"{run.name}/{path.relative_to(run).as_posix()}", _SAME_DATE)
-                    archive.writestr(about, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+                    archive.writestr(about, _published(RunDirectory(run), path), zipfile.ZIP_DEFLATED, 9)
         write_bytes(file, packed.read_bytes())
+
+
+def _published(run: RunDirectory, path: Path) -> bytes:
+    """A file's bytes; of the run's record without the folder in which the benchmark ran, and with its hash."""
+    content = path.read_bytes()
+    if path not in (run.record_file, run.path / MANIFEST) or not run.record_file.is_file():
+        return content
+    before = run.record_file.read_bytes()
+    after = before.replace(f"{Path.cwd()}/".encode(), b"")
+    if path == run.record_file:
+        return after
+    old, new = (hashlib.sha256(record).hexdigest().encode() for record in (before, after))
+    return content.replace(old, new)
 
 
 def _reported(run: RunDirectory) -> list[Path]:

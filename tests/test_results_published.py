@@ -1,5 +1,6 @@
 """What docs/results ships of a row: packed, restored, recomputed, and compared with a rerun."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 from benchmarks import results
 from benchmarks._results_published import RUNS_FILE, compare, describe, pack, publish, restore, verify
 from ringrl.errors import UserError
+from ringrl.manifest import MANIFEST
 from ringrl.reporting import summarise_runs, write_report
 from tests.builders import write_run
 
@@ -59,6 +61,18 @@ def test_the_same_runs_give_the_same_file_and_checkpoints_are_not_in_it(row, tmp
     assert (tmp_path / "again.zip").read_bytes() == (out / RUNS_FILE).read_bytes()
     names = zipfile.ZipFile(out / RUNS_FILE).namelist()
     assert {"a-seed0/config.yaml", "a-seed1/evaluation/walker_walk/returns.csv"} <= set(names)
+
+
+def test_where_the_runs_were_made_is_not_in_it(tmp_path):
+    run = write_run(tmp_path / "a-seed0", trials=2, episodes=4, points=3)
+    record = json.dumps({"source": f"{Path.cwd()}/agents/td3.py"}).encode()
+    (run / "run.json").write_bytes(record)
+    (run / MANIFEST).write_text(f"{hashlib.sha256(record).hexdigest()}  run.json\n")
+    pack([run], tmp_path / "runs.zip")
+    with zipfile.ZipFile(tmp_path / "runs.zip") as archive:
+        packed, manifest = (archive.read(f"a-seed0/{name}") for name in ("run.json", MANIFEST))
+    assert json.loads(packed) == {"source": "agents/td3.py"}
+    assert manifest.decode().split() == [hashlib.sha256(packed).hexdigest(), "run.json"]
 
 
 def test_a_rerun_is_compared_and_published_only_on_demand(row, published, tmp_path):
