@@ -105,7 +105,8 @@ def read_with_dummy_row(
 def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
     try:
         # Files are small: one read of the whole costs less than many of its parts.
-        with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             missing = [name for name in _NEEDED if name not in members]
             if missing:
@@ -113,7 +114,7 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
             names = [name for name in (*_DTYPES, _STEP_TYPE) if name in members]
             if sum(members[name].file_size for name in names) > MAX_BYTES:
                 raise _bad(path, f"its arrays unpack to more than {MAX_BYTES} bytes")
-            _check_names(archive, [info for name, info in members.items() if name not in names])
+            _check_directory(archive, content, [info for name, info in members.items() if name not in names])
             return {name: _check_array(path, name, parse_npy(archive.read(members[name]))) for name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: no such episode file") from None
@@ -124,8 +125,12 @@ def _load(path: EpisodeFile) -> dict[str, np.ndarray]:
         raise _bad(path, str(error)) from error
 
 
-def _check_names(archive: zipfile.ZipFile, ignored: list[zipfile.ZipInfo]) -> None:
-    """Raise BadZipFile where the archive's directory has another name for a member: it may be `physics`, damaged."""
+def _check_directory(archive: zipfile.ZipFile, content: bytes, ignored: list[zipfile.ZipInfo]) -> None:
+    """Raise BadZipFile where the archive's directory hides a member, or misnames one: it may be `physics`."""
+    end = content.rfind(b"PK\5\6")
+    count = int.from_bytes(content[end + 10 : end + 12], "little")
+    if count not in (len(archive.infolist()), 0xFFFF):  # the latter means a count that is elsewhere
+        raise zipfile.BadZipFile(f"it has {len(archive.infolist())} of {count} members")
     for info in ignored:
         with suppress(RuntimeError), archive.open(info):  # one that is encrypted or oddly compressed is ignored, too
             pass

@@ -213,11 +213,13 @@ def test_a_damaged_byte_is_a_user_error_or_harmless(tmp_path_factory, data):
         assert str(path) in str(error) and "\n" not in str(error)
 
 
-def test_a_damaged_name_is_not_taken_for_another_array(tmp_path):
-    """Without it an episode would pass for one without `physics`, which are read too."""
+@pytest.mark.parametrize("at", ["its name", "the comment before it"])
+def test_an_array_that_the_archive_hides_is_missed(at, tmp_path):
+    """One wrong byte in its directory. Without `physics` it would pass for an episode that has none."""
     path = exorl.write_episode(tmp_path, 0, make_episode())
     content = bytearray(path.read_bytes())
-    content[content.rfind(b"physics.npy")] ^= 1  # in the archive's directory, after all members
+    name = content.rfind(b"physics.npy")
+    content[name if at == "its name" else content.rfind(b"PK\1\2", 0, name - 46) + 33] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="truncated or damaged"):
         exorl.read_episode(path)
