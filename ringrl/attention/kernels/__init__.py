@@ -68,8 +68,8 @@ def make_step(
     if name == "tpu":
         from ringrl.attention.kernels import tpu_blocks, tpu_tiles
 
-        runs_of = q.shape[1] // runs, k.shape[1] // runs
-        default_q, default_k = tpu_tiles.choose_blocks(*runs_of, q.shape[-1], q.dtype.itemsize)
+        q_run, k_run = q.shape[1] // runs, k.shape[1] // runs
+        default_q, default_k = tpu_tiles.choose_blocks(q_run, k_run, q.shape[-1], q.dtype.itemsize)
         alignment = tpu_blocks.LANES
     elif name == "gpu":
         default_q = default_k = alignment = BLOCK
